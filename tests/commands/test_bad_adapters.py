@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject, save_load
-from randlora_pl.interop.peft import files as peft_files
+from randlora_pl.interop import peft_import as peft_files
 from randlora_pl.utils.errors import UserError
 from tests.adapters.zoo import mlp
 
@@ -73,7 +73,7 @@ def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) 
         save_load.read_contents(adapter)
     (adapter / "adapter_model.safetensors").touch()
     with pytest.raises(UserError, match="nested"):
-        peft_files.read(adapter)
+        peft_files.read_peft(adapter)
 
 
 @pytest.mark.parametrize(

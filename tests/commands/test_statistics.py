@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.interop.onnx.program import load_program
+from randlora_pl.interop.onnx import load_program
 from randlora_pl.utils.run_files import read_results
 from tests.support.cli import Run
 

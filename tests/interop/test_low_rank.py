@@ -11,10 +11,9 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, delta_weights, merge, read_adapter
 from randlora_pl.adapters.methods import lora
-from randlora_pl.interop import compare_outputs
-from randlora_pl.interop.base_model import load_base
+from randlora_pl.interop import base_model
+from randlora_pl.interop.base_model import layer_updates, load_base, updates, weighted_sum
 from randlora_pl.interop.low_rank import Converted, label, write_lora
-from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.interop.adapters import MORE, saved
@@ -202,7 +201,7 @@ def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def convert(output: str, **wish: Any) -> None:
         write_lora(tmp_path / output, base, total, [file], file, **wish)
 
-    monkeypatch.setattr(compare_outputs, "TOLERANCE", -1.0)
+    monkeypatch.setattr(base_model, "TOLERANCE", -1.0)
     for output in ("lora", "lora.safetensors"):
         with pytest.raises(UserError, match="nothing"):
             convert(output, rank=2)

@@ -22,11 +22,8 @@ from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA, inject, merge, rea
 from randlora_pl.data.sources import decode
 from randlora_pl.data.transforms import eval_batch
 from randlora_pl.interop import merge as module
-from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.compare_outputs import TOLERANCE, difference
-from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge import added, check_output, merged, write
-from randlora_pl.interop.updates import updates, weighted_sum
+from randlora_pl.interop.base_model import TOLERANCE, difference, load_base, updates, weighted_sum
+from randlora_pl.interop.merge import LibraryModel, added, check_output, merged, write
 from randlora_pl.models import load_vit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError

@@ -9,9 +9,8 @@ import torch
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge import merged, write
-from randlora_pl.models.folder import check_config
+from randlora_pl.interop.merge import LibraryModel, merged, write
+from randlora_pl.models.catalog import check_config
 from randlora_pl.tasks import load_task
 from randlora_pl.utils import weights_files
 from randlora_pl.utils.errors import UserError

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, read_adapter, save_adapter
 from randlora_pl.adapters.layers import AdaptedLayer
 from randlora_pl.data.unlabelled import frame_of
-from randlora_pl.interop.onnx import export as onnx
-from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
-from randlora_pl.interop.onnx.program import Program, load_program, make_program
+from randlora_pl.interop import onnx as onnx
+from randlora_pl.interop.onnx import FACTS, Program, export_onnx, export_torch, load_program, make_program
 from randlora_pl.models import load_clip
 from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask

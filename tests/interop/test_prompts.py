@@ -12,9 +12,8 @@ from torch import Tensor
 from randlora_pl.adapters import Frozen, LoRA, RandLoRA, read_adapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge import merged, write
-from randlora_pl.interop.onnx.export import export_onnx
-from randlora_pl.interop.onnx.program import load_program
-from randlora_pl.interop.peft.export import export_peft
+from randlora_pl.interop.onnx import export_onnx, load_program
+from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError

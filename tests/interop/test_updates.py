@@ -10,8 +10,15 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject, merge, read_adapter, save_adapter
-from randlora_pl.interop.base_model import base_name, load_base, same_base
-from randlora_pl.interop.updates import interpolated, layer_updates, updates, weighted_sum
+from randlora_pl.interop.base_model import (
+    base_name,
+    interpolated,
+    layer_updates,
+    load_base,
+    same_base,
+    updates,
+    weighted_sum,
+)
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo

@@ -25,8 +25,8 @@ from randlora_pl.adapters import (
     unmerge,
 )
 from randlora_pl.adapters.kernels.common import dropped
-from randlora_pl.interop.peft.export import export_peft
-from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.interop.peft_export import export_peft
+from randlora_pl.interop.peft_import import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, VeRA, inject, load_adapter, save_adapter
-from randlora_pl.interop.peft.export import export_peft
-from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.interop.peft_export import export_peft
+from randlora_pl.interop.peft_import import import_peft
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS
 from tests.support.products import covering

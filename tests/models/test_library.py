@@ -1,6 +1,6 @@
 import pytest
 
-from randlora_pl.models.folder import library_of
+from randlora_pl.models.catalog import library_of
 from randlora_pl.utils.errors import UserError
 
 

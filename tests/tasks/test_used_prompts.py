@@ -11,7 +11,7 @@ import torch
 from randlora_pl.adapters import Adapter, LoRA, read_adapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge import merged
-from randlora_pl.interop.onnx.program import load_program
+from randlora_pl.interop.onnx import load_program
 from randlora_pl.interop.summary import facts
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed

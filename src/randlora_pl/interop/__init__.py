@@ -21,10 +21,9 @@ from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.interop.external import import_official
-    from randlora_pl.interop.onnx.export import export_onnx, export_torch
-    from randlora_pl.interop.onnx.program import load_program
-    from randlora_pl.interop.peft.export import export_peft
-    from randlora_pl.interop.peft.import_ import import_peft
+    from randlora_pl.interop.onnx import export_onnx, export_torch, load_program
+    from randlora_pl.interop.peft_export import export_peft
+    from randlora_pl.interop.peft_import import import_peft
 
 __all__ = ["export_onnx", "export_peft", "export_torch", "import_official", "import_peft", "load_program"]
 

@@ -1,19 +1,108 @@
-"""Base model of an adapter, as built by its library."""
+"""Base model of an adapter, as built by its library, the adapter's updates to it, and comparisons of outputs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.trained import hash_weights, trained_tensors
-from randlora_pl.interop.compare_outputs import logits, outputs
+from randlora_pl.adapters import AdapterFile, load_adapter
+from randlora_pl.adapters.adapter_file import adapter_state
+from randlora_pl.adapters.operations import delta_weights, weight_updates
+from randlora_pl.adapters.random_bases import GENERATOR, WeightShape
+from randlora_pl.adapters.sites import Site, find_sites
+from randlora_pl.adapters.trained import hash_weights, trained_tensors, update_buffers
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
-from randlora_pl.models.folder import check_config
+from randlora_pl.models.catalog import check_config
+from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.weights_files import base_arguments, without_local_paths
+
+_IMAGES, _TOKENS = 4, 24
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of outputs, relative to the largest output."""
+
+LOST = 0.1
+"""Largest fraction of an adapter's change of the outputs that a conversion may lose."""
+
+ROUNDING = 1e-6
+"""Changes below this fraction of the largest output count as float32 rounding."""
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, size: int) -> list[Tensor]:
+    """Return outputs for ``size`` x ``size`` random images, and for tokens if there is a text tower; both are fixed."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_IMAGES, 3, size, size, generator=generator).to(next(model.parameters()).dtype)
+    whole: Any = model
+    if not hasattr(model, "encode_text"):
+        return [model(images)]
+    length = int(getattr(whole, "context_length", None) or 77)
+    tokens = torch.randint(1, 1000, (_IMAGES, length), generator=generator)
+    return [whole.encode_image(images), whole.encode_text(tokens)]
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+    """Return the largest relative difference (to each output's largest expected value) and the largest absolute one.
+
+    Both are infinite if ``found`` has a non-finite value.
+
+    Raises:
+        UserError: ``expected`` has a non-finite value.
+    """
+    relative = absolute = 0.0
+    for one, two in zip(found, expected, strict=True):
+        check_numbers(two, "the adapter")
+        gap = float((one.float() - two.float()).abs().max())
+        if not gap < float("inf"):  # also NaN
+            return float("inf"), float("inf")
+        absolute = max(absolute, gap)
+        relative = max(relative, gap / max(float(two.abs().max()), torch.finfo(torch.float32).tiny))
+    return relative, absolute
+
+
+def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
+    """Return the largest absolute change that an adapter makes to the base model's outputs."""
+    return max(float((one.float() - two.float()).abs().max()) for one, two in zip(tuned, plain, strict=True))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> list[Tensor]:
+    """Return the model's logits for fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
+    config: Any = model.config
+    ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
+    return [model(input_ids=ids).logits.float()]
+
+
+def check_written(
+    found: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "Please"
+) -> float:
+    """Return the largest absolute difference of a written model's outputs, named ``what`` in messages.
+
+    Raises:
+        UserError: The difference is more than rounding, or the adapter's change would be lost.
+    """
+    relative, absolute = difference(found, expected)
+    if relative > TOLERANCE:
+        raise UserError(
+            f"the {what} differ from the adapted one's by {relative:.1e} of the largest, more than {TOLERANCE:.0e}: "
+            f"nothing was written. {hint} report this with the adapter's configuration."
+        )
+    # Relative to the outputs, the loss of a small update would look like rounding.
+    lost = [
+        change([one], [two]) / changed
+        for one, two, base in zip(found, expected, plain, strict=True)
+        if (changed := change([two], [base])) > ROUNDING * float(two.abs().max())
+    ]
+    if (fraction := max(lost, default=0.0)) > LOST:
+        raise UserError(
+            f"the adapter changes the {what} by {change(expected, plain):.1e} only, and {fraction:.0%} of that would "
+            "be lost in rounding: nothing was written. Keep the adapter, or train for longer."
+        )
+    return absolute
 
 
 @dataclass(frozen=True)
@@ -159,3 +248,116 @@ def base_name(file: AdapterFile) -> str:
     base = file.config.get("base_model", {})
     words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
     return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])
+
+
+State = dict[str, Tensor]
+
+
+def adapted(base: Base, file: AdapterFile) -> Base:
+    """Return a copy of the base model with the adapter in place, not merged.
+
+    Raises:
+        UserError: The adapter does not fit.
+    """
+    made = base.copy()
+    part = made.submodule_for(file)
+    load_adapter(part, file.path)
+    return Base(made.model, part.eval())
+
+
+def updates(base: Base, file: AdapterFile) -> State:
+    """Return the update of every tensor that an adapter changes, by key in the base model's state dict, float32.
+
+    Effective weight minus frozen weight; for the model's own tensors and statistics, trained minus pretrained. Modules
+    trained beside the adapter (`beside`) are excluded: their base may have been a fresh head.
+
+    Raises:
+        UserError: The adapter does not fit, or its update depends on the input.
+    """
+    file.adapter.require_matrix("the comparison", file.path)
+    part = adapted(base, file).part
+    before, state = base.submodule_for(file).state_dict(), adapter_state(part)
+    whole = beside(file, part)
+    own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before and name not in whole}
+    return weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
+
+
+def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
+    """Return sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, section 2).
+
+    Missing keys count as zero.
+    """
+    total: State = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for key, delta in part.items():
+            total[key] = total.get(key, torch.zeros((), dtype=torch.float64)) + weight * delta.double()
+    return total
+
+
+def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
+    """Return W0 + s (W - W0) (WiSE-FT, Wortsman et al., 2022, equation 1), exact at both ends."""
+    if scale in (0, 1) or not base.is_floating_point():
+        return base if scale == 0 else tuned
+    return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
+
+
+def weight_key(part: nn.Module, site: Site) -> str:
+    """Return the state-dict key of a site's weight."""
+    name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
+    return f"{site.path}.{name}".lstrip(".")
+
+
+def rows_of(weight: Tensor, site: Site) -> Tensor:
+    """Return the rows (out, in) of a site, from a tensor in its module's layout."""
+    weight = weight.T if site.transposed else weight.flatten(1)
+    return weight if site.rows is None else weight[slice(*site.rows)]
+
+
+def site_weights(part: nn.Module, layers: Collection[str]) -> State:
+    """Return the weights (out, in) of layers of a model without an adapter, by layer name."""
+    state, sites = part.state_dict(), [site for site in find_sites(part) if site.shape.layer in layers]
+    return {site.shape.layer: rows_of(state[weight_key(part, site)], site) for site in sites}
+
+
+@torch.no_grad()
+def layer_updates(file: AdapterFile) -> State:
+    """Return the update of every adapted weight by layer name, from the file alone if possible.
+
+    A sum of random bases or a product of trained factors needs shapes and a seed only. Methods that read the base's
+    weights (DoRA, PiSSA), or train the model's own tensors, load the base model.
+
+    Raises:
+        UserError: A tensor is missing, the random bases differ, a required base model is not available, or the update
+            depends on the input.
+    """
+    file.adapter.require_matrix("the comparison", file.path)
+    if file.adapter.trains_base or file.adapter.reads_weight:
+        base = load_base(file)
+        if not file.adapter.trains_base:
+            return delta_weights(adapted(base, file).part)
+        return {name: update for name, update in updates(base, file).items() if name in file.layers}
+    shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]
+    bases = file.bases or file.adapter.bases(shapes, torch.device("cpu"))
+    here = bases.fingerprint if bases is not None else ""
+    there, generator = file.config.get("fingerprint"), file.config.get("generator")
+    if file.bases is None and (here != there or generator != GENERATOR):
+        raise UserError(
+            f"{file.path}: its random bases are {str(there)[:12]} by {generator}, seed {file.adapter.key} gives "
+            f"{here[:12]} by {GENERATOR} here; use the version of randlora-pl that wrote it."
+        )
+    found: State = {}
+    for shape in shapes:
+        weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing
+        delta = file.adapter.delta_weight(shape, weight, bases)
+        tensors: State = {}
+        above, _, last = shape.layer.rpartition(".")  # below its path, or its attention layer's, or a block of that
+        for prefix in (f"{shape.layer}.delta.", f"{above}.delta.{last}.", f"{above}.delta."):
+            start = prefix.lstrip(".")
+            own = {name.removeprefix(start): value for name, value in file.tensors.items() if name.startswith(start)}
+            tensors = tensors or own
+        for name, value in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(value.shape)}.")
+            value.copy_(tensors[name])
+        found[shape.layer] = delta.change(weight)
+    return found

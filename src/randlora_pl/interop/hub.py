@@ -17,7 +17,8 @@ from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
-from randlora_pl.interop.peft import files as peft
+from randlora_pl.interop import peft_import as peft
+from randlora_pl.interop.external import TASK
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils import __version__
@@ -126,7 +127,7 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
         api = _api()
         info = api.model_info(repo, revision=revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
-        for name in sorted({peft.CONFIG, peft.TENSORS, peft.TASK, peft.HEAD} & there):
+        for name in sorted({peft.CONFIG, peft.TENSORS, TASK, peft.HEAD} & there):
             api.hf_hub_download(repo, name, revision=str(info.sha), local_dir=folder)
     return str(info.sha)
 

@@ -17,11 +17,18 @@ from randlora_pl.adapters.random_bases import exact_pattern
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.adapters.spectrum import truncated
-from randlora_pl.interop.base_model import Base, beside
-from randlora_pl.interop.compare_outputs import check_written, difference, outputs
-from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge import added
-from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
+from randlora_pl.interop.base_model import (
+    Base,
+    State,
+    adapted,
+    beside,
+    check_written,
+    difference,
+    outputs,
+    rows_of,
+    weight_key,
+)
+from randlora_pl.interop.merge import LibraryModel, added
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, scratch_folder
 from randlora_pl.utils.weights_files import without_local_paths

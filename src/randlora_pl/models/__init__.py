@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.models.catalog import MODELS, ModelRow
+    from randlora_pl.models.catalog import MODELS, ModelRow, library_of
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks, use_fast_layers
-    from randlora_pl.models.folder import library_of
     from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
     from randlora_pl.models.vit import LoadedVit, load_vit, meta_vit, vit_image_spec
     from randlora_pl.models.weights import ImageSpec, ModelIdentity, read_weights, set_gradient_checkpointing

@@ -16,7 +16,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
+from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.prompted import image_features
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import (

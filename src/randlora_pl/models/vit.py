@@ -11,7 +11,7 @@ from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
+from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.weights import (
     ImageSpec,
     ModelIdentity,

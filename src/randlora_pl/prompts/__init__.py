@@ -5,9 +5,7 @@ Examples:
     >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
 """
 
-from randlora_pl.prompts.base import PromptLearner, Prompts
-from randlora_pl.prompts.coop import CoCoOp, CoOp
-from randlora_pl.prompts.deep import DeepPrompts, MaPLe
-from randlora_pl.prompts.fixed import Fixed
+from randlora_pl.prompts.base import Fixed, PromptLearner, Prompts
+from randlora_pl.prompts.coop import CoCoOp, CoOp, DeepPrompts, MaPLe
 
 __all__ = ["CoCoOp", "CoOp", "DeepPrompts", "Fixed", "MaPLe", "PromptLearner", "Prompts"]

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from randlora_pl.adapters import merge, merge_and_unload
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
-from randlora_pl.models.folder import OWN, is_folder
+from randlora_pl.models.catalog import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import StepFeatures, class_losses

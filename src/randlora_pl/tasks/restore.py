@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
 from randlora_pl.adapters.save_load import place_adapter
-from randlora_pl.models.folder import check_config
+from randlora_pl.models.catalog import check_config
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.files import rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts

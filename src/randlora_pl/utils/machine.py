@@ -1,6 +1,7 @@
-"""Facts about this machine: its cores, the folder of cached files, and the precisions of its devices."""
+"""Facts about this machine: its cores, the folder of cached files, precisions of its devices, and packages for ONNX."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,3 +46,17 @@ def use_precision(name: Precision, device: Any) -> Any:
     if name == "tf32":
         torch.set_float32_matmul_precision("high")
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
+def check_onnx_packages() -> None:
+    """Check that the packages of the extra ``onnx`` are installed.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
+            "--to torch needs only PyTorch."
+        )

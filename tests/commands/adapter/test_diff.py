@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import LoRA, RandLoRA, read_adapter
-from randlora_pl.interop.updates import layer_updates
+from randlora_pl.interop.base_model import layer_updates
 from randlora_pl.tasks import TextHeadTask
 from tests.support.cli import Run
 from tests.tasks.small import CLASSES, TEMPLATES, shake

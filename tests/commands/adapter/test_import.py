@@ -13,7 +13,7 @@ from peft import LoraConfig, RandLoraConfig, get_peft_model
 from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, load_adapter, read_adapter
-from randlora_pl.interop.peft.files import PeftAdapter, named_base
+from randlora_pl.interop.peft_import import PeftAdapter, named_base
 from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from tests.commands.adapter.test_export_peft import VIT, adapter

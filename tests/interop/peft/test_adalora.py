@@ -11,8 +11,8 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from randlora_pl.adapters import AdaLoRA, LoRA, inject, save_adapter
-from randlora_pl.interop.peft.export import export_peft
-from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.interop.peft_export import export_peft
+from randlora_pl.interop.peft_import import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.adapters.zoo import images, small_vit

@@ -34,9 +34,9 @@ from randlora_pl.adapters import (
     set_train_mode,
     trainable_parameters,
 )  # fmt: skip
-from randlora_pl.interop.peft import export as peft_export
-from randlora_pl.interop.peft.export import Difference, export_peft, to_peft
-from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.interop import peft_export as peft_export
+from randlora_pl.interop.peft_export import Difference, export_peft, to_peft
+from randlora_pl.interop.peft_import import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close, randomise
 from tests.adapters.zoo import captions, images, small_clip, small_vit

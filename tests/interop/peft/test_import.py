@@ -29,9 +29,8 @@ from transformers.pytorch_utils import Conv1D
 from randlora_pl.adapters import LoRA, PiSSA, derived, inject, load_adapter, merge_and_unload, save_adapter
 from randlora_pl.adapters.base import PeftContent
 from randlora_pl.adapters.methods.oft import _adjusted, _common_size
-from randlora_pl.interop.peft.export import export_peft
-from randlora_pl.interop.peft.files import PeftAdapter
-from randlora_pl.interop.peft.import_ import check_config, import_peft
+from randlora_pl.interop.peft_export import export_peft
+from randlora_pl.interop.peft_import import PeftAdapter, check_config, import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close
 from tests.adapters.zoo import captions, images, small_clip, small_vit
@@ -136,7 +135,7 @@ EXPONENTIAL = r"(((\w|\.)+)+)+!"
 def test_a_pattern_of_a_stranger_takes_no_forever(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("randlora_pl.interop.peft.import_.PATIENCE", 0.2)
+    monkeypatch.setattr("randlora_pl.interop.peft_import.PATIENCE", 0.2)
     peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
     edit(tmp_path, change)
     refused(tmp_path, "regular expressions in its config take too long")

@@ -16,8 +16,8 @@ from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data.loader import DrawPlan, TrainSchedule
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge import merged
-from randlora_pl.interop.onnx.program import load_program
-from randlora_pl.interop.peft.export import export_peft
+from randlora_pl.interop.onnx import load_program
+from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import PromptTask, TipAdapter, load_task, load_tasks
 from randlora_pl.tasks.prompt import tip

@@ -139,14 +139,14 @@ def diff(first: Adapter, second: Adapter, *, layers: bool = False, json: Json = 
     for path in (first, second):
         check_adapter(path)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model
-    from randlora_pl.interop import base_model, summary, updates
+    from randlora_pl.interop import base_model, summary
 
     files = [adapters.read_adapter(path) for path in (first, second)]
     one, two = (summary.facts(file) for file in files)
     why, rows = "", []
     try:
         base_model.same_base(files)
-        rows = summary.compared(*map(updates.layer_updates, files))
+        rows = summary.compared(*map(base_model.layer_updates, files))
         if not rows:
             why = "no layer of one has the name and shape of a layer of the other"
     except UserError as error:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl import adapters, models
 from randlora_pl.commands.common import check_output, layer_table
-from randlora_pl.interop.onnx import check_packages
 from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json, refuse_inputs
+from randlora_pl.utils.machine import check_onnx_packages
 from randlora_pl.utils.options import Adapter, File, Finite, Overwrite, Weights, check_rank_or_error
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.weights_files import local_name, register_weights
@@ -90,14 +90,14 @@ def export(
     elif to == "lora":
         # truncates the singular value decomposition of each update
         check_rank_or_error(rank, error)
-        from randlora_pl.interop import base_model, low_rank, updates
+        from randlora_pl.interop import base_model, low_rank
 
         file = adapters.read_adapter(adapter)
         file.adapter.require_matrix("the export to LoRA", file.path)
         base_model.refuse_texts(file, "are written as a plain LoRA")
         base = base_model.load_base(file)
         origin = {"adapters": [low_rank.label(file)], "methods": [file.adapter.method()]}
-        total = updates.updates(base, file)
+        total = base_model.updates(base, file)
         made = low_rank.write_lora(output, base, total, [file], file, rank=rank, error=error, origin=origin)
         print_converted(output, made, file)
     elif to == "adapter":
@@ -112,8 +112,9 @@ def export(
 
 def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
-    from randlora_pl.interop.peft.export import export_peft
-    from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
+    from randlora_pl.interop.external import TASK
+    from randlora_pl.interop.peft_export import export_peft
+    from randlora_pl.interop.peft_import import CONFIG, HEAD
 
     done = export_peft(adapter, output, peft_type=peft_type)
     shared = "randlora" in (output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
@@ -179,9 +180,8 @@ def _export_program(adapter: Path, output: Path, to_onnx: bool, part: str) -> No
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file.")
     if to_onnx:
-        check_packages()  # before PyTorch is imported
-    from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
-    from randlora_pl.interop.onnx.program import load_program
+        check_onnx_packages()  # before PyTorch is imported
+    from randlora_pl.interop.onnx import FACTS, export_onnx, export_torch, load_program
 
     program = load_program(adapter, part)
     written = (export_onnx if to_onnx else export_torch)(program, output)
@@ -234,12 +234,12 @@ def merge(
     register_weights(pretrained)
     check_adapter(adapter)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop import base_model, prompts
+    from randlora_pl.interop import base_model, summary
     from randlora_pl.interop import merge as merging
 
     file = read_adapter(adapter)
     file.adapter.require_matrix("the merge", file.path)  # before a large model is built
-    prompts.check_merge(file, scale)
+    summary.check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
         kind, size, gap = merging.write_merged(file, output, scale, overwrite)
         print(f"{output}: {size:,} bytes, a folder for transformers")
@@ -309,7 +309,7 @@ def add(
     for path in adapters:
         check_adapter(path)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop import base_model, low_rank, merge, prompts, updates
+    from randlora_pl.interop import base_model, low_rank, merge, summary
 
     if as_ == "merged":
         merge.check_output(output, adapters, overwrite)
@@ -320,11 +320,11 @@ def add(
     for file in files:
         file.adapter.require_matrix("the sum", file.path)
         base_model.refuse_texts(file, "have their updates added up")
-        prompts.check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
+        summary.check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
     base_model.same_base(files)
     first = files[head - 1]
     base = base_model.load_base(first)
-    total = updates.weighted_sum([updates.updates(base, file) for file in files], weights)
+    total = base_model.weighted_sum([base_model.updates(base, file) for file in files], weights)
     for file, weight in zip(files, weights, strict=True):
         print(f"{weight:g} x {file.path} ({file.adapter.method()})")
     if as_ == "merged":

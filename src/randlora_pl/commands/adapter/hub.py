@@ -90,15 +90,12 @@ def convert(
     """
     import torch
 
-    from randlora_pl.interop import base_model, external, imported
-    from randlora_pl.interop.peft import export as peft
-    from randlora_pl.interop.peft import files as peft_files
-    from randlora_pl.interop.peft import import_ as peft_import
+    from randlora_pl.interop import base_model, external, peft_export, peft_import
     from randlora_pl.tasks.restore import adopting
 
-    adapter = peft_files.read(path, name) if source == "peft" else None
+    adapter = peft_import.read_peft(path, name) if source == "peft" else None
     if model is None:
-        found = None if adapter is None else peft_files.named_base(adapter)
+        found = None if adapter is None else peft_import.named_base(adapter)
         if found is None:
             given = None if adapter is None else adapter.config.get("base_model_name_or_path")
             hint = f" Its config names {brief(given)}." if given else ""
@@ -113,11 +110,11 @@ def convert(
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and task is None
     arguments: dict[str, Any] = {}  # of a decoder's task
     if task in TASKS or written:
-        base, arguments = imported.load_decoder(model, pretrained, trained)
+        base, arguments = external.load_decoder(model, pretrained, trained)
     else:
         base = base_model.named(model, pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
-        imported.check_base(adapter, base)
+        external.check_base(adapter.path, adapter.task, base)
         foreign = peft_import.translate(adapter, base.model, getattr(torch, bases_dtype or "bfloat16"))
     else:
         foreign = external.translate_official(path, base.model, 1.0 if alpha is None else alpha)
@@ -127,22 +124,24 @@ def convert(
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     if arguments:
-        plan = imported.ImportPlan(foreign, base, adopting("decoder"), arguments=arguments)
+        plan = external.ImportPlan(foreign, base, adopting("decoder"), arguments=arguments)
     else:
-        plan = imported.ImportPlan.make(foreign, base, adapter, task, list(classnames))
+        head, saved = ({}, {}) if adapter is None else (adapter.head, adapter.task)
+        plan = external.ImportPlan.make(foreign, base, head, saved, task, list(classnames))
     ours = base.copy().model
     print(foreign.inject(ours))
     if source == "official":
         alpha = foreign.adapter.alpha  # type: ignore[attr-defined]
         print(f"Not compared: the official code is not available. Scaled by {alpha:g} / r.")
-    elif not peft.installed():
+    elif not peft_export.installed():
         print("Not compared: peft is not installed (pip install peft).")
     else:
         weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
         biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
         classifier = (weights[0], biases[0] if biases else None) if weights else None
         try:
-            print(f"Largest difference to PEFT's outputs: {peft.difference(ours, base, path, classifier).summary()}")
+            difference = peft_export.difference(ours, base, path, classifier)
+            print(f"Largest difference to PEFT's outputs: {difference.summary()}")
         except UserError as error:
             raise UserError(f"{name} cannot be imported: {error}.") from None
     saved = plan.save(ours, output)

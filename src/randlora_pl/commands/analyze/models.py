@@ -192,8 +192,7 @@ def _tested(
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
-    from randlora_pl.interop.base_model import base_name, load_base
-    from randlora_pl.interop.updates import adapted
+    from randlora_pl.interop.base_model import adapted, base_name, load_base
     from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy

@@ -145,8 +145,7 @@ def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
 
 def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str]) -> "dict[str, dict[str, Tensor]]":
     """Return the matrices whose left singular vectors lead, by name and layer."""
-    from randlora_pl.interop.base_model import load_base, same_base
-    from randlora_pl.interop.updates import site_weights
+    from randlora_pl.interop.base_model import load_base, same_base, site_weights
     from randlora_pl.lab.analysis.spectrum import matrix_updates
 
     found = {}

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.sites import is_conv1d, out_and_in
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
-from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.updates import layer_updates
+from randlora_pl.interop.base_model import layer_updates, load_base
 from randlora_pl.lab.analysis.figures import FULL, colors, footnote, legend, new_figure
 from randlora_pl.utils.errors import errors_in
 from randlora_pl.utils.text import for_figure

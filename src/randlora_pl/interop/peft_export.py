@@ -23,12 +23,10 @@ from randlora_pl.adapters.layers import RowBlocks
 from randlora_pl.adapters.methods.lora import of_factors
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern
 from randlora_pl.adapters.sites import is_packed_linear
-from randlora_pl.interop.base_model import Base, load_base
-from randlora_pl.interop.compare_outputs import LOST
+from randlora_pl.interop.base_model import LOST, Base, adapted, load_base
 from randlora_pl.interop.external import plain_convolution
-from randlora_pl.interop.peft.files import TENSORS, PeftAdapter, base_name, written
-from randlora_pl.interop.prompts import check_no_prompts
-from randlora_pl.interop.updates import adapted
+from randlora_pl.interop.peft_import import TENSORS, PeftAdapter, base_name, write_peft
+from randlora_pl.interop.summary import check_no_prompts
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError, first_line
@@ -215,7 +213,7 @@ def export_peft(
         head = {f"{name}.weight": weight, f"{name}.bias": weight.new_zeros(len(weight))}
         config = {**adapter.config, "modules_to_save": [*(adapter.config["modules_to_save"] or []), name]}
         adapter = replace(adapter, config=config, tensors={**adapter.tensors, **head})
-    with written(adapter, Path(folder)) as part:
+    with write_peft(adapter, Path(folder)) as part:
         if base is None:
             return Exported(None, "the adapter does not name its base model", None, bool(adapter.head))
         if not installed():
@@ -353,7 +351,7 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
         return True
     raise UserError(
         f"{part.path} may belong to nn.MultiheadAttention, where PEFT's update would have no effect, and {file.path} "
-        "does not name its model. Pass the model in Python (randlora_pl.interop.peft.export): "
+        "does not name its model. Pass the model in Python (randlora_pl.interop.peft_export): "
         "export_peft(ADAPTER, DIR, model=model)"
     )
 

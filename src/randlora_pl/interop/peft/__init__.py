@@ -1,1 +1,0 @@
-"""Exchange of adapters with PEFT."""
