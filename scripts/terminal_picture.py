@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
-from randlora_pl.lab.bench.costs import processor
+from randlora_pl.lab.bench import processor
 
 COMMAND = "randlora-pl fit --config quickstart"
 RECORD, PICTURE = DOCS / "quickstart.txt", DOCS / "quickstart.svg"

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from randlora_pl.adapters import inject
-from randlora_pl.language.loading import model_config
+from randlora_pl.language.tokenization import model_config
 from randlora_pl.run.options.shipped import find_config
 from tests.support.cli import Refused, Run
 

@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation import configuration_utils
 
-from randlora_pl.language import generate
-from randlora_pl.language.generate import Decoding, choose_options, write_texts, write_tokens
+from randlora_pl.language import decoder as decoding
+from randlora_pl.language.decoder import Decoding, choose_options, token_losses, write_texts, write_tokens
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.token_losses import token_losses
 from randlora_pl.language.tokenization import Encoded, collate, encode_prompt
 from randlora_pl.utils.errors import UserError
 from tests.language.small import SHAPES, make
@@ -73,7 +72,7 @@ def reads(model: Any, texts: dict[str, torch.Tensor], how: Decoding, share: bool
     with model.register_forward_pre_hook(note, with_kwargs=True):
         if share:
             return write_tokens(model, texts, how, 0, eos), sum(seen)
-        with mock.patch.object(generate, "_prompt_cache", lambda *_, **__: {}):  # transformers reads it for each beam
+        with mock.patch.object(decoding, "_prompt_cache", lambda *_, **__: {}):  # transformers reads it for each beam
             return write_tokens(model, texts, how, 0, eos), sum(seen)
 
 

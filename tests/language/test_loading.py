@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from randlora_pl.language.loading import reached
 from randlora_pl.language.tasks import causal_lm
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tokenization import load_tokenizer
+from randlora_pl.language.tokenization import load_tokenizer, reached
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
+from randlora_pl.commands.data import absent
 from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import notes
 from randlora_pl.language import catalog as known
-from randlora_pl.language.dataset_facts import absent
 from randlora_pl.language.prompt_sets import SOURCE, TREE
 from randlora_pl.run.options.classes import classes, is_text_task
 from randlora_pl.run.options.shipped import find_config

@@ -10,8 +10,8 @@ from torch import nn
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
 from randlora_pl.adapters.select import select
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.loading import model_config
 from randlora_pl.language.tasks.common import TARGETS
+from randlora_pl.language.tokenization import model_config
 from randlora_pl.run.options.shipped import find_config
 from tests.support.products import marked
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from randlora_pl.adapters import LoRA, inject, trainable_parameters
-from randlora_pl.language import token_losses as module
+from randlora_pl.language import decoder as module
 from randlora_pl.language.batches import Tokens
-from randlora_pl.language.token_losses import learned_positions, token_losses
+from randlora_pl.language.decoder import learned_positions, token_losses
 from randlora_pl.language.tokenization import IGNORED, Encoded, collate
 from tests.adapters.cases import assert_close, randomise
 from tests.support.products import in_one_item

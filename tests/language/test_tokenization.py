@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.loading import pad_id
 from randlora_pl.language.tokenization import (
     IGNORED,
     Encoded,
@@ -19,6 +18,7 @@ from randlora_pl.language.tokenization import (
     encode_all,
     encode_prompt,
     encode_sentences,
+    pad_id,
 )
 from randlora_pl.utils.errors import UserError
 from tests.language.tokenizers import byte_tokenizer, encode_one, sentence_tokenizer

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from randlora_pl.sweep.folder import SweepFolder
+from randlora_pl.sweep.folder import Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop
 from randlora_pl.sweep.plan import Trial
-from randlora_pl.sweep.progress import Progress, Times
 from randlora_pl.utils.lease import acquired, lease_on
 from tests.sweep.grids import cells_of
 

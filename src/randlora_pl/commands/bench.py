@@ -49,7 +49,7 @@ class Timing:
         """Set the threads; return the device, and facts about the machine."""
         import torch
 
-        from randlora_pl.lab.bench.costs import machine
+        from randlora_pl.lab.bench import machine
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
@@ -137,7 +137,7 @@ def data(
     row = find(name or format_of(root_of(root or "")))
     if row.captions:
         raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
-    from randlora_pl.lab.bench.costs import batches_ahead
+    from randlora_pl.lab.bench import batches_ahead
 
     least = (batches_ahead(workers) + 2) * batch_size
     if images < least:
@@ -152,7 +152,7 @@ def data(
     if not present(row, folder):
         raise UserError(how_to_get(row, folder))
     from randlora_pl.data.module import ImageData
-    from randlora_pl.lab.bench.costs import Spread, in_turns, machine, ratios
+    from randlora_pl.lab.bench import Spread, in_turns, machine, ratios
     from randlora_pl.lab.bench.pipeline import PLAIN, cases
 
     loaded = ImageData(
@@ -236,11 +236,18 @@ def train(
     import yaml
 
     from randlora_pl.adapters.select import DEFAULT_TARGETS
-    from randlora_pl.lab.bench.costs import rss_elsewhere
-    from randlora_pl.lab.bench.methods import chosen
+    from randlora_pl.lab.bench import chosen, rss_elsewhere
     from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json
-    from randlora_pl.lab.bench.steps import Measured, measure, ticks
-    from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, library_of, one_training
+    from randlora_pl.lab.bench.steps import (
+        Measured,
+        Setup,
+        Training,
+        estimated_seconds,
+        library_of,
+        measure,
+        one_training,
+        ticks,
+    )
 
     try:
         changes = parse_yaml(overrides)
@@ -348,12 +355,10 @@ def adapters(
         methods: See: randlora-pl bench train --help. Also: randlora-ternary-dense
     """
     where, facts = timing.prepare()
-    from randlora_pl.lab.bench import sweeps as bench
-    from randlora_pl.lab.bench.costs import Gemm
-    from randlora_pl.lab.bench.methods import chosen
+    from randlora_pl.lab.bench import Gemm, chosen
+    from randlora_pl.lab.bench import report as bench
     from randlora_pl.lab.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
-    from randlora_pl.lab.bench.steps import measure, ticks
-    from randlora_pl.lab.bench.train import dtype_of
+    from randlora_pl.lab.bench.steps import dtype_of, measure, ticks
 
     known = bench.DEFAULTS
     for name in sweeps:

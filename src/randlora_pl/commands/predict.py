@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl import adapters
 from randlora_pl.commands.common import advised, check_output, check_parent, pick_device, spelled
-from randlora_pl.language import prediction_inputs as inputs
+from randlora_pl.language import prompt_sets as inputs
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.serving import MAX_PIXELS
@@ -342,7 +342,7 @@ def answer(options: PredictOptions) -> PredictionTable:
 
     All inputs are read and checked before the first model is loaded.
     """
-    from randlora_pl.language.loading import need_transformers
+    from randlora_pl.language.tokenization import need_transformers
     from randlora_pl.tasks.restore import named_task
 
     need_transformers()
@@ -414,7 +414,7 @@ def _classify_texts(
     given: list[inputs.Given],
     size: int,
 ) -> PredictionTable:
-    from randlora_pl.language.loading import most_tokens
+    from randlora_pl.language.tokenization import most_tokens
 
     sentences = [inputs.sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):

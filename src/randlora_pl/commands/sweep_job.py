@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from randlora_pl.commands.data import absent as missing_file
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.language.dataset_facts import absent as missing_file
 from randlora_pl.run.error_messages import full_disk
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep.description import FILE, RATES, SweepConfig, checked
-from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
+from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Trial, is_text, only, shard
-from randlora_pl.sweep.progress import Progress, Times
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Count, Folder, Option, Positive

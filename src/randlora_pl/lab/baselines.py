@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from randlora_pl.lab.report import Estimate, Table, row, table_lines
 from randlora_pl.lab.report.cells import BASELINES, MOST, SIDE, Baseline, Key, Sweep, read_baselines
-from randlora_pl.lab.report.document import Table, row, table_lines
-from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.lab.report.training import shown_rate
 from randlora_pl.language import LabelledTexts
 from randlora_pl.language.metrics import grades

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from randlora_pl.data.base import Part, text_part
 from randlora_pl.data.loader import Batch, EvalSchedule, TrainSchedule
-from randlora_pl.language.token_losses import learned_positions
+from randlora_pl.language.decoder import learned_positions
 from randlora_pl.language.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
 
 

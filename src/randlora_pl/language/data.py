@@ -14,11 +14,10 @@ from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
-from randlora_pl.language.loading import pad_id
 from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_items, read_training
 from randlora_pl.language.text_files import Examples
-from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences
+from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences, pad_id
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import NotNegative, at_least
 

@@ -37,7 +37,7 @@ from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.run_files import CONFIG, LAST
 
 if TYPE_CHECKING:
-    from randlora_pl.sweep.progress import Progress
+    from randlora_pl.sweep.folder import Progress
 
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""

@@ -47,7 +47,7 @@ def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, mon
         assert pickle.loads(pickle.dumps((work, arguments)))[1] == arguments
         return 123_000_000
 
-    monkeypatch.setattr("randlora_pl.lab.bench.costs.rss_elsewhere", elsewhere)
+    monkeypatch.setattr("randlora_pl.lab.bench.rss_elsewhere", elsewhere)
     done = run("bench", *SMALL, "--methods", "lora", "--rss", "--output", "new/figures")
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.commands import inspect
+from randlora_pl.commands.data import datasets
 from randlora_pl.commands.inspect import cached
-from randlora_pl.language.dataset_facts import datasets
 from tests.support.cli import Run
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.commands.data import datasets
 from randlora_pl.data import catalog as prompts
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, find
-from randlora_pl.language.dataset_facts import datasets
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject, merge
-from randlora_pl.lab.analysis.cka import MinibatchCKA, compare, gram, hsic1, outputs, vision_layers
+from randlora_pl.lab.analysis.models import MinibatchCKA, compare, gram, hsic1, outputs, vision_layers
 from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import images, two_blocks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.lab.analysis.represent import (
+from randlora_pl.lab.analysis.weights import (
     combined,
     directions,
     fit,

@@ -8,7 +8,7 @@ import torch
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject, read_adapter, save_adapter
 from randlora_pl.adapters.operations import delta_weights
-from randlora_pl.lab.analysis.spectrum import (
+from randlora_pl.lab.analysis.weights import (
     common_layers,
     curve,
     layer_spectrum,

@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("steps", "costs"):
-        monkeypatch.setattr(f"randlora_pl.lab.bench.{module}._LEAST", 0.0)
+    for module in ("bench.steps", "bench"):
+        monkeypatch.setattr(f"randlora_pl.lab.{module}._LEAST", 0.0)

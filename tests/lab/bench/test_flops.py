@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from randlora_pl.adapters import RandLoRA, inject
-from randlora_pl.lab.bench.costs import Gemm, counter
+from randlora_pl.lab.bench import Gemm, counter
 
 
 def test_a_linear_layer_costs_three_products() -> None:

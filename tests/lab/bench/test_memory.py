@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import RandLoRA, inject
-from randlora_pl.lab.bench import costs
-from randlora_pl.lab.bench.costs import is_out_of_memory, max_rss, rss_elsewhere, saved_tensors
+from randlora_pl.lab import bench
+from randlora_pl.lab.bench import is_out_of_memory, max_rss, rss_elsewhere, saved_tensors
 
 
 def test_a_linear_layer_keeps_its_input() -> None:
@@ -56,7 +56,7 @@ def test_the_resident_set_is_that_of_a_process_of_its_own() -> None:
 
 def test_without_a_status_file_the_system_call_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     import_module("randlora_pl.run.callbacks.progress")  # its packages read files
-    monkeypatch.setattr(costs.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr(bench.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     assert max_rss() > 10_000_000
     monkeypatch.setitem(sys.modules, "resource", None)
     assert max_rss() == 0

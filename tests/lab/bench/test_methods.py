@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from randlora_pl.lab.bench.methods import METHODS, UnavailableError, adapted, chosen, label, layers_of
+from randlora_pl.lab.bench import METHODS, UnavailableError, adapted, chosen, label, layers_of
 from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from randlora_pl.commands.main import main, members
-from randlora_pl.lab.bench.methods import chosen
+from randlora_pl.lab.bench import chosen
 from randlora_pl.run.options.shipped import find_config
 from tests.docs.help import help_page
 from tests.docs.pages import PAGES, commands_of

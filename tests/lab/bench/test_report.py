@@ -6,8 +6,10 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from randlora_pl.lab.bench.methods import METHODS
+from randlora_pl.lab.bench import METHODS
 from randlora_pl.lab.bench.report import (
+    Point,
+    Reading,
     as_json,
     bars,
     cells,
@@ -20,7 +22,6 @@ from randlora_pl.lab.bench.report import (
     write_json,
 )
 from randlora_pl.lab.bench.steps import Measured
-from randlora_pl.lab.bench.sweeps import Point, Reading
 
 FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, None, [0.1, 0.2, 0.4], [1e11] * 3)
 OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, None, [0.05, 0.2, 0.2], [1e11] * 3)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject
 from randlora_pl.adapters.kernels import randlora_linear
-from randlora_pl.lab.bench.costs import Gemm
+from randlora_pl.lab.bench import Gemm
 from randlora_pl.lab.bench.steps import Case, Measured, measure, ticks
 
 CPU = torch.device("cpu")

@@ -3,10 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from randlora_pl.lab.bench.costs import Gemm
-from randlora_pl.lab.bench.methods import METHODS
+from randlora_pl.lab.bench import METHODS, Gemm
+from randlora_pl.lab.bench.report import BASES, DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
 from randlora_pl.lab.bench.steps import Case, measure
-from randlora_pl.lab.bench.sweeps import BASES, DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
 
 CPU = torch.device("cpu")
 SMALL = Point(width=48, tokens=10, rank=6, depth=1)

@@ -1,6 +1,6 @@
 import pytest
 
-from randlora_pl.lab.bench.costs import Spread, in_turns, machine, processor, ratios
+from randlora_pl.lab.bench import Spread, in_turns, machine, processor, ratios
 
 
 def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None:

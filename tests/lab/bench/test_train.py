@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from randlora_pl.lab.bench.methods import METHODS
-from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, library_of, one_training
+from randlora_pl.lab.bench import METHODS
+from randlora_pl.lab.bench.steps import Setup, Training, estimated_seconds, library_of, one_training
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 

@@ -10,9 +10,9 @@ from statistics import fmean
 
 import pytest
 
+from randlora_pl.lab.report import Document, Picture, Section, Table, TableCell, markdown
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.document import Document, Picture, Section, Table, TableCell, markdown
 from randlora_pl.lab.report.files import build, write_report
 from randlora_pl.lab.report.files import html as to_html
 from randlora_pl.utils.errors import UserError

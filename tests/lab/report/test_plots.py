@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from randlora_pl.lab.report import Picture
+from randlora_pl.lab.report.accuracy import Beside
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import Reference, comparisons, references
-from randlora_pl.lab.report.document import Picture
 from randlora_pl.lab.report.files import draw
-from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.plots import (
     COLOURS,
     INK,

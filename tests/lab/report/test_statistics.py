@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from randlora_pl.lab.report.statistics import (
+from randlora_pl.lab.report import (
     Crossed,
     Estimate,
     holm,

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.lab.report.accuracy import accuracy_table, average_table
+from randlora_pl.lab.report import Estimate, Table, TableCell, formatted, many, percent, shown
+from randlora_pl.lab.report.accuracy import Beside, accuracy_table, average_table
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.document import Table, TableCell, many, percent
-from randlora_pl.lab.report.paper_comparison import Beside
-from randlora_pl.lab.report.statistics import Estimate, formatted, shown
 from randlora_pl.lab.report.training import ALLOCATED, RESIDENT, cost_table, partial_table, rank_table
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
-from randlora_pl.language.loading import pad_id
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tokenization import collate, encode_all
+from randlora_pl.language.tokenization import collate, encode_all, pad_id
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.language.files import record, write_commonsense

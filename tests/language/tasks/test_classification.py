@@ -12,10 +12,10 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForMaskedLM
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, VeRA, inject
-from randlora_pl.language.loading import model_config, split
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.language.text_files import read_own
+from randlora_pl.language.tokenization import model_config, split
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError

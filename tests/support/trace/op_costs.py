@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.lab.bench.costs import counter
+from randlora_pl.lab.bench import counter
 from tests.support.trace.custom_costs import CUSTOM, Cost, size_of
 
 _FLOPS = counter().flop_registry

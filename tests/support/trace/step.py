@@ -193,7 +193,7 @@ def _linear_head(task: Any) -> nn.Module:
 def _decoder(task: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    from randlora_pl.language.loading import RANDOM, model_config
+    from randlora_pl.language.tokenization import RANDOM, model_config
 
     config = model_config(task.name, RANDOM, task.config_overrides)
     model: nn.Module = AutoModelForCausalLM.from_config(config).to(getattr(torch, task.frozen_dtype))

@@ -15,7 +15,7 @@ from randlora_pl.utils.text import table
 if TYPE_CHECKING:
     import torch
 
-    from randlora_pl.lab.analysis.cka import Layer
+    from randlora_pl.lab.analysis.models import Layer
 
 
 def cka(
@@ -60,7 +60,7 @@ def cka(
         labels |= dict(zip((run.path for run in members), analyze.labels_of(members), strict=True))
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
-    from randlora_pl.lab.analysis.cka import cka_figure
+    from randlora_pl.lab.analysis.models import cka_figure
 
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[Layer, float]]] = {}
@@ -102,7 +102,7 @@ def _compare(
     first, *others = runs
     from randlora_pl.commands.common import counting
     from randlora_pl.data.unlabelled import batches, random_samples
-    from randlora_pl.lab.analysis.cka import compare
+    from randlora_pl.lab.analysis.models import compare
 
     reference = analyze.task_of(first, device)
     data = analyze.data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
@@ -127,7 +127,7 @@ if TYPE_CHECKING:
     import torch
 
     from randlora_pl.data import ImageData
-    from randlora_pl.lab.analysis.forgetting import Forgetting
+    from randlora_pl.lab.analysis.models import Forgetting
 
 
 def forgetting(
@@ -155,7 +155,7 @@ def forgetting(
         if not present(row, root):
             raise UserError(how_to_get(row, root))
     device = pick_device(tested.device)
-    from randlora_pl.lab.analysis.forgetting import check_task
+    from randlora_pl.lab.analysis.models import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
 
     opened = [analyze.open_run(path) for path in runs]
@@ -193,7 +193,7 @@ def _tested(
     from randlora_pl.adapters import merge
     from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
     from randlora_pl.interop.base_model import adapted, base_name, load_base
-    from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
+    from randlora_pl.lab.analysis.models import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task

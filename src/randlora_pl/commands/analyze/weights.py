@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from randlora_pl.adapters import Adapter
-    from randlora_pl.lab.analysis.represent import LayerFit
+    from randlora_pl.lab.analysis.weights import LayerFit
 
 
 def represent(
@@ -74,8 +74,8 @@ def represent(
 
     from randlora_pl.adapters.random_bases import WeightShape
     from randlora_pl.commands.common import counting
-    from randlora_pl.lab.analysis.represent import directions, methods_of, represent_figure
-    from randlora_pl.lab.analysis.represent import represent as fitted
+    from randlora_pl.lab.analysis.weights import directions, methods_of, represent_figure
+    from randlora_pl.lab.analysis.weights import represent as fitted
     from randlora_pl.run.callbacks.summary import describe
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
@@ -107,7 +107,7 @@ def represent(
 
 def note_of(adapter: "Adapter") -> str:
     """Return a note on an update that has the form of one of the two fits already, or ""."""
-    from randlora_pl.lab.analysis.represent import NAMES
+    from randlora_pl.lab.analysis.weights import NAMES
 
     own = sorted({leaf.method() for leaf in adapter.leaves()} & {*NAMES})
     if not own:
@@ -119,7 +119,7 @@ def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     """Return the nonzero updates to express."""
     from randlora_pl.adapters.select import select
     from randlora_pl.interop.base_model import load_base
-    from randlora_pl.lab.analysis.spectrum import matrix_updates
+    from randlora_pl.lab.analysis.weights import matrix_updates
 
     found = matrix_updates(run.file)
     if run.file.adapter.trains_base:
@@ -146,7 +146,7 @@ def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
 def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str]) -> "dict[str, dict[str, Tensor]]":
     """Return the matrices whose left singular vectors lead, by name and layer."""
     from randlora_pl.interop.base_model import load_base, same_base, site_weights
-    from randlora_pl.lab.analysis.spectrum import matrix_updates
+    from randlora_pl.lab.analysis.weights import matrix_updates
 
     found = {}
     for name in names:
@@ -170,7 +170,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
 
 
 def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
-    from randlora_pl.lab.analysis.represent import NAMES, mean_error
+    from randlora_pl.lab.analysis.weights import NAMES, mean_error
 
     rows = []
     for rank, each in fits.items():
@@ -210,7 +210,7 @@ def spectrum(runs: Runs, *, output: NewFolder = None) -> int:
         errors. Stable rank: sum of squares / largest square. Effective rank: exp of the entropy of the singular values
         over their sum. During training: fit --spectrum.every_n_steps N
     """
-    from randlora_pl.lab.analysis.spectrum import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
+    from randlora_pl.lab.analysis.weights import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
 
     opened = [open_run(path) for path in runs]
     found = {}

@@ -18,7 +18,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.sources import FileImages
 from randlora_pl.data.transforms import RATIO, finish, train_pixels
-from randlora_pl.lab.bench.costs import batches_ahead
+from randlora_pl.lab.bench import batches_ahead
 from randlora_pl.utils.image_spec import ImageSpec
 
 PLAIN = "plain torchvision"

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import yaml
 from pandas import DataFrame, concat, isna
 
-from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.lab.report import Estimate
 from randlora_pl.language.prompt_sets import TASKS
 from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.adapter_schema import check_arguments

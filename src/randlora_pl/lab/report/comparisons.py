@@ -9,10 +9,21 @@ from statistics import fmean, mode
 import numpy as np
 from numpy.typing import NDArray
 
+from randlora_pl.lab.report import (
+    Crossed,
+    Estimate,
+    Table,
+    TableCell,
+    formatted,
+    holm,
+    many,
+    mean_cell,
+    row,
+    shown,
+    sign_flip_test,
+)
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
-from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
-from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, holm, shown, sign_flip_test
 from randlora_pl.lab.report.training import nearest, untuned
 from randlora_pl.sweep.description import is_zero_shot
 from randlora_pl.utils.text import unpacked

@@ -12,14 +12,12 @@ from matplotlib import rc_context
 from pandas import DataFrame, Series
 
 from randlora_pl.lab.paper import SOURCE, cells
-from randlora_pl.lab.report import accuracy
+from randlora_pl.lab.report import Document, Estimate, Picture, Printed, Section, Table, accuracy, many, markdown, row
+from randlora_pl.lab.report.accuracy import RELATIVE, Beside, of_data_sets
 from randlora_pl.lab.report.cells import BASELINES, FILE, FINISHED, LABELS, METRIC, RIGHT, Key, Sweep
 from randlora_pl.lab.report.collect import TRAINED, VALIDATED
 from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
-from randlora_pl.lab.report.document import Document, Picture, Printed, Section, Table, many, markdown, row
-from randlora_pl.lab.report.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
-from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.lab.report.training import cost_table, partial_table, rank_table, rate_table, training_table
 from randlora_pl.sweep.description import is_zero_shot
 from randlora_pl.utils.errors import UserError

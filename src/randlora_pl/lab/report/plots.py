@@ -13,13 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, isna
 
-from randlora_pl.lab.report.accuracy import identifier
+from randlora_pl.lab.report import Picture, many, shown
+from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import VALIDATED, at, scores
 from randlora_pl.lab.report.comparisons import Reference
-from randlora_pl.lab.report.document import Picture, many
-from randlora_pl.lab.report.paper_comparison import Beside
-from randlora_pl.lab.report.statistics import shown
 from randlora_pl.lab.report.training import by_reference, kind_of_loss, logged_runs
 from randlora_pl.sweep.description import is_zero_shot
 

@@ -12,12 +12,21 @@ from statistics import fmean
 from pandas import DataFrame, Series, isna
 
 from randlora_pl.lab.paper import column_of
-from randlora_pl.lab.report.accuracy import identifier
+from randlora_pl.lab.report import (
+    Estimate,
+    Printed,
+    Table,
+    TableCell,
+    formatted,
+    many,
+    mean_cell,
+    partial_rank_correlation,
+    rank_correlation,
+    row,
+)
+from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, at, losses
-from randlora_pl.lab.report.document import Printed, Table, TableCell, many, mean_cell, row
-from randlora_pl.lab.report.paper_comparison import Beside
-from randlora_pl.lab.report.statistics import Estimate, formatted, partial_rank_correlation, rank_correlation
 
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:

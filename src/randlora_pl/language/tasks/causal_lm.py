@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.language.generate import Decoding, choose_options, write_texts
-from randlora_pl.language.loading import RANDOM, model_config, pad_id
+from randlora_pl.language.decoder import (
+    Decoding,
+    check_positions,
+    choose_options,
+    table_of_positions,
+    token_losses,
+    write_texts,
+)
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.tasks.common import TextTask
-from randlora_pl.language.token_losses import check_positions, table_of_positions, token_losses
-from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt
+from randlora_pl.language.tokenization import IGNORED, RANDOM, collate, encode_prompt, model_config, pad_id
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
 from randlora_pl.utils.errors import UserError

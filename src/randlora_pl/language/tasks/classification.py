@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.language.glue import Metric
-from randlora_pl.language.loading import RANDOM, model_config, most_tokens, pad_id, split
 from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
-from randlora_pl.language.tokenization import collate_sentences, encode_sentences
+from randlora_pl.language.tokenization import (
+    RANDOM,
+    collate_sentences,
+    encode_sentences,
+    model_config,
+    most_tokens,
+    pad_id,
+    split,
+)
 from randlora_pl.models.weights import evaluating, seeded
 from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
 from randlora_pl.tasks.optim import Factor, parameter_groups

@@ -11,8 +11,7 @@ from torch import nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.loading import RANDOM, model_config, possible, reached, try_out
-from randlora_pl.language.tokenization import BYTES, load_tokenizer
+from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
 from randlora_pl.models import ModelIdentity
 from randlora_pl.models.weights import seeded
 from randlora_pl.tasks.base import AdaptationTask

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.lab.report.accuracy import (
+    Beside,
     elsewhere_table,
     harmonic_mean,
     new_classes_table,
@@ -15,7 +16,6 @@ from randlora_pl.lab.report.accuracy import (
 )
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.files import build, cells_csv
-from randlora_pl.lab.report.paper_comparison import Beside
 from tests.lab.report.sweeps import Labels, description, write_sweep
 
 MODEL = "CLIP-ViT-B/32"

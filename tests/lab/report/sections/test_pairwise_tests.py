@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.lab.report.accuracy import accuracy_table
+from randlora_pl.lab.report import markdown
+from randlora_pl.lab.report.accuracy import Beside, accuracy_table
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import Versus, comparisons
-from randlora_pl.lab.report.document import markdown
 from randlora_pl.lab.report.files import build, cells_csv, write_report
-from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.training import rate_table, untuned
 from randlora_pl.utils.text import packed
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep

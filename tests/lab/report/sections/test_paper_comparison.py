@@ -7,9 +7,9 @@ import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.lab.paper import PaperCell, averaged, cells, notes
+from randlora_pl.lab.report import Printed, Table, TableCell, row
+from randlora_pl.lab.report.accuracy import Beside
 from randlora_pl.lab.report.cells import Key, ReportPlan, read_plan
-from randlora_pl.lab.report.document import Printed, Table, TableCell, row
-from randlora_pl.lab.report.paper_comparison import Beside
 from tests.lab.report.sweeps import description, sweep_yaml
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"

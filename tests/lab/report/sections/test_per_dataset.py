@@ -8,11 +8,10 @@ from statistics import fmean
 import pytest
 
 from randlora_pl.lab.paper import notes
-from randlora_pl.lab.report.accuracy import accuracy_table, average_table
+from randlora_pl.lab.report import markdown
+from randlora_pl.lab.report.accuracy import Beside, accuracy_table, average_table
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.document import markdown
 from randlora_pl.lab.report.files import build, cells_csv, summary_csv
-from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.training import cost_table
 from tests.lab.report.language import ACCURACY, figures, write_language_sweep
 from tests.lab.report.sweeps import write_cell

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from randlora_pl.lab.report import Document, Table, markdown
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.document import Document, Table, markdown
 from randlora_pl.lab.report.files import build
 from randlora_pl.run.options.shipped import find_config
 from tests.lab.report.sweeps import Labels, write_sweep

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.lab.report import Table, TableCell
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
-from randlora_pl.lab.report.document import Table, TableCell
 from tests.lab.report.sections.test_pairwise_tests import DATASETS, RATED, better_by, provenance, swept
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
