@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randlora_pl.adapters.spectrum import spectrum, truncated
+from randlora_pl.adapters.derived import spectrum, truncated
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import check_rank_or_error
 from tests.support.products import in_one_item

@@ -154,8 +154,8 @@ def test_layers_whose_names_end_alike_keep_their_ranks() -> None:
     model.add_module("deep", nn.Sequential())
     model.get_submodule("deep").add_module("fc", nn.Linear(6, 6))
     from randlora_pl.adapters import inject
+    from randlora_pl.adapters.derived import truncated
     from randlora_pl.adapters.sites import find_sites
-    from randlora_pl.adapters.spectrum import truncated
 
     low = {site: truncated(torch.randn(6, 6), rank=rank) for site, rank in zip(find_sites(model), (2, 5), strict=True)}
     ranks = {site.shape.layer: factors.rank for site, factors in low.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.models.clip import load_tokenizer, meta_clip
-from randlora_pl.models.prompted import encode_rows, image_features, text_tower
+from randlora_pl.models.text import encode_rows, image_features, text_tower
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner, Prompts
 from randlora_pl.utils.errors import UserError
 from tests.prompts import reference

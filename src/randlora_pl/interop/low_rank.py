@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.adapter_file import tensor_prefix
+from randlora_pl.adapters.derived import truncated
 from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.random_bases import exact_pattern
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import Site, find_sites
-from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.interop.base_model import (
     Base,
     State,

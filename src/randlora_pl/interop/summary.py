@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.derived import spectrum
 from randlora_pl.adapters.methods.full import BaseWeightMethod
-from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import State, layer_updates, load_base, site_weights
 from randlora_pl.prompts import CoOp, PromptLearner

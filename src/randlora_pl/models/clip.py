@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
-from randlora_pl.models.prompted import image_features
+from randlora_pl.models.text import image_features
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import (
     ImageSpec,

@@ -1,17 +1,19 @@
-"""Text embeddings of class prompts, which form a frozen classification head, and zero-shot accuracy."""
+"""Texts of CLIP: embeddings of class prompts, which form a frozen head, and learned tokens in both towers."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.models.weights import ModelIdentity, evaluating
 from randlora_pl.utils.errors import UserError, brief
@@ -187,3 +189,277 @@ def zero_shot_accuracy(
         count += len(labels)
         tick(len(labels))
     return [100 * number / max(1, count) for number in right.tolist()], count
+
+
+Position = Literal["end", "middle", "front"]
+"""Place of a class name: after the learned tokens, between their halves, or before them."""
+
+
+class TextRows(nn.Module):
+    """Token rows of C texts, sorted by length and divided into chunks of about equal work.
+
+    A causal tower gives a text's feature at its end token, which sees nothing behind it. So each chunk is cut to its
+    longest text, and results equal the ones of full rows.
+
+    Args:
+        ids: (C, L) int64, filled up with 0; words or any id under a slot.
+        slots: (C, L) int64: the learned token that takes a place, or -1 for a word.
+        ends: (C,) int64: position of the end token.
+        chunk_tokens: Tokens of a chunk, at most; a text of more is a chunk of its own.
+
+    Attributes:
+        order: (C,) row of each text in the given order, by place in the sorted one.
+        inverse: (C,) place in the sorted order of each given text.
+        chunks: Start, stop and length of each chunk in the sorted order.
+    """
+
+    ids: Tensor
+    slots: Tensor
+    ends: Tensor
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(self, ids: Tensor, slots: Tensor, ends: Tensor, chunk_tokens: int = 4096) -> None:
+        super().__init__()
+        order = ends.argsort(stable=True)
+        sorted_rows = {"ids": ids[order], "slots": slots[order], "ends": ends[order]}
+        for name, value in {**sorted_rows, "order": order, "inverse": order.argsort()}.items():
+            self.register_buffer(name, value, persistent=False)
+        lengths, start = (ends[order] + 1).tolist(), 0
+        self.chunks: list[tuple[int, int, int]] = []
+        for stop in range(1, len(lengths) + 1):
+            if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > chunk_tokens:
+                self.chunks.append((start, stop, lengths[stop - 1]))
+                start = stop
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def word_ids(tokenizer: Callable[..., Tensor], text: str) -> list[int]:
+    """Return the token ids of a text, with start and end token, not cut."""
+    row = tokenizer([text], context_length=1024)[0]  # a row is checked against the tower's own length
+    return row[: int(row.argmax()) + 1].tolist()  # CLIP's end token has the largest id
+
+
+def padded(
+    rows: list[list[int]], slots: list[list[int]], names: Sequence[str], room: int, chunk_tokens: int
+) -> TextRows:
+    """Return rows of one length from token ids of the texts of classes, with ``slots`` as of `TextRows`.
+
+    Raises:
+        UserError: A text is longer than ``room``, the positions of the text tower.
+    """
+    long = max(range(len(rows)), key=lambda number: len(rows[number]))
+    if len(rows[long]) > room:
+        raise UserError(
+            f"the prompt of class {names[long]!r} has {len(rows[long])} tokens, the text tower has room for {room}. "
+            "Take a shorter context (--model.prompts.length) or a shorter name."
+        )
+    width = len(rows[long])
+
+    def filled(lists: list[list[int]], value: int) -> Tensor:
+        return torch.tensor([each + [value] * (width - len(each)) for each in lists])
+
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    return TextRows(filled(rows, 0), filled(slots, -1), ends, chunk_tokens)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    deep: Sequence[Tensor],
+    first: int,
+    *,
+    recompute: bool,
+    batch_first: bool = True,
+    **options: Any,
+) -> Tensor:
+    """Return the states (n, L, d) after all blocks of a transformer.
+
+    Args:
+        blocks: The blocks.
+        x: (n, L, d) states before the first block.
+        deep: Before block i + 1, ``deep[i]`` (m, d) replaces the m states from ``first`` on; nothing is written into
+            ``x``, which the backward pass may need.
+        first: First replaced position; of a negative one the last m states are replaced.
+        recompute: Compute each block again in the backward pass instead of keeping its activations.
+        batch_first: False if the blocks take (L, n, d).
+        options: Further arguments of each block.
+    """
+    recompute = recompute and torch.is_grad_enabled()
+    for number, block in enumerate(blocks):
+        if 0 < number <= len(deep):
+            tokens = deep[number - 1]
+            start = x.shape[1] - len(tokens) if first < 0 else first
+            x = torch.cat([x[:, :start], copies(tokens, x), x[:, start + len(tokens) :]], dim=1)
+        x = x if batch_first else x.transpose(0, 1)
+        x = checkpoint(block, x, use_reentrant=False, **options) if recompute else block(x, **options)
+        x = x if batch_first else x.transpose(0, 1)
+    return x
+
+
+def copies(tokens: Tensor, x: Tensor) -> Tensor:
+    """Return tokens (m, d) for each row of states (n, L, d), cast last: gradients add up in float32."""
+    return tokens.expand(x.shape[0], -1, -1).to(x.dtype)  # len() would fix the batch size of an exported program
+
+
+def text_tower(model: nn.Module) -> Any:
+    """Return the module with the parts of a CLIP model's text tower: the model itself, or its ``text``.
+
+    Raises:
+        UserError: The tower does not suit learned tokens (see `is_causal`).
+    """
+    tower, unfit = _tower(model)
+    if unfit:
+        raise UserError(
+            f"learned prompts need CLIP's causal text tower and tokenizer, such as ViT-B-32's; this {unfit}. "
+            "Use --model.prompts Fixed with an adapter."
+        )
+    return tower
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Return True if no position of the text tower sees a later one, and its feature is read at CLIP's end token."""
+    return not _tower(model)[1]
+
+
+def _tower(model: nn.Module) -> tuple[Any, str]:
+    """Return the text tower, and why it does not suit learned tokens, empty if it does."""
+    tower: Any = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", ""))
+    unfit = ""
+    if not hasattr(tower, "token_embedding") or not hasattr(tower, "transformer"):
+        unfit = f"one is {type(tower).__name__}"
+    elif getattr(tower, "attn_mask", None) is None:
+        unfit = "tower's words see later words"
+    elif getattr(tower, "cls_emb", None) is not None:
+        unfit = "tower ends with a class token"
+    elif pool != "argmax" or tower.text_projection is None:  # the token with the largest id
+        unfit = f"tower is read otherwise (pool type {pool})"
+    return tower, unfit
+
+
+def embed_dim(model: nn.Module) -> int:
+    """Return the width e of the features of a model with a causal text tower."""
+    projection: Any = text_tower(model).text_projection
+    return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
+
+
+def token_embeddings(tower: Any, ids: Tensor, slots: Tensor, context: Tensor | None) -> Tensor:
+    """Return the embeddings (C, L, d) in float32 of token rows, with learned tokens in their slots.
+
+    Args:
+        tower: See `text_tower`.
+        ids: (C, L) token ids.
+        slots: (C, L) numbers of learned tokens, -1 for words.
+        context: (M, d) learned tokens of all texts, (C, M, d) of each text, or None if no slot is taken. The copies
+            are made in float32, so that C gradients add up in float32, too.
+    """
+    words: Tensor = tower.token_embedding(ids).float()
+    if context is None:
+        return words
+    taken = slots.clamp(min=0)
+    if context.dim() == 2:
+        learned = context[taken]
+    else:
+        learned = context.gather(1, taken[..., None].expand(-1, -1, context.shape[-1]))
+    return torch.where((slots >= 0)[..., None], learned, words)
+
+
+def text_features(
+    tower: Any, ids: Tensor, slots: Tensor, ends: Tensor, context: Tensor | None = None, deep: Sequence[Tensor] = ()
+) -> Tensor:
+    """Return the features (C, e) of texts, not normalized; L may be less than the tower's length.
+
+    ``ends`` (C,) are the positions of the end tokens. Before block i + 1, ``deep[i]`` (n, d) replaces the states at
+    positions 1 to n. For the other arguments see `token_embeddings`.
+    """
+    embedded = token_embeddings(tower, ids, slots, context)
+    length, dtype = embedded.shape[1], tower.transformer.get_cast_dtype()
+    x = embedded.to(dtype) + tower.positional_embedding[:length].to(dtype)
+    again, ordered = tower.transformer.grad_checkpointing, getattr(tower.transformer, "batch_first", True)
+    mask = tower.attn_mask[:length, :length]
+    x = run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, batch_first=ordered, attn_mask=mask)
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
+    projection = tower.text_projection
+    features: Tensor = projection(x) if isinstance(projection, nn.Module) else x @ projection
+    return features
+
+
+def encode_rows(
+    tower: Any, rows: TextRows, context: Tensor | None = None, deep: Sequence[Tensor] = (), again: bool = False
+) -> Tensor:
+    """Return the features (C, e) of all texts, not normalized, chunk by chunk.
+
+    If there are several chunks and gradients are needed, each chunk is computed again in the backward pass, so that the
+    activations of one chunk are alive at a time; ``again`` does so with one chunk, too. For the other arguments see
+    `token_embeddings` and `text_features`.
+    """
+    blockwise = tower.transformer.grad_checkpointing
+    again = (again or len(rows.chunks) > 1) and torch.is_grad_enabled() and not blockwise
+    run: Callable[..., Tensor] = partial(checkpoint, text_features, use_reentrant=False) if again else text_features
+    if context is not None and context.dim() == 3:
+        context = context[rows.order]
+    parts = []
+    for start, stop, length in rows.chunks:
+        ids, slots, ends = rows.ids[start:stop, :length], rows.slots[start:stop, :length], rows.ends[start:stop]
+        own = context[start:stop] if context is not None and context.dim() == 3 else context
+        parts.append(run(tower, ids, slots, ends, own, list(deep)))
+    return torch.cat(parts)[rows.inverse]
+
+
+def image_blocks(visual: Any) -> list[nn.Module]:
+    """Return the blocks of an image tower that learned tokens can pass through.
+
+    Raises:
+        UserError: The tower has rotary positions, or is not a vision transformer of open_clip or timm.
+    """
+    trunk: Any = getattr(visual, "trunk", None)
+    if trunk is None and hasattr(visual, "_embeds") and hasattr(visual, "transformer"):
+        return list(visual.transformer.resblocks)
+    if type(trunk).__name__ == "VisionTransformer" and getattr(trunk, "rope", None) is None:
+        return list(trunk.blocks)
+    name = type(visual if trunk is None else trunk).__name__
+    raise UserError(
+        f"visual prompts need a vision transformer, such as ViT-B-32's; the image tower is {name}. Prompts of the text "
+        "tower work (--model.prompts CoOp, or vision_length 0)."
+    )
+
+
+def image_width(visual: Any) -> int:
+    """Return the width of the image tower's states, in which its learned tokens are."""
+    image_blocks(visual)
+    trunk = getattr(visual, "trunk", None)
+    return int(visual.conv1.out_channels if trunk is None else trunk.embed_dim)
+
+
+def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+    """Return the features (B, e) of images, not normalized.
+
+    Args:
+        visual: The image tower of a CLIP model.
+        images: (B, 3, H, W).
+        prompts: ``prompts[0]`` (n, d) follows the patches, after their positions; ``prompts[i]`` replaces it before
+            block i. The last ones stay to the end of the tower, and are cut before the pooling.
+    """
+    if not prompts:
+        output = visual(images)
+        plain: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
+        return plain
+    features: Tensor
+    if hasattr(visual, "trunk"):  # timm's
+        trunk = visual.trunk
+        x = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images)))
+        x = trunk.norm_pre(torch.cat([x, copies(prompts[0], x)], dim=1))
+        x = run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
+        features = visual.head(trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])])))
+        return features
+    x = visual._embeds(images)
+    x = torch.cat([x, copies(visual.ln_pre(prompts[0]), x)], dim=1)
+    tower = visual.transformer
+    again, ordered = tower.grad_checkpointing, getattr(tower, "batch_first", True)
+    x = run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
+    pooled, _ = visual._pool(x[:, : x.shape[1] - len(prompts[0])])
+    features = pooled if visual.proj is None else pooled @ visual.proj
+    return features

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.models import load_clip, set_gradient_checkpointing
-from randlora_pl.models.prompted import image_blocks, image_features, image_width
+from randlora_pl.models.text import image_blocks, image_features, image_width
 from tests.prompts import reference
 from tests.support.products import in_one_item
 

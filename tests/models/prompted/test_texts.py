@@ -10,8 +10,8 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, inject, set_train_mode
 from randlora_pl.models import encode_prompts, load_clip, set_gradient_checkpointing
-from randlora_pl.models import prompted as texts_module
-from randlora_pl.models.prompted import (
+from randlora_pl.models import text as texts_module
+from randlora_pl.models.text import (
     TextRows,
     encode_rows,
     text_features,

@@ -13,7 +13,7 @@ from torch import nn
 from randlora_pl.adapters import LoRA
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.models.clip import load_tokenizer, meta_clip
-from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, text_tower
+from randlora_pl.models.text import embed_dim, encode_rows, image_width, is_causal, text_tower
 from randlora_pl.prompts import CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError

@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, FullFineTuning, HydraLoRA, LinearProbe, LoRA, RandLoRA, Together, inject
+from randlora_pl.adapters.derived import spectrum
 from randlora_pl.adapters.layers import AdaptedLayer
 from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.adapters.operations import delta_weights
-from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.run.callbacks import GradientFlow, UnseenGradient, UpdateSpectrum
 from randlora_pl.run.callbacks.gradients import layers_of
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask

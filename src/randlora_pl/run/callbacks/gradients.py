@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from randlora_pl.adapters.base import DeltaWeight, FactoredDelta
+from randlora_pl.adapters.derived import spectrum
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.layers import AdaptedLayer, BuiltWeight, RowBlocks
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.sites import out_and_in, weight_of
-from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative
 from randlora_pl.utils.run_files import run_folder, write_results

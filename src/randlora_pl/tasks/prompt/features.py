@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted import image_features
+from randlora_pl.models.text import image_features
 from randlora_pl.prompts import CoOp, Fixed, PromptLearner
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import class_losses, logit_bias, normalize, similarities

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import disabled
 from randlora_pl.adapters.described import Described
 from randlora_pl.data.catalog import IMAGENET_TEMPLATES
-from randlora_pl.models.prompted import TextRows, encode_rows, image_features, is_causal, text_tower
-from randlora_pl.models.text import class_prompts
+from randlora_pl.models.text import TextRows, class_prompts, encode_rows, image_features, is_causal, text_tower
 from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.utils.options import NotNegative, between
 
