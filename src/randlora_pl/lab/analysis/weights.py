@@ -32,12 +32,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.derived import Spectrum, spectrum, truncated
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.adapters.select import match_budget
 from randlora_pl.adapters.sites import is_conv1d, out_and_in
-from randlora_pl.adapters.spectrum import Spectrum, spectrum, truncated
 from randlora_pl.interop.base_model import layer_updates, load_base
 from randlora_pl.lab.analysis.figures import FULL, colors, footnote, legend, new_figure
 from randlora_pl.utils.errors import errors_in
