@@ -1,7 +1,5 @@
 """Tiny datasets in their true on-disk formats, written without any of the readers under test."""
 
-import hashlib
-import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +41,6 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-@pytest.fixture(params=["MNIST", "FashionMNIST"])
-def idx_root(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, dict[str, tuple[np.ndarray, ...]]]:
-    """(folder name, root, {split: (images, labels)}) with 60 train and 20 test images in the format of MNIST."""
-    return (request.param, tmp_path, make_idx(tmp_path, request.param))
-
-
 def make_idx(root: Path, name: str) -> dict[str, tuple[np.ndarray, ...]]:
     generator = np.random.default_rng(1)
     made = {}
@@ -59,33 +51,3 @@ def make_idx(root: Path, name: str) -> dict[str, tuple[np.ndarray, ...]]:
         write_idx(root / name / "raw" / f"{prefix}-labels-idx1-ubyte", labels)
         made[split] = (images, labels)
     return made
-
-
-@pytest.fixture
-def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, tuple[np.ndarray, ...]]]:
-    """(root, {split: (images NHWC, labels)}) in CIFAR-10's pickled batches; torchvision's checksums are replaced."""
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    generator = np.random.default_rng(2)
-
-    def dump(name: str, content: dict) -> str:
-        raw = pickle.dumps(content)
-        (folder / name).write_bytes(raw)
-        return hashlib.md5(raw).hexdigest()
-
-    planes = generator.integers(0, 256, (60, 3 * 32 * 32), dtype=np.uint8)
-    labels = np.arange(60) % 10
-    train_list, test_list = [], []
-    for number in range(6):
-        here = slice(number * 10, (number + 1) * 10)
-        name = f"data_batch_{number + 1}" if number < 5 else "test_batch"
-        md5 = dump(name, {"data": planes[here], "labels": labels[here].tolist()})
-        (train_list if number < 5 else test_list).append([name, md5])
-    meta = dump("batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(CIFAR10, "train_list", train_list)
-    monkeypatch.setattr(CIFAR10, "test_list", test_list)
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
-    images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return tmp_path, {"train": (images[:50], labels[:50]), "test": (images[50:], labels[50:])}

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import pytest
 
 from randlora_pl.data.catalog.registry import PAPER, find
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.sources import ArrayImages
-from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
+from randlora_pl.data.splits import Splits, subset
 from tests.data.catalog.test_registry import TABLE_7
 from tests.support.products import in_one_item
 
@@ -58,10 +56,17 @@ def index(size: int, classes: int, split: str) -> Samples:
 
 @in_one_item("name", [name for name in PAPER if name != "imagenet"])
 def test_splits_have_table_7s_counts(name: str) -> None:
-    check(name)
+    splits_of(name)
 
 
-def check(name: str) -> tuple[Splits, float]:
+@pytest.mark.slow
+def test_sixteen_shots_of_imagenets_size() -> None:
+    found = splits_of("imagenet").train
+    assert np.bincount(subset(found, 16, None, 1, found.classes).labels).tolist() == [16] * 1000
+
+
+def splits_of(name: str) -> Splits:
+    """Return the splits of as many images as a dataset has, in the sizes of Table 7."""
     classes = find(name).classes
     assert classes is not None
     own = {
@@ -69,52 +74,13 @@ def check(name: str) -> tuple[Splits, float]:
         for split, size in zip(("train", "val", "test"), OFFICIAL[name], strict=True)
     }
     found = Splits(own.__getitem__)
-    start = time.perf_counter()
     sizes = (len(found.train), len(found.val), len(found.test))
-    seconds = time.perf_counter() - start
     assert sizes == TABLE_7[name][:3]
     assert len(found.full) == sizes[0] + (0 if found.own_val else sizes[1])
     keys = [set(getattr(found, split).keys) for split in ("train", "val", "test")]
     assert not keys[0] & keys[1] and not keys[0] & keys[2]
     assert np.bincount(found.train.labels, minlength=classes).min() > 0
-    return found, seconds
-
-
-@pytest.mark.slow
-def test_imagenets_size() -> None:
-    """Splitting and sampling 1.28 million; the time is told (`pytest -rP`), and means nothing on a busy machine."""
-    found, split_seconds = check("imagenet")
-    start = time.perf_counter()
-    chosen = subset(found.train, 16, None, 1, found.train.classes)
-    seconds = time.perf_counter() - start
-    assert np.bincount(chosen.labels).tolist() == [16] * 1000
-    print(f"1,281,167 entries: split in {split_seconds:.1f} s, 16 shots of each class in {seconds:.1f} s")
-
-
-@pytest.mark.slow
-def test_imagenets_listing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What 1.28 million files are called is listed, sorted and hashed once."""
-    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path))
-    made = index(1281167, 1000, "train")
-    keys = list(made.keys)
-
-    def find_again(watch: listing.Watch) -> listing.Listing:
-        raise AssertionError
-
-    begin = time.perf_counter()
-    first = listing.read_listing(
-        ("imagenet", "/", "train"), (), lambda watch: listing.list_tree(keys, made.labels.tolist())
-    )
-    between = time.perf_counter()
-    second = listing.read_listing(("imagenet", "/", "train"), (), find_again)
-    end = time.perf_counter()
-    samples = [listing.samples_of(found, tmp_path, made.classes) for found in (first, second)]
-    for each in samples:
-        assert np.array_equal(each.numbers, made.numbers) and np.array_equal(each.labels, made.labels)
-        assert each.keys[1281166] == keys[-1] and each.images.name(7) == f"{tmp_path}/{keys[7]}"
-    few = [subset(each, 16, None, 1, made.classes) for each in (*samples, made)]
-    assert list(few[0].keys) == list(few[1].keys) == list(few[2].keys) and len(few[0]) == 16_000
-    print(f"1,281,167 entries: sorted, hashed and stored in {between - begin:.1f} s, read in {end - between:.2f} s")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +117,3 @@ def test_caltech101s_index_is_what_the_rule_gives(script: Any) -> None:
         numbers = listed["test"][name]
         assert len(set(numbers)) == len(numbers) and set(numbers) <= set(range(1, size + 1))
         assert abs(len(numbers) - size / 5) < 1
-
-
-def test_a_file_more_or_less_hardly_moves_a_split() -> None:
-    """Caltech 256's split is drawn from the file names: whoever lacks a file has nearly the same one."""
-    whole = index(30607, 257, "train")
-    less = whole.subset(np.delete(np.arange(30607), 4321))
-    tests = [set(Splits({"train": each, "val": None, "test": None}.get).test.keys) for each in (whole, less)]
-    assert len(tests[0] ^ tests[1]) <= 4
-    again = few_shot(whole.labels, whole.numbers, 4, SPLIT_SEED)
-    assert np.array_equal(again, few_shot(whole.labels, whole.numbers, 4, SPLIT_SEED))

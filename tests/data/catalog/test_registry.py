@@ -49,27 +49,10 @@ def test_row_is_complete(row: DatasetSpec) -> None:
     ("name", "classes", "templates", "first"),
     [
         ("digits", 10, 2, "zero"),
-        ("cars", 196, 8, ""),
-        ("dtd", 47, 8, "banded"),
-        ("eurosat", 10, 3, "annual crop land"),
-        ("gtsrb", 43, 3, "red and white circle 20 kph speed limit"),
-        ("mnist", 10, 1, "0"),
         ("resisc45", 45, 18, "airplane"),
-        ("sun397", 397, 2, ""),
         ("svhn", 10, 1, "0"),
-        ("cifar10", 10, 18, "airplane"),
-        ("cifar100", 100, 18, "apple"),
-        ("imagenet", 1000, 80, "tench"),
-        ("stl10", 10, 2, "airplane"),
-        ("food101", 101, 1, "apple pie"),
-        ("caltech101", 101, 34, "Faces"),
         ("caltech256", 257, 34, ""),
-        ("fgvcaircraft", 100, 2, ""),
-        ("flowers102", 102, 1, "pink primrose"),
-        ("oxfordpets", 37, 1, "Abyssinian"),
         ("cub200", 200, 1, ""),
-        ("pascalvoc", 20, 1, "aeroplane"),
-        ("country211", 211, 5, "Andorra"),
         ("ucf101", 101, 48, ""),
     ],
 )
@@ -201,12 +184,3 @@ def test_each_vendor_of_emoji_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp
         (tmp_path / "emoji/img" / vendor / "64").mkdir(parents=True)
         assert catalog.present(find("emoji_tones"), tmp_path), number
     assert catalog.present(find("emoji_groups"), tmp_path) and datasets()["emoji_groups"].startswith("found")
-
-
-def test_package_loads_lazily() -> None:
-    import randlora_pl.data as data
-    from randlora_pl.data.module import ImageData
-
-    assert data.ImageData is ImageData
-    with pytest.raises(AttributeError, match="nothing_here"):
-        _ = data.nothing_here

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 
@@ -24,6 +25,8 @@ class Server:
         lie: Bytes added to the length that is announced.
         most: Bytes that a part has at most, as a proxy may send it.
         asked: (method, path, Range) of each request.
+        folder: Where files are that `files` does not have; answers have a mark that tells whether a file has changed.
+        marks: Whether they have it.
     """
 
     url: str = ""
@@ -37,6 +40,13 @@ class Server:
     lie: int = 0
     most: int = 1 << 40
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    folder: Path | None = None
+    marks: bool = True
+
+    def content(self, name: str) -> bytes | None:
+        if self.folder is not None and (self.folder / name).is_file():
+            return (self.folder / name).read_bytes()
+        return self.files.get(name)
 
     def ranges_asked(self) -> list[str]:
         return [part for method, _, part in self.asked if method == "GET"]
@@ -47,9 +57,9 @@ def md5(content: bytes) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving(folder: Path | None = None) -> Iterator[Server]:
     """A server that runs for as long as the context."""
-    served = Server()
+    served = Server(folder=folder)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -65,24 +75,30 @@ def serving() -> Iterator[Server]:
             wanted = self.headers.get("Range", "")
             served.asked.append((self.command, path, wanted))
             self.close_connection = True
-            if path not in served.files or (body and served.statuses):
-                return self.send_error(served.statuses.pop(0) if path in served.files else 404)
-            content = served.files[path]
-            served.files |= {path: served.changes.pop(path)} if path in served.changes else {}
+            name = path.partition("?")[0]
+            content = served.content(name)
+            if content is None or (body and served.statuses):
+                return self.send_error(404 if content is None else served.statuses.pop(0))
+            served.files |= {name: served.changes.pop(name)} if name in served.changes else {}
             start = 0
             if wanted and served.ranges:
-                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                start = int(first)
                 if start >= len(content):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(content)}")
                     self.send_header("Content-Length", "0")
                     return self.end_headers()
                 self.send_response(206)
-                end = min(len(content), start + served.most)
+                end = min(len(content), start + served.most, int(last) + 1 if last else len(content))
                 self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
                 content = content[:end]
             else:
                 self.send_response(200)
+            if served.folder is not None:
+                self.send_header("Accept-Ranges", "bytes" if served.ranges else "none")
+                if served.marks:
+                    self.send_header("ETag", str((served.folder / name).stat().st_mtime_ns))
             self.send_header("Content-Type", served.kind)
             self.send_header("Content-Length", str(len(content) - start + served.lie))
             if served.encoding:

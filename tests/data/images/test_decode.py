@@ -80,15 +80,6 @@ def test_ordinary_jpegs_decode_as_pillow_does(tmp_path: Path, mode: str) -> None
     assert np.abs(decode(tmp_path / "a.jpg") - expected).max() <= 1  # the two may bring different libraries
 
 
-def test_exif_orientation_is_followed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored on its side
-    gradient("RGB").save(tmp_path / "a.jpg", exif=exif, quality=95)
-    image = decode(tmp_path / "a.jpg")
-    assert image.shape == (24, 12, 3)
-    assert image[0].mean() < 20 and image[-1].mean() > 235
-
-
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing", "header"])
 @in_one_item("suffix", [".png", ".jpg"])
 def test_damaged_files_are_named(tmp_path: Path, damage: str, suffix: str) -> None:
@@ -130,14 +121,6 @@ def test_transparent_images_lie_on_the_background(tmp_path: Path) -> None:
     for color in ((255, 255, 255), (0, 0, 0), (10, 100, 250)):
         expected = np.round(0.2 * np.array([200, 0, 0]) + 0.8 * np.array(color))
         assert np.abs(decode(tmp_path / "half.png", background=color).astype(int) - expected).max() <= 1
-
-
-def test_transparent_images_lie_on_white(tmp_path: Path) -> None:
-    icon = np.zeros((4, 4, 4), dtype=np.uint8)
-    icon[1:3, 1:3, 3] = 255  # a black square on nothing
-    Image.fromarray(icon, "RGBA").save(tmp_path / "icon.png")
-    decoded = decode(tmp_path / "icon.png")
-    assert decoded[0, 0].tolist() == [255] * 3 and decoded[1, 1].tolist() == [0] * 3
 
 
 def test_eight_bits_in_a_sixteen_bit_file_stay_visible(tmp_path: Path) -> None:

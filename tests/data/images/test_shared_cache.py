@@ -115,12 +115,6 @@ def test_full_shared_memory_only_stops_the_keeping(files: FileImages, monkeypatc
     assert kept(cached) == 0
 
 
-def test_memory_without_room_for_the_table_keeps_nothing(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_allocated", lambda *_: False)
-    cached = CachedImages(files, ROWS)
-    assert np.array_equal(cached.load(0), files.load(0)) and kept(cached) == 0
-
-
 def test_bound_is_a_quarter_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: cache.shutil._ntuple_diskusage(10, 2, 8))
     assert room(tmp_path) == 2

@@ -75,12 +75,6 @@ def test_draws_do_not_depend_on_their_batch() -> None:
     assert not torch.equal(train_batch(images, positions, 2, PLAIN, (0.5, 1.0), True), whole)
 
 
-def test_global_generator_is_left_alone() -> None:
-    before = torch.random.get_rng_state()
-    train_batch([photo(20, 20)], torch.tensor([1]), 0, PLAIN, (0.5, 1.0), True)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
 def test_flips_are_half_and_mirror() -> None:
     positions = torch.arange(10_000)
     mirrored = rng.words(0, "flip", positions) < 2**31
@@ -126,11 +120,6 @@ def test_normalisation() -> None:
     expected = (batch.float() / 255 - torch.tensor(frame.mean).view(3, 1, 1)) / torch.tensor(frame.std).view(3, 1, 1)
     torch.testing.assert_close(normalize(batch, frame), expected)
     assert torch.equal(normalize(batch[:, :1], frame), normalize(batch[:, :1].expand(-1, 3, -1, -1), frame))
-
-
-def test_frame_of_a_spec() -> None:
-    frame = ImageSpec(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
-    assert ImageSpec.of(frame, {}) == frame
 
 
 def test_a_typed_mode_replaces_the_models_own() -> None:

@@ -213,15 +213,3 @@ def batches(copy: Copy) -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 3, 32, 32)
     assert int(batch["label"].min()) >= 0 and int(batch["label"].max()) < data.num_classes
-
-
-@pytest.mark.parametrize("name", ["pascalvoc", pytest.param("cars", marks=pytest.mark.full), "stl10"])
-def test_workers_do_not_change_a_batch(copies: Copies, name: str) -> None:
-    def batches(workers: int) -> list[Any]:
-        root = str(copies(name).root)
-        data = ImageData(dataset=name, root=root, shots=1, image_size=32, batch_size=8, steps=3, num_workers=workers)
-        data.setup("fit")
-        return list(data.train_dataloader())
-
-    for one, other in zip(batches(0), batches(2), strict=True):
-        assert (one["image"] == other["image"]).all() and (one["label"] == other["label"]).all()

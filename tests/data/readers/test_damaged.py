@@ -203,7 +203,11 @@ def test_list_that_is_no_text(own_copy: Copies) -> None:
 
 
 def test_damaged_binary_files(own_copy: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, file in (("stl10", "stl10_binary/train_X.bin"), ("svhn", "svhn/train_32x32.mat")):
+    for name, file in (
+        ("stl10", "stl10_binary/train_X.bin"),
+        ("svhn", "svhn/train_32x32.mat"),
+        ("mnist", "MNIST/raw/train-images-idx3-ubyte"),
+    ):
         copy = own_copy(name)
         path = copy.root / file
         path.write_bytes(path.read_bytes()[:-9])

@@ -54,8 +54,9 @@ def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> No
 
 
 @pytest.mark.parametrize("sampling", ["with_replacement", "epochs"])
-def test_ranks_and_micro_batches_share_the_samples_of_a_step(sampling: str) -> None:
-    plan = DrawPlan(20, 90, 24, 1, sampling, ClassDraws.of(labels_of([1, 4, 15])))
+@pytest.mark.parametrize("classes", [None, ClassDraws.of(labels_of([1, 4, 15]))])
+def test_ranks_and_micro_batches_share_the_samples_of_a_step(classes: ClassDraws | None, sampling: str) -> None:
+    plan = DrawPlan(20, 90, 24, 1, sampling, classes)
 
     def union(step: int, batch: int, accumulate: int, world: int) -> list[int]:
         found: list[int] = []

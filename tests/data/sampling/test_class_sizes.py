@@ -48,16 +48,3 @@ def test_a_check_of_such_classes_is_not_as_expected(tmp_path: Path, capsys: pyte
     assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "town" in shown and "0 as expected, 1 off" in shown
-
-
-def test_the_start_of_a_fit_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, count in (("x", 20), ("y", 20), ("town", 1)):
-        for number in range(count):
-            save_image(tmp_path / name / f"{number}.png")
-    data = ImageData(dataset="folder", root=str(tmp_path), steps=1)
-    data.setup("fit")
-    said = len(caplog.records)
-    data.setup("fit")
-    assert len(caplog.records) == said
-    (line,) = {record.getMessage() for record in caplog.records}  # one for both, and once
-    assert "1 in val" in line and "14 training images" in line

@@ -125,21 +125,6 @@ def test_weights_make_the_mean_of_the_step(layout: tuple[int, int, int, int]) ->
     torch.testing.assert_close(sums, means, rtol=1e-6, atol=0)
 
 
-def test_union_of_a_step_is_the_same_on_more_ranks() -> None:
-    plan = DrawPlan(30, 100, 24)
-
-    def union(step: int, batch: int, accumulate: int, world: int) -> list[int]:
-        found: list[int] = []
-        for rank in range(world):
-            schedule = TrainSchedule(plan, batch, accumulate, world, rank)
-            for number in range(step * accumulate, min((step + 1) * accumulate, len(schedule))):
-                found += schedule[number].positions[schedule[number].weights > 0].tolist()
-        return sorted(found)
-
-    for step in range(plan.steps):
-        assert union(step, 24, 1, 1) == union(step, 6, 4, 1) == union(step, 6, 2, 2) == union(step, 8, 1, 3)
-
-
 @settings(max_examples=60)
 @given(st.integers(0, 100), st.integers(1, 9), st.integers(1, 4))
 def test_evaluation_counts_every_sample_once(samples: int, batch: int, world: int) -> None:

@@ -241,16 +241,6 @@ def test_worker_processes(saved: Callable[..., Path], way: str) -> None:
         assert pool.apply(_first, (held,)) == _first(held)
 
 
-def test_batches_from_workers(saved: Callable[..., Path]) -> None:
-    options = {"dataset": "hf", "root": str(saved(train=images(40))), "image_size": 8, "batch_size": 4, "steps": 3}
-    made = []
-    for workers in (0, 2):
-        data = ImageData(**options, num_workers=workers, cache_images=False)
-        data.setup()
-        made.append([batch["image"] for batch in data.train_dataloader()])
-    assert all(np.array_equal(first, second) for first, second in zip(*made, strict=True))
-
-
 def test_wrong_folders(tmp_path: Path, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"Dataset.save_to_disk"):
         read(tmp_path / "nowhere")

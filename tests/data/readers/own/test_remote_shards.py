@@ -3,12 +3,7 @@
 import copy
 import os
 import pickle
-import re
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,64 +17,10 @@ from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import tar_shards as tars
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
+from tests.data.download.server import Server, serving
 from tests.data.readers.own.tars import write_shards, write_tar
 
 ROW = find("webdataset")
-
-
-@dataclass
-class Server:
-    """What the server was asked for, and how it answers."""
-
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
-    paths: set[str] = field(default_factory=set)
-    ranges: bool = True
-    marks: bool = True
-    failing: int = 0
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Python's own, with ranges and a mark that tells whether a file has changed."""
-
-    def __init__(self, server: Server, *args: object, **options: object) -> None:
-        self.answers = server
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.answers.asked.append(self.headers.get("Range", "all"))
-        self.answers.paths.add(self.path)
-        if self.answers.failing:
-            self.answers.failing -= 1
-            self.send_error(503)
-            return
-        path = Path(self.translate_path(self.path))
-        if not (span and self.answers.ranges and path.is_file()):
-            super().do_GET()
-            return
-        content = path.read_bytes()
-        part = content[int(span[1]) : int(span[2]) + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {span[1]}-{int(span[1]) + len(part) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def send_header(self, keyword: str, value: str) -> None:
-        if self.answers.marks or keyword != "Last-Modified":
-            super().send_header(keyword, value)
-
-    def end_headers(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if path.is_file():
-            self.send_header("Accept-Ranges", "bytes" if self.answers.ranges else "none")
-            if self.answers.marks:
-                self.send_header("ETag", str(path.stat().st_mtime_ns))
-        super().end_headers()
 
 
 @pytest.fixture
@@ -88,14 +29,8 @@ def server(
 ) -> Iterator[Server]:
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(tars.time, "sleep", lambda seconds: None)
-    told = Server()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, told, directory=str(tmp_path))) as http:
-        told.url = f"http://127.0.0.1:{http.server_port}"
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield told
-        http.shutdown()
-        thread.join()
+    with serving(tmp_path) as served:
+        yield served
 
 
 def must(root: Path | str, split: str = "train") -> Samples:
@@ -116,11 +51,11 @@ def test_images_are_read_by_range(server: Server, tmp_path: Path, monkeypatch: p
     assert samples.keys == expected.keys and samples.labels.tolist() == expected.labels.tolist()
     server.asked.clear()
     assert pixels(samples) == pixels(expected)
-    assert len(server.asked) == 12 and all(asked.startswith("bytes=") for asked in server.asked)
+    assert len(server.ranges_asked()) == 12 and all(asked.startswith("bytes=") for asked in server.ranges_asked())
     assert samples.images.name(5) == f"{server.url}/train-000001.tar:000005.png"
     server.asked.clear()
     monkeypatch.setattr(tars, "scan", None)  # the index is stored, however small
-    assert must(root).keys == expected.keys and not server.asked
+    assert must(root).keys == expected.keys and not server.ranges_asked()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -171,7 +106,8 @@ def test_urls_are_asked_for_as_they_are_typed(server: Server, tmp_path: Path) ->
     root = root_of(typed)
     for each in (root, pickle.loads(pickle.dumps(root)), copy.deepcopy(root)):
         assert str(each) == typed and not each.exists() and len(must(each)) == 4 and len(must(each, "test")) == 2
-    assert pixels(must(root)) and server.paths == {f"/{split}-000000.tar?sig=a//train/b" for split in ("train", "test")}
+    paths = {path for _, path, _ in server.asked}
+    assert pixels(must(root)) and paths == {f"{split}-000000.tar?sig=a//train/b" for split in ("train", "test")}
     write_tar(tmp_path / "train-000001.tar", ("000000.png", b""), ("000000.cls", "0"))
     samples = must(root_of(f"{server.url}/train-{{000000..000001}}.tar?sig=a/b.c"))
     assert list(samples.keys)[:2] == ["000001.png", "000002.png"] and samples.keys[-1] == "train-000001/000000.png"
@@ -180,9 +116,9 @@ def test_urls_are_asked_for_as_they_are_typed(server: Server, tmp_path: Path) ->
 def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     samples = must(f"{server.url}/train-000000.tar")
-    server.failing = 2
+    server.statuses = [503] * 2
     assert len(samples.images.load(0))
-    server.failing = 3
+    server.statuses = [503] * 3
     with pytest.raises(UserError, match=r"train-000000.tar"):
         samples.images.load(0)
 
@@ -206,11 +142,7 @@ def test_missing_shards_and_servers(server: Server, tmp_path: Path) -> None:
 def test_the_data_module_takes_urls(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 30)
     data = ImageData(dataset="webdataset", root=f"{server.url}/train-{{000000..000004}}.tar", shots=2, num_workers=0)
+    assert str(data.root) == f"{server.url}/train-{{000000..000004}}.tar"
     data.prepare_data()
     data.setup()
     assert len(data.samples("train")) == 6 and len(next(iter(data.test_dataloader()))["label"]) == 6
-
-
-def test_a_data_module_keeps_the_url_as_it_was_typed() -> None:
-    url = "https://host/a//b.tar?sig=c//d"
-    assert str(ImageData(dataset="webdataset", root=url).root) == url

@@ -9,7 +9,6 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.table import table
-from randlora_pl.data.sources import absent
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item
@@ -226,10 +225,3 @@ def test_each_folder_is_listed_once_and_no_file_asked_for(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "is_file", lambda self: asked.append(self) or is_file(self))
     assert len(must(path)) == 30
     assert listed == [str(tmp_path / "images")] and asked == [path]
-
-
-def test_absent_files(tmp_path: Path) -> None:
-    save_image(tmp_path / "a" / "0.png")
-    save_image(tmp_path / "1.png")
-    names = ["a/0.png", "1.png", "a/1.png", "b/0.png", str(tmp_path / "1.png"), "/2.png"]
-    assert absent(tmp_path, names) == [2, 3, 5]

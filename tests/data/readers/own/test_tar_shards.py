@@ -14,15 +14,12 @@ import torch
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.check import check
-from randlora_pl.data.image_batches import EvalBatches, TrainBatches
-from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import tar_shards as tars
 from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import folder
-from randlora_pl.data.splits import Splits, subset
+from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree
 from tests.data.readers.own.tars import picture, write_shards, write_tar
 from tests.support.products import in_one_item
@@ -101,37 +98,6 @@ def test_the_same_draws_as_from_a_folder(tree: Tree, tmp_path: Path) -> None:
         assert torch.equal(one["image"], other["image"]) and torch.equal(one["label"], other["label"])
     whole = folder(find("folder"), root, "train")
     assert whole is not None and np.array_equal(whole.numbers, must(tmp_path / "tars").numbers)
-
-
-def test_draws_do_not_depend_on_where_shards_lie_or_how_they_are_cut(tmp_path: Path) -> None:
-    write_shards(tmp_path / "a", 40, each=7)
-    write_shards(tmp_path / "b/elsewhere", 40, each=16, prefix="part")
-    chosen = [
-        subset(Splits(lambda split, root=root: read(ROW, root, split)).train, 4, None, 1, list("abc"))
-        for root in (tmp_path / "a", tmp_path / "b/elsewhere")
-    ]
-    assert chosen[0].keys == chosen[1].keys and len(chosen[0]) == 12
-    assert pixels(chosen[0]) == pixels(chosen[1])
-
-
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
-def test_ranks_share_an_epoch_and_an_evaluation(tmp_path: Path, workers: int) -> None:
-    write_shards(tmp_path, 23)
-    samples = must(tmp_path)
-    seen: list[int] = []
-    tested: list[int] = []
-    for rank in (0, 1):
-        plan = DrawPlan(23, 23, 8, 5, "epochs")
-        train = TrainBatches(samples, TrainSchedule(plan, 2, 2, 2, rank), ImageSpec(8), (0.5, 1.0), False)
-        for batch in Loader(train, 0, workers):
-            seen += batch["index"][batch["weight"] > 0].tolist()
-        evaluation = EvalBatches(samples, EvalSchedule(23, 4, 2, rank), ImageSpec(8))
-        mine: list[int] = []
-        for batch in Loader(evaluation, 0, workers):
-            mine += batch["index"][batch["weight"] > 0].tolist()
-        assert mine == sorted(mine)
-        tested += mine
-    assert sorted(seen) == sorted(tested) == list(range(23))
 
 
 def test_test_samples_are_in_the_order_of_the_shards(tmp_path: Path) -> None:
