@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.products import in_one_item
-from tests.utils.files.test_documents import BOMB
+from tests.utils.test_files import BOMB
 
 LONG = "x" * 10_000
 
