@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
 from randlora_pl.commands.main import COMMANDS, main, members  # noqa: E402
-from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
+from randlora_pl.data.catalog import CATALOG  # noqa: E402
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
 from randlora_pl.run.options.classes import (  # noqa: E402

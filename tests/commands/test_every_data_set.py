@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.run.callbacks.figures import MOST_CLASSES, MOST_COUNTED
 from tests.data.readers.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
 from tests.support.cli import Run

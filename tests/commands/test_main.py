@@ -167,7 +167,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_listings_name_what_there_is(run: Run) -> None:
-    from randlora_pl.data.catalog.registry import CATALOG
+    from randlora_pl.data.catalog import CATALOG
     from randlora_pl.models.catalog import MODELS
 
     listed = run("datasets").out
@@ -183,7 +183,7 @@ def test_listings_name_what_there_is(run: Run) -> None:
 
 
 def test_listings_are_json_for_other_programs(run: Run) -> None:
-    from randlora_pl.data.catalog.registry import CATALOG
+    from randlora_pl.data.catalog import CATALOG
     from randlora_pl.run.options.shipped import config_names
 
     def found(*words: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER, find
+from randlora_pl.data.catalog import PAPER, find
 from tests.support.products import in_one_item
 
 FOUND = importlib.util.find_spec("clip_benchmark")

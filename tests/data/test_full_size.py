@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER, find
+from randlora_pl.data.catalog import PAPER, find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.sources import ArrayImages

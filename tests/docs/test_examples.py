@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, save_adapter
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.tasks import VisionLanguageTask
 from tests.docs.pages import ROOT
 from tests.support.products import in_one_item, marked

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from randlora_pl.commands.main import COMMANDS
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.models.catalog import MODELS
 from randlora_pl.run.options.classes import classes, options_of
 from tests.docs.pages import DOCS, MADE, PAGES, RESULTS, ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.serving.uploads import COUNT, Limits, read_samples
 from randlora_pl.utils.errors import UserError
 from tests.serving import pictures

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.sweep.description import SweepConfig, budget, budget_options, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from randlora_pl.commands.common import check_output, check_parent, counting
 from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog.registry import find, how_to_get, present
+from randlora_pl.data.catalog import find, how_to_get, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import format_of
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder

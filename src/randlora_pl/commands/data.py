@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.common import check_output, check_parent, counting
-from randlora_pl.data.catalog import DatasetSpec, registry
-from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, find, get_command, present
+from randlora_pl.data import catalog
+from randlora_pl.data.catalog import CATALOG, DatasetSpec, dataset_path, default_root, find, get_command, present
 from randlora_pl.data.download import ProgressCallback, length
 from randlora_pl.data.locations import root_of
 from randlora_pl.language import glue, prompt_sets
@@ -215,9 +215,9 @@ def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, opti
         if own := [row for row in rows if row.own]:
             where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', option)}"
             raise UserError(f"The dataset {own[0].name!r} needs {option} ({own[0].layout}): {where}")
-        return registry.default_root()
+        return catalog.default_root()
     root = root_of(given)
-    if not root.exists() and not any(registry.may_be_read(row, root) for row in rows):
+    if not root.exists() and not any(catalog.may_be_read(row, root) for row in rows):
         holds = "expected" if rows[0].own else "it is the folder that holds"
         raise UserError(f"{option} {root} does not exist; {holds} {rows[0].layout or 'the data'}")
     return root
@@ -249,8 +249,8 @@ def check(
     check_names("data check", names, all)
     if fast and every_image:
         raise UserError("data check: --fast and --every-image exclude each other. Remove one")
-    known = [row for row in CATALOG.values() if not row.own and (split == "default" or registry.has_coop(row))]
-    chosen = [registry.with_split(row, split) for row in [find_images(name) for name in names] or known]
+    known = [row for row in CATALOG.values() if not row.own and (split == "default" or catalog.has_coop(row))]
+    chosen = [catalog.with_split(row, split) for row in [find_images(name) for name in names] or known]
     folder = checked_root(root, chosen, "data check")
     from randlora_pl.data.check import check as checked
 
@@ -284,7 +284,7 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
         raise UserError(
             f"data get: {own[0]} is for your own images, so there is nothing to download. See: randlora-pl datasets"
         )
-    folder = registry.default_root() if root is None else Path(root).expanduser()
+    folder = catalog.default_root() if root is None else Path(root).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--root {folder} is a file; give the folder for the datasets")
     try:
@@ -306,9 +306,9 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
     for row in rows:
         if not row.layout:
             builtin = f"{row.name}: built in, nothing to download"
-            print(builtin if registry.present(row, root) else registry.how_to_get(row, root))
+            print(builtin if catalog.present(row, root) else catalog.how_to_get(row, root))
             continue
-        there = compare(row, root, 0) if registry.present(row, root) else None
+        there = compare(row, root, 0) if catalog.present(row, root) else None
         if there and there.problems:
             print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
         if there and not there.problems:
@@ -338,12 +338,12 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
         if row.files:
             with suppress(OSError):
                 downloads(row, root).mkdir(parents=True, exist_ok=True)
-        for line in [*by_hand(row, root), f"then: {registry.get_command(row, root)}"]:
+        for line in [*by_hand(row, root), f"then: {catalog.get_command(row, root)}"]:
             print(f"  {line}")
     if failed:
         print(f"\nFailed: {', '.join(row.name for row in failed)}. Run the same command again to retry")
     if got:
-        where = "" if root == registry.default_root() else f" --data.root {shlex.quote(str(root))}"
+        where = "" if root == catalog.default_root() else f" --data.root {shlex.quote(str(root))}"
         print(f"\nNext: randlora-pl fit --config clip_vitb32 --data.dataset {got[0].name}{where}")
     return 1 if failed or (helpless and not everything) else 0
 
@@ -412,8 +412,8 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
         check_output(output)
         check_parent(output)
     folder = checked_root(root, [row], "data show")
-    if not registry.present(row, folder):
-        raise UserError(registry.how_to_get(row, folder))
+    if not catalog.present(row, folder):
+        raise UserError(catalog.how_to_get(row, folder))
     from randlora_pl.data.check import Sheet
     from randlora_pl.tasks.images import UsedPrompts
     from randlora_pl.tasks.vision_language import CAPTION

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from randlora_pl.commands.common import entry, sections
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.language.catalog import DATASETS, LABELLED
 from randlora_pl.run.options.classes import (
     Option,

@@ -19,7 +19,7 @@ from randlora_pl.commands.common import entry, print_json
 from randlora_pl.commands.data import TEXT_PAGES, dataset_facts, state_of
 from randlora_pl.commands.data import datasets as states_of_datasets
 from randlora_pl.commands.fit import describe
-from randlora_pl.data.catalog.registry import CATALOG, default_root
+from randlora_pl.data.catalog import CATALOG, default_root
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED
 from randlora_pl.models.catalog import MODELS, matrix
 from randlora_pl.run.options.classes import classes, options_of, summary

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.data import absent as missing_file
-from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
+from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.run.error_messages import full_disk
 from randlora_pl.run.options.compose import read_config

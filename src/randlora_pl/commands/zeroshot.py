@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from randlora_pl import models
 from randlora_pl.commands.common import advised, counting, pick_device
 from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import PAPER, default_root, find, how_to_get, present
+from randlora_pl.data.catalog import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import format_of
 from randlora_pl.run.run_folder import new_folder

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import how_to_get, present
+from randlora_pl.data.catalog import DatasetSpec, how_to_get, present
 from randlora_pl.data.loader import remarks
 from randlora_pl.data.readers import SPLITS, Samples, read
 from randlora_pl.data.readers.trees import ignore_stored

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from randlora_pl.data.catalog import Archive, DatasetSpec
-from randlora_pl.data.catalog.registry import dataset_path, get_command
+from randlora_pl.data.catalog import Archive, DatasetSpec, dataset_path, get_command
 from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.utils.errors import UserError

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from randlora_pl.data import catalog as catalog
 from randlora_pl.data import locations as places
 from randlora_pl.data import splits
 from randlora_pl.data import validate as options
 from randlora_pl.data.base import BatchSize, Length, PlannedData, image_parts
-from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.registry import with_split
+from randlora_pl.data.catalog import with_split
 from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches, default_workers, meeting
 from randlora_pl.data.loader import Batch, Loader, TrainSchedule
 from randlora_pl.data.readers import Samples, read

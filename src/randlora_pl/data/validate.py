@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import with_split
+from randlora_pl.data.catalog import DatasetSpec, with_split
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files import is_file, parse_json

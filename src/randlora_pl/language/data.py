@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from torch import Tensor
 
 from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
-from randlora_pl.data.catalog.registry import default_root
+from randlora_pl.data.catalog import default_root
 from randlora_pl.data.loader import Loader, TrainSchedule
 from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from randlora_pl.data.catalog.registry import CATALOG, dataset_path, present
+from randlora_pl.data.catalog import CATALOG, dataset_path, present
 from randlora_pl.data.sources import FORMATS, known
 from randlora_pl.utils.errors import UserError, first_line
 

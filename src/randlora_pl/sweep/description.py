@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, is_typeddict
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.run.options.mistakes import FORMS
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import Check, Count, Positive, misfit

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options import compose
 from randlora_pl.run.options.adapter_config import import_classes

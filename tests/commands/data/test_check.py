@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data import sources
-from randlora_pl.data.catalog.registry import CATALOG, find
+from randlora_pl.data.catalog import CATALOG, find
 from randlora_pl.data.check import _decode
 from randlora_pl.data.readers import Samples, huggingface
 from randlora_pl.data.sources import decode

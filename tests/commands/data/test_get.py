@@ -13,8 +13,7 @@ import pytest
 
 from randlora_pl.data import check
 from randlora_pl.data import download as fetch
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import CATALOG, find
+from randlora_pl.data.catalog import CATALOG, DatasetSpec, find
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.download.server import Server, md5, serving
@@ -167,7 +166,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from randlora_pl.data import download as archives, install
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 add, calls = archives._Meter.add, []
 def dying(self, count):
     calls.append(count)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.zeroshot import ZERO_SHOT, published
 from randlora_pl.models import LoadedClip, ModelIdentity
 from tests.data.readers import BUILDERS

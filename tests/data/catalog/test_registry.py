@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.commands.data import datasets
+from randlora_pl.data import catalog
 from randlora_pl.data import catalog as prompts
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, find
+from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.data.validate import class_names, read_classnames
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
@@ -21,7 +20,7 @@ from tests.support.products import in_one_item
 
 def test_listing_imports_nothing_heavy() -> None:
     code = (
-        "import sys, randlora_pl.data.catalog.registry; "
+        "import sys, randlora_pl.data.catalog; "
         "print([m for m in ('torch', 'numpy', 'lightning', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

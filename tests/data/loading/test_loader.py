@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches
 from randlora_pl.data.loader import Batch, DrawPlan, EvalSchedule, Loader, TrainSchedule
 from randlora_pl.data.readers import Samples, in_key_order

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import DatasetSpec, find
 from randlora_pl.data.readers import Samples, read
 from tests.data.readers import BUILDERS
 from tests.data.readers.pictures import Made

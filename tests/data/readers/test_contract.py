@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog.registry import ROWS
+from randlora_pl.data.catalog import ROWS
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import read
 from randlora_pl.data.sources import ArrayImages

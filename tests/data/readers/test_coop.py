@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import ROWS, SPLIT_FILES, find, has_coop, with_split
+from randlora_pl.data.catalog import ROWS, SPLIT_FILES, find, has_coop, with_split
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import read
 from randlora_pl.data.splits import Splits

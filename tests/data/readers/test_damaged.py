@@ -11,7 +11,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers.lists import cub200
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.annotated import flowers102

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.registry import FASHION_UNSEEN, find, how_to_get, present
+from randlora_pl.data import catalog as catalog
+from randlora_pl.data.catalog import FASHION_UNSEEN, find, how_to_get, present
 from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import make_idx

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog.registry import default_root, find
+from randlora_pl.data.catalog import default_root, find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.lists import kinds, names, tones

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import trees as listing

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import ROWS, find
+from randlora_pl.data.catalog import ROWS, find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import read
 from randlora_pl.utils.errors import UserError

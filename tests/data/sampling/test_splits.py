@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.data import splits
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples, in_key_order, read
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.splits import Splits, few_shot, hold_out, quotas, stratified

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.paper import PaperCell, cells, column_of, datasets, numbers, table
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
@@ -103,7 +103,7 @@ def test_table_seven() -> None:
 
 
 def test_the_catalog_agrees_with_table_seven() -> None:
-    from randlora_pl.data.catalog.registry import CATALOG
+    from randlora_pl.data.catalog import CATALOG
 
     for name in PAPER:
         column = column_of(name)

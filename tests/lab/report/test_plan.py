@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.report.cells import Key, budget_order, read_plan
 from randlora_pl.utils.errors import UserError
 from tests.lab.report.sweeps import description

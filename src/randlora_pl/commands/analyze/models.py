@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.commands import analyze
 from randlora_pl.commands.common import counting, pick_device
 from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog.registry import find, how_to_get, present
+from randlora_pl.data.catalog import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Runs
 from randlora_pl.utils.text import table

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog.registry import get_command
+from randlora_pl.data.catalog import DatasetSpec, get_command
 from randlora_pl.data.sources import ArrayImages, FileImages, Images, PathsBelow, Strings, absent
 from randlora_pl.utils.errors import UserError, errors_in, near
 from randlora_pl.utils.files import read_plain

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 from pandas import DataFrame
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.utils.errors import UserError
 
 SOURCE = (

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from pandas import DataFrame, isna
 
-from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog import CATALOG
 from randlora_pl.lab.paper import AVERAGE, Note, PaperCell, averaged, cells, column_of, notes, numbers, plain
 from randlora_pl.lab.paper import datasets as table_7
 from randlora_pl.lab.report import (

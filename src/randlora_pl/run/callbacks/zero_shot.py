@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import disabled
-from randlora_pl.data.catalog.registry import find, has_coop
+from randlora_pl.data.catalog import find, has_coop
 from randlora_pl.data.unlabelled import batches, framed, random_samples
 from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError

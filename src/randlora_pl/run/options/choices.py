@@ -3,7 +3,7 @@
 import re
 from importlib.util import find_spec
 
-from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
+from randlora_pl.data.catalog import CATALOG, default_root, find, may_be_read, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import check_trains, format_of, formats_of
 from randlora_pl.run.options.classes import data_class, options_of, takes_texts, task_of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from randlora_pl.data.catalog.registry import CATALOG, find
+from randlora_pl.data.catalog import CATALOG, find
 from randlora_pl.data.validate import check_epochs, check_softmax
 from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS, check_dataset
 from randlora_pl.run.options.choices import choose_dataset

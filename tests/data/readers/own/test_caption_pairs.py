@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.table import pairs
 from randlora_pl.data.splits import Splits

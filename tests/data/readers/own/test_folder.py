@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.unlabelled import find_images

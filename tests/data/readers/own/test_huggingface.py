@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.huggingface import HubImages, hub
 from randlora_pl.utils.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.image_batches import EvalBatches
 from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.locations import root_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.table import table
 from randlora_pl.utils.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import tar_shards as tars

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.paper import PaperCell, averaged, cells, notes
 from randlora_pl.lab.report import Printed, Table, TableCell, row
 from randlora_pl.lab.report.accuracy import Beside
