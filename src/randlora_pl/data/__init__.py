@@ -19,6 +19,4 @@ if TYPE_CHECKING:
     from randlora_pl.data.module import ImageData
     from randlora_pl.data.unlabelled import open_images
 
-__all__ = ["DrawPlan", "ImageData", "open_images"]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -25,6 +25,4 @@ if TYPE_CHECKING:
     from randlora_pl.interop.peft_export import export_peft
     from randlora_pl.interop.peft_import import import_peft
 
-__all__ = ["export_onnx", "export_peft", "export_torch", "import_official", "import_peft", "load_program"]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

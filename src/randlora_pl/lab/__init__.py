@@ -14,6 +14,4 @@ from randlora_pl.utils.quick_imports import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.lab.report.collect import read_cells
 
-__all__ = ["read_cells"]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -31,6 +31,4 @@ if TYPE_CHECKING:
     from randlora_pl.language.tasks.classification import TextClassificationTask
     from randlora_pl.language.tasks.common import load_language_task
 
-__all__ = ["CausalLMTask", "LabelledTexts", "TextClassificationTask", "TextData", "load_language_task"]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

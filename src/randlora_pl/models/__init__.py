@@ -30,30 +30,4 @@ if TYPE_CHECKING:
     from randlora_pl.models.vit import LoadedVit, load_vit, meta_vit, vit_image_spec
     from randlora_pl.models.weights import ImageSpec, ModelIdentity, read_weights, set_gradient_checkpointing
 
-__all__ = [
-    "MODELS",
-    "ImageSpec",
-    "ImageTower",
-    "LoadedClip",
-    "LoadedVit",
-    "ModelIdentity",
-    "ModelRow",
-    "cached_text_head",
-    "cast_frozen",
-    "class_prompts",
-    "clip_image_spec",
-    "compile_blocks",
-    "encode_prompts",
-    "library_of",
-    "load_clip",
-    "load_tokenizer",
-    "load_vit",
-    "meta_clip",
-    "meta_vit",
-    "read_weights",
-    "set_gradient_checkpointing",
-    "use_fast_layers",
-    "vit_image_spec",
-]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

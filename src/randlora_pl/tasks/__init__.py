@@ -33,26 +33,6 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.trainer import make_trainer
     from randlora_pl.tasks.vision_language import VisionLanguageTask
 
-__all__ = [
-    "LOSS",
-    "AdaptationTask",
-    "DePT",
-    "HeadTask",
-    "ImageTask",
-    "LinearHeadTask",
-    "Measure",
-    "PromptTask",
-    "SelfRegulation",
-    "TextHeadTask",
-    "TipAdapter",
-    "VisionLanguageTask",
-    "load_task",
-    "load_tasks",
-    "make_trainer",
-    "register",
-    "weighted_task",
-]
-
 DEFAULT = "VisionLanguageTask"
 """The task of a config without a model."""
 

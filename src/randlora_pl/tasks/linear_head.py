@@ -22,7 +22,15 @@ from randlora_pl.utils.options import Positive
 class HeadTask(ImageTask):
     """Base of the tasks that fine-tune an image tower with a bias-free linear head, which starts at N(0, 0.01^2).
 
-    A subclass defines `head_outputs`, and `output_loss` if it does not classify.
+    A subclass defines `head_outputs`. If it predicts no classes, it defines `output_loss`, `make_metrics` and
+    `compared`, too, and declares `measures`, `has_classes` and `answer`.
+
+    Examples:
+        >>> class Coarse(HeadTask):
+        ...     def head_outputs(self):
+        ...         return 2
+        ...     def output_loss(self, outputs, labels, reduction="none"):
+        ...         return torch.nn.functional.cross_entropy(outputs, labels // 5, reduction=reduction)
     """
 
     trained_head = True

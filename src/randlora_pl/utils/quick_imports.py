@@ -133,6 +133,8 @@ def _unfreeze() -> None:
 def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the ``__getattr__`` and ``__dir__`` of a package, which import a name as ``if TYPE_CHECKING`` does.
 
+    These imports are all that a package writes down: they are its ``__all__``, too.
+
     Thus a run imports the tasks and callbacks that it uses, and a listing does without PyTorch. The arguments are the
     package's ``__name__`` and ``__file__``.
     """
@@ -145,6 +147,8 @@ def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
         return {alias.name: str(item.module) for item in imports for alias in item.names}
 
     def getattribute(name: str) -> Any:
+        if name == "__all__":
+            return sorted(homes())
         if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes()[name]), name)

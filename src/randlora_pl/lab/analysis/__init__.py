@@ -44,22 +44,4 @@ if TYPE_CHECKING:
         spectrum_figure,
     )
 
-__all__ = [
-    "POSITIONS",
-    "Grid",
-    "Landscape",
-    "LayerSpectrum",
-    "Plane",
-    "batches",
-    "cka_figure",
-    "common_layers",
-    "compare",
-    "contour_figure",
-    "layer_spectrum",
-    "loss",
-    "matrix_updates",
-    "means",
-    "spectrum_figure",
-]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -45,33 +45,4 @@ if TYPE_CHECKING:
     from randlora_pl.run.callbacks.termination import HeldLock, NonFiniteLoss, Termination
     from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
-__all__ = [
-    "AdapterCheckpoint",
-    "Elsewhere",
-    "Figures",
-    "Gates",
-    "GaussianAverage",
-    "GradientFlow",
-    "HeldLock",
-    "NewClasses",
-    "NonFiniteLoss",
-    "Patience",
-    "PeakMemory",
-    "PerClass",
-    "ProgressBar",
-    "ProgressLines",
-    "StartSummary",
-    "StepNumbers",
-    "Termination",
-    "Throughput",
-    "UnseenGradient",
-    "UpdateSpectrum",
-    "ValidationSchedule",
-    "WrittenAnswers",
-    "ZeroShot",
-    "confusion_figure",
-    "gates_figure",
-    "samples_figure",
-]
-
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
