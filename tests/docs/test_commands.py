@@ -22,13 +22,13 @@ def help_of(words: list[str]) -> str:
 
 @in_one_item(("name", "command"), sorted(set(SHOWN)))
 def test_commands_are_understood(name: str, command: str) -> None:
-    words = shlex.split(command.replace(" --import mine", ""))
+    words = shlex.split(re.sub(r" --import \w+", "", command))
     verb = words[0]
     assert verb in COMMANDS, command
     if verb in GROUPS and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in GROUPS[verb] | {"VERB"}, command
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if "mine.FocalTask" in words:
+    if any(word.startswith("mine") for word in words):
         return  # test_shell_blocks.py runs it
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:

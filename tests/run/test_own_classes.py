@@ -1,5 +1,6 @@
 """Methods, tasks and callbacks in a file of the user: trained, stored by import path, and loaded again on request."""
 
+import ast
 import json
 import re
 import sys
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from randlora_pl import adapters, tasks
 from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
+from randlora_pl.interop.hub import make_card
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.choices import check_here
 from randlora_pl.run.options.classes import task_of
@@ -22,7 +25,7 @@ from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Refused, Run
 
-MODULE = re.findall(r"```python\n(.*?)```", PAGES["docs/own_methods.md"], flags=re.S)[0]
+MODULE, NUMBER, *_ = re.findall(r"```python\n(.*?)```", PAGES["docs/own_methods.md"], flags=re.S)
 TYPED = (
     *("--model", "mine.FocalTask", "--model.gamma", "1.5", "--model.adapter", "mine.RankOne"),
     *("--model.adapter.scale", "2", "--model.learning_rate", "0.1", "--trainer.callbacks", "mine.Announce"),
@@ -76,6 +79,55 @@ def test_round_trip(run: Run, refused: Refused, own: Callable[[], None], mine: o
     assert (config["method"], config["metadata"]["task_class"]) == ("mine.RankOne", "mine.FocalTask")
     tests = [json.loads(file.read_text())["test/acc"] for file in sorted(Path("runs").glob("*/2*/results.json"))]
     assert len(tests) == 2 and len(set(tests)) == 1
+
+
+def test_a_task_without_classes_works_or_is_refused_in_one_sentence(
+    run: Run, refused: Refused, own: Callable[[], None]
+) -> None:
+    Path("mine_number.py").write_text(NUMBER)
+    number = ("--import", "mine_number")
+    trained = run("fit", *SMALL, "--model", "mine_number.NumberTask", "--data.steps", "4", "--run.name", "number")
+    assert trained.code == 0 and re.search(r"test +mean error \d\.\d{3}, loss \d", trained.out), trained.err
+    (folder,) = map(str, Path("runs/number").glob("2*"))
+    results, config = (Path(folder, name).read_text() for name in ("results.json", "config.yaml"))
+    facts = json.loads(results)
+    assert facts["metric"] == "mae" and facts["test/mae"] > 0 and {"best/val/mae", "val/loss"} <= facts.keys()
+    assert re.search(r"monitor: val/mae\n +mode: min", config)
+    assert not {"figures", "test_per_class.csv"} & {file.name for file in Path(folder).iterdir()}
+    picture = Path(folder, "digit.png")
+    Image.new("L", (8, 8), 90).save(picture)
+    words = ("predict", "--adapter", folder, "--images", str(picture), *number)
+    told = run(*words, "--output", "-")
+    header, row = told.out.splitlines()
+    assert header == "image,number" and re.fullmatch(r"\S+,-?\d+\.\d{6}", row), told.err
+    assert "--top-k needs a model that predicts classes" in refused(*words, "--top-k", "2", "--output", "x.csv")
+    for refusing in (("serve",), ("adapter", "export", "--to", "onnx", "--output", "model.onnx")):
+        adapter = [f"{folder}/adapter"] if refusing[0] == "adapter" else ["--adapter", folder]
+        said = refused(*refusing[:2], *adapter, *refusing[2:], *number)
+        assert "has no classes (it was trained by mine_number.NumberTask)" in said
+    card = make_card(adapters.read_adapter(f"{folder}/adapter"), "me/number")
+    assert f"| test mean error | {facts['test/mae']:.4g} |" in card and "and 128 of the head" in card
+    assert "probabilities" not in card and "--to onnx" not in card
+
+
+def test_the_steps_to_add_a_task_have_the_task_of_the_page() -> None:
+    """With types and docstrings, which code of this program has, and the page's has not."""
+
+    def plain(text: str) -> str:
+        (kind,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+        for node in ast.walk(kind):
+            match node:
+                case ast.FunctionDef():
+                    node.returns = None
+                    for argument in node.args.args:
+                        argument.annotation = None
+            match node:
+                case ast.FunctionDef(body=[ast.Expr(), *body]) | ast.ClassDef(body=[ast.Expr(), *body]):
+                    node.body = body
+        return ast.unparse(kind)
+
+    steps = PAGES["CONTRIBUTING.md"].partition("## Add a task")[2]
+    assert plain(re.findall(r"```python\n(.*?)```", steps, flags=re.S)[0]) == plain(NUMBER)
 
 
 def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(refused: Refused, mine: object) -> None:

@@ -228,7 +228,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     )
     trained, note = _config(file, config)
     own = {name: value for name, value in metadata.get("training", {}).items() if isinstance(value, int | float)}
-    measure = (kind or Objective).measure()
+    call, measure = getattr(kind, "example", None), (kind or Objective).measure()
     labels = {
         f"test/{measure.name}": f"test {measure.called}",
         "test/loss": "test loss",
@@ -248,7 +248,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         weights=str(base.get("weights_sha256_sampled") or "")[:12],
         parameters=_numbers(file.tensors) + _numbers(file.extra, "prompts."),
         layers=len(file.layers),
-        head=_numbers(file.extra, "" if kind is not None and kind.adopts == "linear head" else "decoupled."),
+        head=_numbers(file.extra, "decoupled." if kind is None or call or not kind.trained_head else ""),
         task=task,
         prompts=" ".join(prompts_of(file).summary().split()).replace("|", "\\|"),
         images=ImageSpec.of_values(frame).summary() if frame else "",
@@ -256,7 +256,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         kind="captions" if captions else "classes",
         dataset=config.get("data", {}).get("dataset"),
         metrics=metrics or {labels.get(key, key): _shown(key, value) for key, value in own.items()},
-        call=getattr(kind, "example", None),
+        call=call,
         config=trained,
         config_note=note,
         licence=licence,
