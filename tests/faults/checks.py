@@ -13,6 +13,8 @@ from PIL import Image
 from randlora_pl.adapters import read_adapter
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 from randlora_pl.run.run_folder import check_run, without_head
+from tests.faults.child import run
+from tests.faults.faults import hidden
 from tests.support.cli import SMALL
 
 TINY = [
@@ -23,22 +25,30 @@ TINY = [
 FIT = [*TINY, "--checkpoint.every_n_steps", "3", "--model.adapter.dropout", "0.1"]
 """8 steps of two micro-batches, a validation after every second step, checkpoints also after steps 3 and 6."""
 STEPS = 8
-_OF_THE_MOMENT = (
-    *(
-        "fit_seconds",
-        "images_per_second",
-        "peak_memory_bytes",
-        "checkpoint_bytes",
-        "git_commit",
-        "git_changed",
-        "command",
-    ),
-)
+_OF_THE_MOMENT = {
+    *("fit_seconds", "images_per_second", "peak_memory_bytes", "checkpoint_bytes"),
+    *("git_commit", "git_changed", "command"),
+}
 
 
 def run_of(place: Path) -> Path:
     """The newest run in a place; those without a config were killed before anything could be resumed."""
     return max((place / "runs" / "quickstart").glob("2*"), key=lambda folder: folder.name)
+
+
+def resume(place: Path) -> list[str]:
+    """The command that goes on with the run of a place, or begins it."""
+    begun = list(place.glob("runs/*/*")) and (run_of(place) / "config.yaml").is_file()
+    return ["fit", "--resume", str(run_of(place).relative_to(place))] if begun else FIT
+
+
+def finish(place: Path, undisturbed: Path, *words: str) -> None:
+    """Resumes a run to its end, and compares it with the undisturbed one."""
+    ended = run([*resume(place), *words], place)
+    assert ended.code == 0, ended.err
+    assert_whole(run_of(place))
+    assert hidden(run_of(place)) == []
+    assert_same(run_of(place), undisturbed)
 
 
 def assert_whole(folder: Path) -> None:
@@ -87,7 +97,7 @@ def assert_same(folder: Path, other: Path, but: tuple[str, ...] = ()) -> None:
     assert equal(*(checkpoint["callbacks"]["AdapterCheckpoint"] for checkpoint in (ours, theirs)))
     figures = [json.loads((run / "results.json").read_text()) for run in (folder, other)]
     assert figures[0].keys() ^ figures[1].keys() <= set(but)
-    for key in figures[0].keys() - {*_OF_THE_MOMENT, *but}:
+    for key in figures[0].keys() - _OF_THE_MOMENT - {*but}:
         assert figures[0][key] == figures[1][key], key
     configs = [without_head((run / "config.yaml").read_text()) for run in (folder, other)]
     assert configs[0] == configs[1]

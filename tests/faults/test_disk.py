@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checks import FIT, STEPS, assert_same, assert_whole, run_of, step_of
+from tests.faults.checks import FIT, STEPS, assert_whole, finish, run_of, step_of
 from tests.faults.child import Ended, run
 from tests.faults.faults import Fault, Fill, NoLarge, hidden
 
@@ -42,15 +42,6 @@ def told(ended: Ended, file: str, why: str = "the disk is full") -> None:
     ), line
 
 
-def goes_on(place: Path, undisturbed: Path, *words: str) -> None:
-    """With room again, the command of the message ends with the same bits."""
-    folder = run_of(place)
-    ended = run(["fit", "--resume", str(folder.relative_to(place)), *words], place)
-    assert ended.code == 0, ended.err
-    assert_same(folder, undisturbed)
-    assert hidden(folder) == []
-
-
 PLACES = [
     (f"open {PART}", 3, "checkpoints/last.ckpt", 2),
     ("mkdir .adapter-best.part*", 1, "adapter-best", 2),
@@ -69,7 +60,7 @@ def test_full_disk(disk: Path, undisturbed: Path, where: str, number: int, file:
     assert hidden(run_of(disk)) == [], "what was begun takes no room"
     assert step_of(run_of(disk)) == step
     (disk / BALLAST).unlink()
-    goes_on(disk, undisturbed)
+    finish(disk, undisturbed)
 
 
 class EagerBoard(Fault):
@@ -91,7 +82,7 @@ def test_thread_of_tensorboard_that_cannot_write(tmp_path: Path, undisturbed: Pa
     (line,) = ended.err.strip().splitlines()
     assert "cannot be written: the file would exceed the size limit. Free some space there; resume with: " in line
     assert step_of(run_of(tmp_path)) == 4
-    goes_on(tmp_path, undisturbed, "--trainer.log_every_n_steps", "2")
+    finish(tmp_path, undisturbed, "--trainer.log_every_n_steps", "2")
 
 
 @pytest.mark.parametrize(
@@ -116,4 +107,4 @@ def test_file_that_is_larger_than_is_allowed(
     ended = run(FIT, tmp_path, NoLarge(where, number, 400_000))
     told(ended, file, "the file would exceed the size limit")
     assert_whole(run_of(tmp_path))
-    goes_on(tmp_path, undisturbed)
+    finish(tmp_path, undisturbed)

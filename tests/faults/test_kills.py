@@ -11,19 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.faults.checks import FIT, STEPS, assert_same, assert_whole, run_of, step_of
-from tests.faults.child import Command, Ended, run
+from tests.faults.checks import FIT, STEPS, TINY, assert_same, assert_whole, finish, resume, run_of, step_of
+from tests.faults.child import Command, run
 from tests.faults.faults import Cut, Diary, Fault, Signal, hidden
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 PART = "checkpoints/.last.ckpt.part"
-
-
-def resume(place: Path) -> list[str]:
-    """The command that goes on with the run of a place, or begins it."""
-    begun = list(place.glob("runs/*/*")) and (run_of(place) / "config.yaml").is_file()
-    return ["fit", "--resume", str(run_of(place).relative_to(place))] if begun else FIT
 
 
 def examine(place: Path) -> tuple[str, bool]:
@@ -58,21 +53,6 @@ def chain(place: Path, faults: Iterable[Fault], undisturbed: Path) -> tuple[Coun
         parts += part
     finish(place, undisturbed)
     return places, parts
-
-
-def finish(place: Path, undisturbed: Path) -> Ended:
-    """Resumes a run to its end and compares it with the undisturbed one."""
-    ended = run(resume(place), place)
-    assert ended.code == 0, ended.err
-    assert_whole(run_of(place))
-    assert hidden(run_of(place)) == []
-    assert_same(run_of(place), undisturbed)
-    return ended
-
-
-def test_a_kill_in_the_middle_of_a_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
-    places, parts = chain(tmp_path, [Cut(f"open {PART}", 2, size=900_000)], undisturbed)
-    assert places == {"checkpoint": 1} and parts == 1
 
 
 def test_kills_in_training_and_in_the_middle_and_at_the_end_of_a_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
@@ -155,3 +135,85 @@ def test_forked_process_does_what_the_command_does(tmp_path: Path, undisturbed: 
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(run_of(tmp_path), undisturbed)
+
+
+UNSAVED = f"open {PART}"
+"""Place after a step, before its checkpoint."""
+AUTOLORA = (
+    *("--model.adapter", "AutoLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "2"),
+    *("--model.adapter.dropout", "0.2"),
+)
+PROMPTS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
+    "CoOp and LoRA, then a classifier": (  # which trains in steps 6 to 8
+        (
+            *("--model", "PromptTask", "--model.prompts", "CoOp", "--model.prompts.words", "null"),
+            *("--model.prompts.length", "2", "--model.adapter", "LoRA", "--model.adapter.rank", "2"),
+            *("--model.adapter.dropout", "0.2", "--model.classifier_steps", "0.4"),
+        ),
+        [
+            (Signal("training", 4), 1),  # in the second half of step 2
+            (Signal("training", 8), 4),  # in the last step of the first stage
+            (Signal("training", 4), 5),  # with the classifier filled, not saved
+            (Signal("training", 6), 7),
+        ],
+    ),
+    "Tip-Adapter-F": (
+        (
+            *("--model", "PromptTask", "--model.prompts", "Fixed", "--model.adapter", "Frozen"),
+            *("--model.head", "TipAdapter", "--model.prompt_learning_rate", "0.1"),
+        ),
+        [(Signal("training", 1), 0), (Signal("training", 6), 2), (Signal(UNSAVED, 2), 3)],  # first with a cache unsaved
+    ),
+}
+METHODS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
+    "AdaLoRA": (  # prunes in steps 3 to 6, and keeps its ranks in steps 7 and 8
+        (
+            *("--model.adapter", "AdaLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "1"),
+            *("--model.adapter.warmup", "0.15"),
+        ),
+        [
+            (Signal("training", 4), 1),  # in the warm-up, in the second half of step 2
+            (Signal("pruning", 2), 3),  # in step 4
+            (Signal(UNSAVED, 2), 4),  # after the pruning of step 5
+            (Signal("training", 6), 6),  # with fixed ranks, in step 7
+        ],
+    ),
+    "AutoLoRA": (  # v takes a step after steps 2, 4, 6 and 8
+        AUTOLORA,
+        [(Signal("training", 4), 1), (Signal("search", 1), 1), (Signal(UNSAVED, 1), 1), (Signal("training", 4), 2)],
+    ),
+    "AutoLoRA, unrolled": (  # killed with the weights of a central difference, too
+        (*AUTOLORA, "--model.adapter.order", "unrolled"),
+        [(Signal("training", 4), 1), (Signal("search", 4), 1), (Signal(UNSAVED, 1), 1), (Signal("training", 4), 2)],
+    ),
+    "Fira": (  # projections in steps 1, 4 and 7
+        ("--model.adapter", "Fira", "--model.adapter.rank", "4", "--model.adapter.period", "3"),
+        [
+            (Signal("training", 6), 2),  # before the second one
+            (Signal("projection", 3), 3),  # with two weights updated
+            (Signal(UNSAVED, 1), 3),
+            (Signal("training", 4), 4),  # after it
+        ],
+    ),
+    **PROMPTS,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_kills_in_each_phase(tmp_path: Path, name: str) -> None:
+    """Each fault with the step of the last checkpoint, which the next process resumes."""
+    options, kills = METHODS[name]
+    words = [*TINY, "--checkpoint.every_n_steps", "1", *options]
+    whole, place = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, place):
+        folder.mkdir()
+    ended = run(words, whole)
+    assert ended.code == 0, ended.err
+    state = torch.load(run_of(whole) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert ("procedure" in state) == (name not in ("Fira", *PROMPTS))
+    for fault, step in kills:
+        ended = run(resume(place) if place.joinpath("runs").exists() else words, place, fault)
+        assert ended.code == -signal.SIGKILL, (fault, ended)
+        assert_whole(run_of(place))
+        assert step_of(run_of(place)) == step, fault
+    finish(place, run_of(whole))
