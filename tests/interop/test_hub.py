@@ -27,6 +27,7 @@ from randlora_pl.interop.hub import (
 )
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
+from tests.support.products import in_one_item
 
 
 @pytest.fixture
@@ -61,10 +62,9 @@ def staged(model: nn.Module, folder: Path, name: str = "adapter", base: str = "r
     return folder / "sent"
 
 
-@pytest.mark.parametrize("name", ["adapter", pytest.param("adapter.safetensors", marks=pytest.mark.full)])
-def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: str) -> None:
+def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path) -> None:
     model = trained()
-    sent = staged(model, tmp_path, name)
+    sent = staged(model, tmp_path, "adapter.safetensors")
     address = push_folder(sent, "ann/one", message="First")
     repo = hub.repos["ann/one"]
     assert address == f"{hub.url}/ann/one/commit/{repo.sha('main')}"
@@ -142,20 +142,17 @@ def test_refusals(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     hub.broken = 418
     with pytest.raises(UserError, match=r"\(418\)"):
         pull_adapter("ann/one", target)
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        asked = len(hub.requests)
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+            pull_adapter("ann/one", target)
+        assert len(hub.requests) == asked
     ask(monkeypatch, "http://127.0.0.1:9")
     for action in (lambda: pull_adapter("ann/one", target), lambda: push_folder(sent, "ann/one")):
         with pytest.raises(UserError, match=r"http://127.0.0.1:9"):
             action()
     assert not target.parent.exists()
-
-
-def test_offline_is_said(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-        pull_adapter("ann/one", tmp_path / "a")
-    assert not hub.requests
 
 
 def test_what_is_damaged_or_of_others_stays_away(hub: FakeHub, tmp_path: Path) -> None:
@@ -205,13 +202,9 @@ def saved(folder: Path, **metadata: Any) -> Path:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8))
     inject(model, DoRA(inner=LoRA(rank=2)), ["0"])
-    base = {
-        "library": "timm",
-        "name": "vit_tiny_patch16_224",
-        "pretrained": "/home/ann/weights.pth",
-        "sha256": "ab" * 32,
-    }
-    arguments = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth", "seed": 3, "weight_decay": 0.1}
+    model_words = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth"}
+    base = {"library": "timm", "sha256": "ab" * 32} | model_words
+    arguments = {"seed": 3, "weight_decay": 0.1} | model_words
     task = {"task": "LinearHeadTask", "arguments": arguments, "classnames": NAMES, "templates": []}
     frame: dict[str, Any] = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     frame |= {"resize": "squash", "crop_pct": 1.0, "fill": [0, 0, 0]}
@@ -270,14 +263,43 @@ def test_card_of_a_run(tmp_path: Path) -> None:
 
 def test_card_without_a_run(tmp_path: Path) -> None:
     """The adapter's own figures, and the model's part of a config."""
-    card = make_card(read_adapter(saved(tmp_path)), "ann/pets")
-    header, config = parts(card)
-    assert "license" not in header and "not named a licence" in card
-    assert "| validation accuracy | 50.00 % |" in card and "test accuracy" not in card
+    header, config = parts(make_card(read_adapter(saved(tmp_path)), "ann/pets"))
+    assert "license" not in header
     assert config["seed_everything"] == 3 and config["model"]["class_path"] == "LinearHeadTask"
     arguments = config["model"]["init_args"]
     assert arguments["adapter"]["init_args"]["inner"]["class_path"] == "LoRA" and "seed" not in arguments
     assert arguments["pretrained"] == "weights.pth"
+
+
+CAPTIONS = {"classnames": [f"caption {number}" for number in range(1000)], "captions": True, "prompts": {}}
+TEXTS = "predict --adapter pets --texts FILE"
+
+
+@in_one_item(
+    ("metadata", "there", "absent"),
+    [
+        ({}, ["not named a licence", "| validation accuracy | 50.00 % |"], ["test accuracy"]),
+        (
+            {"task": None, "classnames": None, "training": {}},
+            ["adapter merge pets"],
+            ["predict", "pipeline_tag", "How it was trained", "classes"],
+        ),
+        ({"task": "CausalLMTask"}, ["text-generation\n", "task.write([", TEXTS], ["--images", "timm or"]),
+        (
+            {"task": "TextClassificationTask"},
+            ["text-classification\n", "task.classify([", TEXTS],
+            ["--images", "timm or"],
+        ),
+        (
+            CAPTIONS,
+            ["zero-shot-image-classification\n", "1,000 captions", "and 800 more", "caption 199\n"],
+            ["caption 200\n"],
+        ),
+    ],
+)
+def test_cards_of_other_adapters(metadata: dict[str, Any], there: list[str], absent: list[str], tmp_path: Path) -> None:
+    card = make_card(read_adapter(saved(tmp_path, **metadata)), "ann/pets")
+    assert all(text in card for text in there) and not any(text in card for text in absent)
 
 
 def test_figures_are_those_of_the_adapter(tmp_path: Path) -> None:
@@ -287,41 +309,11 @@ def test_figures_are_those_of_the_adapter(tmp_path: Path) -> None:
     best = adapter.rename(tmp_path / "adapter-best")
     card = make_card(read_adapter(best), "ann/pets")
     assert "87.50 %" not in card and "50.00 %" in card
-    elsewhere = best.rename(tmp_path / "mine")
-    assert "`folder`" not in make_card(read_adapter(elsewhere), "ann/pets")
-
-
-def test_card_without_a_task(tmp_path: Path) -> None:
-    adapter = saved(tmp_path, task=None, classnames=None, training={})
-    card = make_card(read_adapter(adapter), "ann/pets")
-    assert "adapter merge pets" in card and "predict" not in card and "pipeline_tag" not in card
-    assert "How it was trained" not in card and "classes" not in card
-
-
-@pytest.mark.parametrize(
-    ("task", "tag", "call"),
-    [("CausalLMTask", "text-generation", "write"), ("TextClassificationTask", "text-classification", "classify")],
-)
-def test_cards_of_language_models_say_how_texts_are_given(task: str, tag: str, call: str, tmp_path: Path) -> None:
-    card = make_card(read_adapter(saved(tmp_path, task=task)), "ann/reviews")
-    assert parts(card)[0]["pipeline_tag"] == tag and f"task.{call}([" in card
-    assert "predict --adapter reviews --texts FILE" in card and "--images" not in card and "timm or" not in card
-
-
-def test_many_classes_and_captions(tmp_path: Path) -> None:
-    adapter = saved(tmp_path, classnames=[f"caption {number}" for number in range(1000)], captions=True, prompts={})
-    card = make_card(read_adapter(adapter), "ann/pets")
-    assert "1,000 captions" in card and "and 800 more" in card and "caption 199\n" in card
-    assert "caption 200\n" not in card
-    assert parts(card)[0]["pipeline_tag"] == "zero-shot-image-classification"
-
-
-def test_damaged_run(tmp_path: Path) -> None:
-    adapter = saved(tmp_path)
-    run_of(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results.json"):
-        make_card(read_adapter(adapter), "ann/pets")
+        make_card(read_adapter(best), "ann/pets")
+    elsewhere = best.rename(tmp_path / "mine")
+    assert "`folder`" not in make_card(read_adapter(elsewhere), "ann/pets")
 
 
 def test_portable() -> None:

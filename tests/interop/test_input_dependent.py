@@ -29,7 +29,6 @@ from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, TimmAttention, assert_close, randomise
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import in_one_item
-from tests.tasks.small import two_blocks
 
 REASON = "the update depends on the input and no weight contains it"
 REMEDY = "predict, serve and, for images, adapter export --to torch run it unmerged"
@@ -102,8 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, whose heads differ; to be read only."""
     root = tmp_path_factory.mktemp("hydra")
     words = ["--model.adapter", "HydraLoRA", "--model.adapter.rank", "2", "--model.learning_rate", "0.02"]
-    with two_blocks():
-        assert main(["fit", *SMALL, *words, "--run.root", str(root)]) == 0
+    assert main(["fit", *SMALL, *words, "--run.root", str(root)]) == 0
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     return next((root / "quickstart").glob("2*"))
 
@@ -132,11 +130,10 @@ def test_a_run_its_reports_and_its_programs(trained: Path, run: Run, tmp_path: P
     info = run("adapter", "info", str(trained))
     assert info.code == 0 and REASON in info.out
     assert REASON in run("adapter", "diff", str(trained), str(trained)).out
-    with two_blocks():
-        task = load_task(trained / "adapter")
-        expected = task.class_logits(torch.zeros(2, 3, 32, 32))
-        done = run("analyze", "forgetting", str(trained), "--datasets", "digits", "--images", "20", "--device", "cpu")
-        assert done.code == 0, done.err
+    task = load_task(trained / "adapter")
+    expected = task.class_logits(torch.zeros(2, 3, 32, 32))
+    done = run("analyze", "forgetting", str(trained), "--datasets", "digits", "--images", "20", "--device", "cpu")
+    assert done.code == 0, done.err
     assert expected.isfinite().all() and not any(layer.merged for layer in adapted_layers(task.model).values())
 
 
@@ -148,11 +145,9 @@ def test_programs_have_the_router(form: str, trained: Path, run: Run) -> None:
         pytest.importorskip("onnxscript", reason='this needs the extra: pip install ".[onnx]"')
         pytest.importorskip("onnxruntime", reason='this needs the extra: pip install ".[onnx]"')
     suffix = {"torch": "pt2", "onnx": "onnx"}[form]
-    with two_blocks():
-        for part in ("classifier", "text"):
-            words = ("--to", form, "--part", part, "--output", f"{part}.{suffix}")
-            done = run("adapter", "export", str(trained), *words)
-            assert done.code == 0, done.err
+    for part in ("classifier", "text"):
+        done = run("adapter", "export", str(trained), "--to", form, "--part", part, "--output", f"{part}.{suffix}")
+        assert done.code == 0, done.err
     if form == "torch":
         program = torch.export.load(Path(f"classifier.{suffix}"))
         assert any(name.endswith("router") for name in program.state_dict)

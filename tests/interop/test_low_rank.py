@@ -1,6 +1,5 @@
 """Updates as LoRA adapters: exact where the rank suffices, otherwise with the error that is reported."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,7 @@ from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.interop.adapters import MORE, saved
 from tests.support.products import covering, marked
-from tests.tasks.small import CLASSES, images, two_blocks
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
+from tests.tasks.small import CLASSES, images
 
 
 def converted(path: Path, output: Path, **wish: Any) -> Converted:

@@ -32,13 +32,14 @@ from tests.adapters.cases import randomise
 from tests.interop.adapters import MORE, rounded, saved
 from tests.support.cli import Run
 from tests.support.products import marked
-from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images, two_blocks
+from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _shallow() -> Iterator[None]:
-    with two_blocks(), pytest.MonkeyPatch.context() as patch:
-        for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):  # so that what tests register does not stay
+def _registered() -> Iterator[None]:
+    """What tests register does not stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
             patch.setattr(open_clip.factory, name, copy(getattr(open_clip.factory, name)))
         yield
 

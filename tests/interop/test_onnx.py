@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import marked
-from tests.tasks.small import two_blocks
 
 NAMES, PROMPTS = ["cat", "dog", "cow"], ["a photo of a {}.", "art of a {}."]
 TASKS: dict[str, Any] = {
@@ -33,12 +32,6 @@ TASKS: dict[str, Any] = {
     "linear head, CLIP": lambda **more: LinearHeadTask(name="tiny", adapter=BitFit(), **more),
     "linear head, timm": lambda **more: LinearHeadTask(name="test_vit", img_size=32, adapter=LoRA(rank=2), **more),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
 
 
 def trained(kind: str, **options: Any) -> AdaptationTask:
@@ -236,20 +229,6 @@ def test_real_models(tmp_path: Path, kind: str, part: str) -> None:
             expected if isinstance(expected, tuple) else [expected], answers(tmp_path / file, example), strict=True
         ):
             torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.slow  # half a minute each
-@pytest.mark.parametrize("name, task", [
-    ("ViT-B-32", VisionLanguageTask), ("vit_tiny_patch16_224", LinearHeadTask),
-    ("vit_small_patch14_dinov2", LinearHeadTask),
-])  # fmt: skip
-def test_large_models(tmp_path: Path, name: str, task: type[AdaptationTask]) -> None:
-    made = task(name=name, pretrained="random", adapter=RandLoRA(rank=6) if name == "ViT-B-32" else LoRA(rank=2))
-    made.set_classes(["cat", "dog"], ["a {}"])
-    made.configure_model()
-    program = make_program(made)
-    assert export_onnx(program, tmp_path / "m.onnx").difference < 1e-4
-    assert export_torch(program, tmp_path / "m.pt2").difference < 1e-4
 
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

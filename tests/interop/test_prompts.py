@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from randlora_pl.tasks import DePT, PromptTask, load_task, load_tasks, weighted_
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused
 from tests.support.products import in_one_item
-from tests.tasks.small import two_blocks
 
 NAMES = ["cat", "dog", "tree"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -46,12 +45,6 @@ def saved(folder: Path, seed: int = 0, **options: Any) -> Path:
             if each.requires_grad:
                 each.add_(0.1 * torch.randn(each.shape, generator=generator))
     return task.save(folder)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
 
 
 @pytest.fixture(scope="module")

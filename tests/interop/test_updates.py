@@ -1,7 +1,6 @@
 """Updates by state-dict key and by layer, with and without the base model, against differences made by hand."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,9 @@ from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.support.products import in_one_item
-from tests.tasks.small import KINDS, two_blocks
+from tests.tasks.small import KINDS
 
 from .adapters import MORE, rounded, saved
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
 
 
 @in_one_item("method", MORE)

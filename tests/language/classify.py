@@ -66,6 +66,13 @@ def make(kind: str = "roberta", **options: Any) -> TextClassificationTask:
     return TextClassificationTask(**(defaults | options))
 
 
+TYPED = [
+    *("--model", "TextClassificationTask", "--model.name", "roberta", "--model.pretrained", "random"),
+    *("--model.config_overrides", json.dumps(SHAPE), "--model.adapter", "RandLoRA", "--model.adapter.rank", "8"),
+]
+"""A tiny encoder as words of a command."""
+
+
 def labelled(folder: Path, **options: Any) -> LabelledTexts:
     """The toy task, or other files."""
     return LabelledTexts(**({"dataset": "csv", "root": str(folder), "batch_size": 8, "steps": 3} | options))

@@ -58,55 +58,45 @@ PARAPHRASES = [
 ]
 
 
+RTE = ("index", "sentence1", "sentence2", "label")
+
+
 def write_glue(root: Path, microsoft: bool = False) -> Path:
     """GLUE's folders with the columns and traps of the true files: quotes that never close, CoLA without a header."""
-    for split, start in (("train", 0), ("dev", 7)):
-        write(
-            root / "SST-2" / f"{split}.tsv",
-            ("sentence", "label"),
-            ('hide new secretions from the "parental units ', "0"),
-            ("contains no wit\u2028, only labored gags ", "1" if start else "0"),
-            ('that loves its characters and "communicates ', "1"),
-        )
-        write(
-            root / "CoLA" / f"{split}.tsv",
-            ("gj04", "1", "", "Our friends won't buy this \"analysis."),
-            ("ks08", "0", "*", "They drank the pub."),
-        )
-        write(
-            root / "QNLI" / f"{split}.tsv",
-            ("index", "question", "sentence", "label"),
-            (str(start), 'When did "the third end?', "It ended in 3000 BC.", "entailment"),
-            (str(start + 1), "Where is it?", 'Nobody "knows".', "not_entailment"),
-        )
-        write(
-            root / "RTE" / f"{split}.tsv",
-            ("index", "sentence1", "sentence2", "label"),
-            (str(start), "No weapons were found.", "Weapons were found.", "not_entailment"),
-            (str(start + 1), "A place of sorrow.", "A place.", "entailment"),
-        )
-        head = (
-            "index",
-            "genre",
-            "filename",
-            "year",
-            "old_index",
-            "source1",
-            "source2",
-            "sentence1",
-            "sentence2",
-            "score",
-        )
-        front = ("main-captions", "MSRvid", "2012test", "0001", "none", "none")
-        write(
-            root / "STS-B" / f"{split}.tsv",
-            head,
-            (str(start), *front, 'A plane is "taking off.', "An air plane is taking off.", "5.000"),
-            (str(start + 1), *front, "A man plays.", "A girl sings.", "0.500"),
-        )
+    front = ("main-captions", "MSRvid", "2012test", "0001", "none", "none")
+    for split, start in (("train", "0"), ("dev", "7")):
+        second = str(int(start) + 1)
+        tables: dict[str, list[tuple[str, ...]]] = {
+            "SST-2": [
+                ("sentence", "label"),
+                ('hide new secretions from the "parental units ', "0"),
+                ("contains no wit\u2028, only labored gags ", "1" if split == "dev" else "0"),
+                ('that loves its characters and "communicates ', "1"),
+            ],
+            "CoLA": [
+                ("gj04", "1", "", "Our friends won't buy this \"analysis."),
+                ("ks08", "0", "*", "They drank the pub."),
+            ],
+            "QNLI": [
+                ("index", "question", "sentence", "label"),
+                (start, 'When did "the third end?', "It ended in 3000 BC.", "entailment"),
+                (second, "Where is it?", 'Nobody "knows".', "not_entailment"),
+            ],
+            "RTE": [
+                RTE,
+                (start, "No weapons were found.", "Weapons were found.", "not_entailment"),
+                (second, "A place of sorrow.", "A place.", "entailment"),
+            ],
+            "STS-B": [
+                ("index", "genre", "filename", "year", "old_index", "source1", "source2", *RTE[1:3], "score"),
+                (start, *front, 'A plane is "taking off.', "An air plane is taking off.", "5.000"),
+                (second, *front, "A man plays.", "A girl sings.", "0.500"),
+            ],
+        }
         if not microsoft:
-            rows = PARAPHRASES[1:3] if split == "train" else PARAPHRASES[3:]
-            write(root / "MRPC" / f"{split}.tsv", PARAPHRASES[0], *rows)
+            tables["MRPC"] = [PARAPHRASES[0], *(PARAPHRASES[1:3] if split == "train" else PARAPHRASES[3:])]
+        for folder, rows in tables.items():
+            write(root / folder / f"{split}.tsv", *rows)
     if microsoft:
         write(root / "MRPC" / "msr_paraphrase_train.txt", *PARAPHRASES, end="\r\n", encoding="utf-8-sig")
         write(root / "MRPC" / "dev_ids.tsv", ("1330381", "1330521"))

@@ -70,6 +70,16 @@ def make(tokenizer: Path | str, kind: str = "qwen2", **options: Any) -> CausalLM
     return CausalLMTask(**(defaults | options))
 
 
+def typed(tokenizer: Path | str, kind: str = "qwen2", size: int = 64) -> list[str]:
+    """A tiny decoder as words of a command."""
+    shape = json.dumps(SHAPES[kind] | {"vocab_size": size})
+    return [
+        *("--model", "CausalLMTask", "--model.name", kind, "--model.pretrained", "random"),
+        *("--model.config_overrides", shape, "--model.tokenizer", str(tokenizer)),
+        *("--model.adapter", "RandLoRA", "--model.adapter.rank", "8"),
+    ]
+
+
 def texts(folder: Path, **options: Any) -> TextData:
     """The toy task."""
     return TextData(

@@ -2,29 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from tests.support.cli import Refused, Run
 
-from .classify import SHAPE, write_csv, write_reviews
+from .classify import TYPED, write_csv, write_reviews
 from .files import write_glue
 from .test_cli import SMALL
-
-TINY = ("--model.pretrained", "random", "--model.config_overrides", json.dumps(SHAPE))
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """A fit of the toy task with a tiny random RoBERTa."""
     return [
-        *("--model", "TextClassificationTask", "--model.name", "roberta", *TINY, "--model.adapter", "RandLoRA"),
-        *("--model.adapter.rank", "8", "--model.learning_rate", "1e-2", "--data.dataset", "csv"),
+        *(*TYPED, "--model.learning_rate", "1e-2", "--data.dataset", "csv"),
         *("--data.root", str(write_reviews(tmp_path / "data")), "--data.batch_size", "8", *SMALL),
     ]
 
@@ -59,33 +53,6 @@ def test_a_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
     torch.testing.assert_close(found, load_language_task(folder / "adapter").classify(texts), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_resumed_run_ends_with_the_same_weights(
-    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits = [*words, "--data.steps", "4", "--checkpoint.every_n_steps", "2", "--model.head_dropout", "0.1"]
-    fits += ["--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "1"]
-    assert run("fit", *fits, "--run.name", "whole").code == 0
-    losses, calls = TextClassificationTask.sample_losses, []
-
-    def interrupted(self: TextClassificationTask, batch: dict[str, Any]) -> Any:
-        calls.append(batch)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return losses(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TextClassificationTask, "sample_losses", interrupted)
-        stopped = run("fit", *fits, "--run.name", "part")
-    assert stopped.code == 130 and "fit --resume" in stopped.err
-    (whole,), (part,) = ((tmp_path / "runs" / name).glob("2*") for name in ("whole", "part"))
-    resumed = run("fit", "--resume", str(part))
-    assert resumed.code == 0 and "resumed after step 2" in resumed.out, resumed.err
-    one, two = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (whole, part))
-    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-    assert any(name.startswith("extra.classifier.") for name in one)
-
-
 @pytest.mark.parametrize(
     ("dataset", "names"),
     [
@@ -96,9 +63,9 @@ def test_a_resumed_run_ends_with_the_same_weights(
 def test_the_shipped_config_runs_with_random_weights(dataset: str, names: set[str], run: Run, tmp_path: Path) -> None:
     write_glue(tmp_path / "data")
     shown = run(
-        "fit", "--config", "glue_roberta_base", *TINY, "--data.root", str(tmp_path / "data"), "--data.dataset", dataset,
-        "--model.adapter.rank", "8", "--data.steps", "2", "--trainer.precision", "32-true", "--run.name", "smoke",
-        *SMALL,
+        "fit", "--config", "glue_roberta_base", *TYPED[4:8], "--data.root", str(tmp_path / "data"), "--data.dataset",
+        dataset, "--model.adapter.rank", "8", "--data.steps", "2", "--trainer.precision", "32-true", "--run.name",
+        "smoke", *SMALL,
     )  # fmt: skip
     assert shown.code == 0, shown.err
     (folder,) = (tmp_path / "runs" / "smoke").glob("2*")

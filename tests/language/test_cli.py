@@ -17,7 +17,7 @@ from randlora_pl.run.options.shipped import find_config
 from tests.support.cli import Refused, Run
 
 from .files import write_commonsense
-from .small import SHAPES
+from .small import SHAPES, typed
 
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
 SHORT = ("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1")
@@ -26,11 +26,8 @@ SHORT = ("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"
 @pytest.fixture
 def words(toy: Path, tokenizer: Path) -> list[str]:
     """A fit of the toy task with a tiny random Qwen2."""
-    shape = json.dumps(SHAPES["qwen2"] | {"vocab_size": 64})
     return [
-        *("--model", "CausalLMTask", "--model.name", "qwen2", "--model.pretrained", "random"),
-        *("--model.config_overrides", shape, "--model.tokenizer", str(tokenizer), "--model.max_new_tokens", "4"),
-        *("--model.adapter", "RandLoRA", "--model.adapter.rank", "8", "--model.learning_rate", "1e-2"),
+        *(*typed(tokenizer), "--model.max_new_tokens", "4", "--model.learning_rate", "1e-2"),
         *("--data.dataset", "jsonl", "--data.root", str(toy), "--data.mask_prompt", "true", *SMALL),
     ]
 
@@ -199,19 +196,3 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     (tmp_path / "images").mkdir()
     shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
     assert "belongs to a language model" in shown
-
-
-@pytest.mark.slow
-def test_gates_by_dataset_of_an_update_that_is_never_merged(
-    run: Run, refused: Refused, words: list[str], tmp_path: Path
-) -> None:
-    place = words.index("RandLoRA")
-    words[place : place + 3] = ["HydraLoRA", "--model.adapter.rank", "4"]
-    shown = run("fit", *words, "--data.steps", "4", "--run.name", "toy")
-    assert shown.code == 0, shown.err
-    (folder,) = (tmp_path / "runs" / "toy").glob("2*")
-    header, *rows = (folder / "figures" / "gates.csv").read_text().splitlines()
-    assert header.startswith("layer,group,samples,head 1,head 2,head 3") and rows
-    for command in (["merge"], ["add", str(folder)], ["export", "--to", "lora", "--rank", "2"]):
-        said = refused("adapter", command[0], str(folder), *command[1:], "--output", "no.safetensors")
-        assert "(HydraLoRA): the update depends on the input" in said

@@ -190,6 +190,9 @@ def test_what_stands_in_the_prompt_may_be_written(task: CausalLMTask) -> None:
 
 
 def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
+    def losses(model: Any, length: int, multiple: int = 1) -> None:
+        token_losses(model, collate([Encoded([3] * length, [3] * length, length)], 0, multiple=multiple))
+
     task = make(tokenizer, "gpt2", targets=["lm_head"], overrides={"tie_word_embeddings": False, "n_positions": 20})
     task.configure_model()
     task.eval()
@@ -199,31 +202,30 @@ def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"--model.max_new_tokens"):
         write_texts(task.model, task.vocabulary, asked, Decoding(1, 6), 0)
     with pytest.raises(UserError, match=r"--data\.cutoff"):
-        token_losses(task.model, collate([Encoded([3] * 21, [3] * 21, 21)], 0))
-    token_losses(task.model, collate([Encoded([3] * 20, [3] * 20, 20)], 0))
+        losses(task.model, 21)
+    losses(task.model, 20)
     rotary = make(tokenizer, overrides={"max_position_embeddings": 20})
     rotary.configure_model()
-    token_losses(rotary.model, collate([Encoded([3] * 30, [3] * 30, 30)], 0))
+    losses(rotary.model, 30)
+    for kind in ("codegen", "openai-gpt"):  # other tables of positions
+        model = small(kind, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=20)
+        with pytest.raises(UserError, match=f"21 tokens, and {kind} has 20 positions"):
+            losses(model, 21)
+        losses(model, 20, 4)
 
 
-def test_options_without_tokens_are_refused(task: CausalLMTask) -> None:
-    """They have no likelihood: nothing is not the likeliest option."""
+def test_options_that_are_empty_alike_or_long(task: CausalLMTask) -> None:
+    """Those without tokens have no likelihood, the first of equal ones is chosen, and the mean over tokens counts."""
     device = torch.device("cpu")
     for prompts, options in (([[3]], [[[5], []]]), ([[]], [[[5], [6]]]), ([[3]], [[]])):
         with pytest.raises(UserError, match="no tokens"):
             choose_options(task.model, prompts, options, 0, device)
     assert choose_options(task.model, [], [], 0, device) == []
-
-
-def test_of_options_that_are_alike_the_first_is_chosen(task: CausalLMTask) -> None:
-    assert choose_options(task.model, [[3, 4]], [[[5, 6], [5, 6]]], 0, torch.device("cpu")) == [0]
-
-
-def test_long_options_count_by_the_mean_of_their_tokens(task: CausalLMTask) -> None:
+    assert choose_options(task.model, [[3, 4]], [[[5, 6], [5, 6]]], 0, device) == [0]
     (likely,) = write_tokens(task.model, batch(task, PROMPTS[:1]), Decoding(1, 40), 0).tolist()
     prompt = encode_prompt(task.vocabulary, PROMPTS[0])
     unlikely = int(task.model(torch.tensor([prompt])).logits[0, -1].argmin())
-    assert choose_options(task.model, [prompt], [[[unlikely], likely]], 0, torch.device("cpu")) == [1]
+    assert choose_options(task.model, [prompt], [[[unlikely], likely]], 0, device) == [1]
 
 
 def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: CausalLMTask, tokenizer: Path) -> None:
@@ -237,11 +239,3 @@ def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: C
     task.eval()
     after = reads(task.model, texts, Decoding(3, 5), True)
     assert torch.equal(before[0], after[0]) and before[1] == after[1]
-
-
-@pytest.mark.parametrize("kind", ["codegen", "openai-gpt"])
-def test_other_tables_of_positions_end_too(kind: str) -> None:
-    model = small(kind, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=20)
-    with pytest.raises(UserError, match=f"21 tokens, and {kind} has 20 positions"):
-        token_losses(model, collate([Encoded([3] * 21, [3] * 21, 21)], 0))
-    token_losses(model, collate([Encoded([3] * 20, [3] * 20, 20)], 0, multiple=4))

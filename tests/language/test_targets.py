@@ -92,14 +92,6 @@ def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> No
         assert f"{report.trainable / 1e6:.{decimals}f}M" == count
 
 
-def test_models_have_their_published_sizes() -> None:
-    sizes = {name: sum(parameter.numel() for parameter in on_meta(name).parameters()) for name in CONFIGS}
-    assert sizes["llama3-8b"] == 8_030_261_248
-    assert sizes["phi3-mini"] == 3_821_079_552
-    assert round(sizes["qwen2-0.5b"] / 1e6) == 630  # 494 with the tied embeddings of its published config
-    assert sizes["gpt2-medium"] == 354_823_168
-
-
 def layers(name: str, targets: list[str] | None) -> list[str]:
     """What targets name in a model of one block."""
     count = "n_layer" if CONFIGS[name][0] == "gpt2" else "num_hidden_layers"
@@ -125,23 +117,6 @@ def test_the_layers_of_each_family(name: str) -> None:
     assert sorted(chosen) == sorted(LAYERS[name])
     if family not in ("roberta", "gpt2"):
         assert chosen == layers(name, None)  # the program's own default
-
-
-@pytest.mark.slow
-def test_other_readings_of_the_targets() -> None:
-    """What the figures would be with layers more or less."""
-    head = [*TARGETS["roberta"], r"classifier\.dense"]
-    assert inject(on_meta("roberta-base"), RandLoRA(rank=64), head).trainable == 718_848 + 9_984
-    down = inject(on_meta("phi3-mini"), LoRA(rank=32), ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"][-1:])
-    assert down.trainable == 32 * 32 * (3072 + 8192)
-    assert "mlp.gate_proj" in layers("llama3-8b", ["gate"])
-    whole = inject(on_meta("gpt2-medium"), LoRA(rank=16), ["qkv", "mlp"])
-    assert whole.trainable == 24 * 16 * (1024 + 3072 + 2 * (1024 + 4096))
-
-
-def test_a_family_that_the_paper_does_not_have_is_not_known() -> None:
-    assert "mistral" not in TARGETS
-    assert {config[0] for config in CONFIGS.values()} == TARGETS.keys()
 
 
 @pytest.mark.parametrize("name", KNOWN)

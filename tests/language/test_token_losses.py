@@ -184,31 +184,6 @@ def test_the_logits_of_llama_take_a_third_of_a_gigabyte() -> None:
     assert most[2**26] - gradients < 0.3 and most[2**60] > 6, most
 
 
-class Waits(TorchDispatchMode):
-    """Operations for which a host waits for its device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"):
-            self.seen.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-@in_one_item("kind", ["qwen2", "llama", "phi3", "gpt2", "mistral", "gemma2"])
-def test_the_host_waits_for_nothing(kind: str) -> None:
-    model = adapted(kind, head_dim=8, n_embd=32, n_layer=1, n_head=4, sliding_window=6)
-    batch = Tokens(ROWS, 0).batch(range(3))
-    with Waits() as new:
-        losses, right, _ = token_losses(model, batch)
-        (losses.sum() + right.sum()).backward()
-    with Waits() as old:
-        token_losses(model, {name: batch[name] for name in ("input_ids", "attention_mask", "labels")})
-    assert not new.seen and old.seen
-
-
 def test_only_tokens_before_a_label_are_looked_at() -> None:
     labels = torch.tensor([[-100, -100, 4, 5], [7, -100, -100, 8]])
     assert learned_positions(labels).tolist() == [1, 2, 6]

@@ -69,6 +69,10 @@ def test_long_samples_are_counted_and_those_without_a_label_left_out(caplog: pyt
     assert caplog.messages == [f"{said}; 2 of them lost all learned tokens and are skipped"]
     kept, lengths = encode_all(tokenizer_of(), samples, 8)
     assert (len(kept), lengths.dropped) == (4, 0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "randlora_pl"):
+        _, lengths = encode_all(tokenizer_of(), [("a", "b")], 8)
+    assert caplog.messages == [] and str(lengths) == "0 of 1 samples are longer than 8 tokens and are truncated"
 
 
 def test_many_samples_take_few_calls_and_no_lists() -> None:
@@ -93,13 +97,6 @@ def test_many_samples_take_few_calls_and_no_lists() -> None:
     assert sys.getsizeof(kept[-1].input_ids) < 4 * len(kept[-1].input_ids) + 100
 
 
-def test_nothing_is_said_where_nothing_is_cut(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "randlora_pl"):
-        _, lengths = encode_all(tokenizer_of(), [("a", "b")], 8)
-    assert caplog.messages == []
-    assert str(lengths) == "0 of 1 samples are longer than 8 tokens and are truncated"
-
-
 def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert pad_id(tokenizer_of()) == 1
     assert caplog.messages == []
@@ -112,14 +109,11 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytes
     ends = batch["input_ids"] == tokenizer.eos_token_id
     assert ends.sum() == 8 - batch["attention_mask"].sum() + 1
     assert batch["labels"][ends].tolist() == [*[IGNORED] * (int(ends.sum()) - 1), tokenizer.eos_token_id]
-
-
-def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
-    tokenizer = byte_tokenizer(pad=False, end=False)
+    endless = byte_tokenizer(pad=False, end=False)
     with pytest.raises(UserError, match="neither"):
-        pad_id(tokenizer)
+        pad_id(endless)
     with pytest.raises(UserError, match="no end of text"):
-        encode_one(tokenizer, ("a", "b"))
+        encode_one(endless, ("a", "b"))
 
 
 NUMBERS = st.lists(st.integers(0, 999), min_size=1, max_size=20)

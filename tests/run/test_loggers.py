@@ -1,4 +1,4 @@
-"""Experiment trackers beside TensorBoard."""
+"""Experiment trackers, and what a finished run leaves for TensorBoard's tabs."""
 
 import json
 import sqlite3
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import Status
@@ -18,27 +18,19 @@ from randlora_pl.run.options.choices import LOGGERS
 from tests.support.cli import SMALL, Run
 
 
-class Recorder(Logger):
+class Recorder(DummyLogger):
     """A stand-in for MLFlowLogger, whose package is large."""
 
     made: ClassVar["list[Recorder]"] = []
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
-        self.title, self.options = name, options
+        self.options = options
         self.parameters: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.made.append(self)
 
-    @property
-    def name(self) -> str:
-        return self.title
-
-    @property
-    def version(self) -> str:
-        return "1"
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
         self.metrics |= metrics
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:  # type: ignore[override]

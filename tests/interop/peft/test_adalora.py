@@ -48,7 +48,6 @@ FORMS: dict[str, tuple[AdaLoRA, str | None]] = {
 
 @in_one_item("name", FORMS)
 def test_peft_loads_what_we_export(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
     adapter, form = FORMS[name]
     base = small_vit()
     ours = pruned(base, adapter, tmp_path / "ours")
@@ -78,7 +77,6 @@ def test_peft_loads_what_we_export(name: str, tmp_path: Path) -> None:
 @in_one_item(("steps", "start"), [(0, "pissa"), (6, True)])
 def test_what_peft_saved_comes_back(steps: int, start: Any, tmp_path: Path) -> None:
     """Before the first step, and after a training that has pruned."""
-    torch.manual_seed(0)
     base = small_vit()
     config = AdaLoraConfig(
         init_r=5,

@@ -43,11 +43,6 @@ from tests.adapters.zoo import captions, images, small_clip, small_vit
 from tests.support.products import in_one_item
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def saved(base: nn.Module, adapter: Adapter, targets: list[str] | None, path: Path, **base_model: Any) -> nn.Module:
     model = copy.deepcopy(base)
     inject(model, adapter, targets)

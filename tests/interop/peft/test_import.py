@@ -37,11 +37,6 @@ from tests.adapters.zoo import captions, images, small_clip, small_vit
 from tests.support.products import in_one_item
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def peft_folder(config: Any, path: Path, base: nn.Module | None = None) -> Any:
     theirs = get_peft_model(copy.deepcopy(small_vit() if base is None else base), config).eval()
     for parameter in theirs.parameters():

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import TextHeadTask
+from randlora_pl.tasks import TextHeadTask, make_trainer
 from randlora_pl.utils.reuse import caching
 from tests.tasks.small import two_blocks
 
@@ -35,14 +35,8 @@ def fit(tmp_path: Path) -> Fit:
         chosen = {"shots": 2, "steps": 4, "batch_size": 8, "eval_batch_size": 64} | (data or {})
         images = ImageData(dataset="digits", **chosen)
         task = task or TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
-        trainer = Trainer(
-            **{
-                **{"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False},
-                **{"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
-                **{"use_distributed_sampler": False, "default_root_dir": tmp_path, "callbacks": list(callbacks)},
-                **{"limit_val_batches": 0, "limit_test_batches": 2, "log_every_n_steps": 1, **options},
-            }
-        )
+        plain = {"accelerator": "cpu", "default_root_dir": tmp_path, "callbacks": [*callbacks], "log_every_n_steps": 1}
+        trainer = make_trainer(**(plain | {"limit_val_batches": 0, "limit_test_batches": 2} | options))
         trainer.fit(task, images, weights_only=True)
         return trainer, task, images
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from randlora_pl import __version__
 from randlora_pl.adapters import RandLoRA, read_adapter, trainable_parameters
@@ -22,23 +23,16 @@ from tests.support.products import in_one_item
 from tests.tasks.small import trained
 
 
-class Saves(Callback):
-    """Notes the step of every checkpoint that is in its place."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.steps: list[int] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.file.is_file():
-            self.steps.append(torch.load(self.file, weights_only=True)["global_step"])
-
-
 def test_last_checkpoint_follows_the_optimizer_steps(fit: Fit, tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.ckpt"
-    saves = Saves(file)
-    fit(AdapterCheckpoint(every_n_steps=2), saves, accumulate_grad_batches=3)
-    assert saves.steps == [2] * 6  # before each micro-batch of the steps 3 and 4
+    steps: list[int] = []
+
+    def note(*_: Any) -> None:
+        if file.is_file():
+            steps.append(torch.load(file, weights_only=True)["global_step"])
+
+    fit(AdapterCheckpoint(every_n_steps=2), LambdaCallback(on_train_batch_start=note), accumulate_grad_batches=3)
+    assert steps == [2] * 6  # before each micro-batch of the steps 3 and 4
     assert torch.load(file, weights_only=True)["global_step"] == 4
     assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]  # no temporary file is left
 
@@ -58,12 +52,9 @@ def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path
     for mode, best in (("max", 2), ("min", 1)):
         figures = iter([0.3, 0.9, 0.9, 0.3])  # of equal ones the first is the best
 
-        class Figures(Callback):
-            def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-                pl_module.log("val/own", next(figures))  # noqa: B023 - used in this round only
-
+        log = LambdaCallback(on_validation_epoch_end=lambda _, task, own=figures: task.log("val/own", next(own)))
         checkpoint = AdapterCheckpoint(monitor="val/own", mode=mode)
-        fit(Figures(), checkpoint, limit_val_batches=1, val_check_interval=1)
+        fit(log, checkpoint, limit_val_batches=1, val_check_interval=1)
         assert checkpoint.best_step == best
         training = read_adapter(tmp_path / "adapter-best").config["metadata"]["training"]
         assert training["step"] == best and training["val/own"] == pytest.approx(checkpoint.best)
@@ -71,13 +62,12 @@ def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path
 
 
 def test_spoilt_weights_do_not_replace_a_good_checkpoint(fit: Fit, tmp_path: Path) -> None:
-    class Spoil(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            if trainer.global_step == 3:
-                with torch.no_grad():
-                    next(p for p in pl_module.parameters() if p.requires_grad).fill_(torch.inf)
+    def spoil(trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 3:
+            with torch.no_grad():
+                next(p for p in module.parameters() if p.requires_grad).fill_(torch.inf)
 
-    _, task, _ = fit(Spoil(), AdapterCheckpoint(every_n_steps=1))
+    _, task, _ = fit(LambdaCallback(on_train_batch_end=spoil), AdapterCheckpoint(every_n_steps=1))
     assert not is_finite(task)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
@@ -93,11 +83,10 @@ def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path: Path) -> None:
 
 
 def test_end_between_two_micro_batches_keeps_the_last_whole_step(fit: Fit, tmp_path: Path) -> None:
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            trainer.should_stop = args[-1] == 6  # the first micro-batch of the third step
+    def stop(trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = args[-1] == 6  # the first micro-batch of the third step
 
-    fit(Stop(), AdapterCheckpoint(every_n_steps=2), accumulate_grad_batches=3)
+    fit(LambdaCallback(on_train_batch_end=stop), AdapterCheckpoint(every_n_steps=2), accumulate_grad_batches=3)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]

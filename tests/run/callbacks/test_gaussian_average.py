@@ -14,7 +14,7 @@ from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, GaussianAverage
 from randlora_pl.run.callbacks.gaussian_average import gaussian_weights
-from randlora_pl.tasks import TextHeadTask
+from randlora_pl.tasks import TextHeadTask, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import trained
 
@@ -42,11 +42,13 @@ class EachEpoch(Callback):
 def run(folder: Path, *callbacks: Callback, start: Path | None = None, steps: int | None = None) -> TextHeadTask:
     task = TextHeadTask("tiny", "random", adapter=LoRA(rank=2, alpha=8), learning_rate=0.01)
     length = {"steps": steps} if steps else {"epochs": EPOCHS, "min_batches_per_epoch": 1}
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0, num_sanity_val_steps=0,
-        accumulate_grad_batches=2, callbacks=[*callbacks], default_root_dir=folder,
-    )  # fmt: skip
+    trainer = make_trainer(
+        accelerator="cpu",
+        limit_val_batches=0,
+        accumulate_grad_batches=2,
+        callbacks=[*callbacks],
+        default_root_dir=folder,
+    )
     data = ImageData(dataset="digits", shots=1, batch_size=2, **length)  # type: ignore[arg-type]
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     return task

@@ -1,6 +1,5 @@
 import csv
 import re
-import resource
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from randlora_pl.run.callbacks import PeakMemory, ProgressBar, ProgressLines, StepNumbers, Throughput, progress
-from randlora_pl.run.callbacks.progress import peak_bytes
 from randlora_pl.tasks.optim import schedule_factor
 from tests.run.callbacks.conftest import Fit
 
@@ -72,16 +70,6 @@ def test_a_log_file_gets_lines_and_a_terminal_gets_none(
     monkeypatch.setattr("randlora_pl.run.callbacks.progress.Console", partial(Console, force_interactive=True))
     fit(ProgressLines())
     assert "step" not in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs the resident set, from Linux's /proc")
-def test_peak_of_the_host_is_the_largest_resident_set() -> None:
-    before = peak_bytes(torch.device("cpu"))
-    here = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    block = torch.ones((before - here + 2**26) // 4)  # float32: 64 MiB above the peak so far
-    after = peak_bytes(torch.device("cpu"))
-    assert block.numel() and before + 2**25 <= after <= before + 2**27
-    assert after == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_peak_is_logged_and_goes_on_across_a_resume(fit: Fit) -> None:

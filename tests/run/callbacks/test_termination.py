@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
@@ -59,14 +60,13 @@ def test_nothing_is_kept_where_nothing_is_good(fit: Fit, tmp_path: Path) -> None
 
 
 def test_weights_spoilt_by_the_last_step_are_not_kept(fit: Fit, tmp_path: Path) -> None:
-    class Spoil(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            if trainer.global_step == 4:
-                with torch.no_grad():
-                    next(p for p in pl_module.parameters() if p.requires_grad).fill_(torch.nan)
+    def spoil(trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 4:
+            with torch.no_grad():
+                next(p for p in module.parameters() if p.requires_grad).fill_(torch.nan)
 
     with pytest.raises(UserError, match=r"0\.01"):
-        fit(Spoil(), NonFiniteLoss(), AdapterCheckpoint(every_n_steps=2))
+        fit(LambdaCallback(on_train_batch_end=spoil), NonFiniteLoss(), AdapterCheckpoint(every_n_steps=2))
     saved = read_adapter(tmp_path / "adapter")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values())
 

@@ -19,7 +19,7 @@ from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoR
 from randlora_pl.adapters.layers import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel.sharding import AdapterFSDP
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import AdaptationTask, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import make, trained, two_blocks
 
@@ -86,12 +86,9 @@ def sharded_bytes(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def trainer(*callbacks: L.Callback, accumulate: int = ACCUMULATE, **options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu", devices=WORLD, max_epochs=1, logger=False,
-        accumulate_grad_batches=accumulate, callbacks=list(callbacks), use_distributed_sampler=False,
-        num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        **({"limit_val_batches": 0, "strategy": AdapterFSDP() if WORLD > 1 else "auto"} | options),
-    )  # fmt: skip
+    plain = {"limit_val_batches": 0, "strategy": AdapterFSDP() if WORLD > 1 else "auto", "accelerator": "cpu"}
+    own = {"devices": WORLD, "accumulate_grad_batches": accumulate, "callbacks": [*callbacks]}
+    return make_trainer(**(plain | own | options))
 
 
 def with_sgd(task: AdaptationTask) -> AdaptationTask:

@@ -19,7 +19,7 @@ from randlora_pl.run.parallel import sharding
 from randlora_pl.run.parallel.sharding import with_strategy
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import SMALL, Refused, Run
+from tests.support.cli import SMALL, Run
 from tests.tasks.small import make, trained, two_blocks
 
 from .jobs import environment, free_port
@@ -217,24 +217,6 @@ def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) 
     assert alone.code == 0 and "nothing" in alone.err
     (tested,) = tmp_path.glob("runs/*-test/2*/results.json")
     assert json.loads(tested.read_text())["test/loss"] == pytest.approx(found["test/loss"], rel=1e-5)
-
-
-def test_lightnings_fsdp_is_one_line(refused: Refused) -> None:
-    said = refused("fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "fsdp")
-    assert "--trainer.strategy fsdp does not fit a frozen model with adapters. Use --trainer.strategy fsdp2" in said
-
-
-@pytest.mark.slow
-def test_two_processes_that_have_nothing_to_shard_say_so_in_a_line_each(tmp_path: Path) -> None:
-    words = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--model.adapter", "FullFineTuning"]
-    command = [sys.executable, "-m", "randlora_pl", "fit", *SMALL, *words]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
-    )
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 2 and 1 <= len(lines) <= 2, done.stderr
-    assert all("all of its weights train" in line for line in lines), done.stderr
-    assert not list(tmp_path.glob("runs/*"))
 
 
 # Options
