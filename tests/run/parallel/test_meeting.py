@@ -1,8 +1,8 @@
-"""Processes of a job wait for each other at the store until one of them ends."""
+"""Processes of a job wait for each other at the store until one ends, and compare what they must have in common."""
 
 import re
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +21,17 @@ from randlora_pl.run import stages
 from randlora_pl.run.parallel.launch import Launch, Meeting, parting
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options, compare_splits
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 from .processes import meetings, messages, write_folder
 
 
 def test_a_process_that_ends_or_does_not_come_is_named() -> None:
     first, second, third = meetings(timeout=0.2)
-    assert "processes 1, 2, which did not arrive" in messages([lambda: check_options(first, {})])[0]
+    assert "processes 1, 2, which did not arrive" in messages([partial(check_options, first, {})])[0]
     first, second, third = meetings()
-    waiting = [lambda m=m: check_options(m, {}) for m in (first, third)]  # type: ignore[misc]
-    found = messages([*waiting, lambda: second.leave("there is no folder", lost=False)])
+    waiting = [partial(check_options, meeting, {}) for meeting in (first, third)]
+    found = messages([*waiting, partial(second.leave, "there is no folder", lost=False)])
     assert found == ["process 1 has ended: there is no folder"] * 2 + [""]
 
 
@@ -58,34 +59,28 @@ def test_all_that_do_not_come_are_named_after_one_timeout() -> None:
     ]
 
 
-def test_processes_at_different_decisions_do_not_wait_for_each_other() -> None:
-    def left(meeting: Meeting, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except UserError as error:
-            meeting.leave(str(error), lost=False)
-            raise
-
-    for at, other, expected in (
+@in_one_item(
+    ("at", "other", "expected"),
+    [
         ("decision", "decision", "process 1 has come to --resume auto, but process 0 to the run folder"),
         ("decision", "options", "process 1 has come to the options, but process 0 to the run folder"),
         ("options", "decision", "process 1 has come to --resume auto, but process 0 to the options"),
-    ):
-        first, second = meetings(2)
-        calls = {
-            "decision": lambda m, what: m.decided(what, lambda: ""),
-            "options": lambda m, _: check_options(m, {}),
-        }
+    ],
+)
+def test_processes_at_different_decisions_do_not_wait_for_each_other(at: str, other: str, expected: str) -> None:
+    first, second = meetings(2)
 
-        def one(at: str = at, first: Meeting = first, calls: Any = calls) -> None:
-            calls[at](first, "the run folder")
-            check_options(first, {})
+    def come(meeting: Meeting, to: str, what: str) -> None:
+        try:
+            meeting.decided(what, str) if to == "decision" else check_options(meeting, {})
+        except UserError as error:
+            if meeting is second:
+                meeting.leave(str(error), lost=False)
+            raise
+        check_options(meeting, {})
 
-        def two(other: str = other, second: Meeting = second, calls: Any = calls) -> None:
-            left(second, lambda: calls[other](second, "--resume auto"))
-
-        found = messages([one, two])
-        assert found[1].startswith(expected) and found[0] == f"process 1 has ended: {found[1]}"
+    found = messages([partial(come, first, at, "the run folder"), partial(come, second, other, "--resume auto")])
+    assert found[1].startswith(expected) and found[0] == f"process 1 has ended: {found[1]}"
 
 
 def test_a_run_is_not_refused_for_the_mistake_of_the_run_before() -> None:
@@ -102,7 +97,7 @@ def test_a_run_is_not_refused_for_the_mistake_of_the_run_before() -> None:
                 meeting.leave(str(error), lost=False)
             meeting.begin()
 
-    messages([lambda m=m: runs(m) for m in meetings(2)])  # type: ignore[misc]
+    messages([partial(runs, meeting) for meeting in meetings(2)])
     expected = "--data.steps is 0 in process 0, 1 in process 1. Give all processes the same options."
     assert ended == [[expected, ""]] * 2
 
@@ -140,7 +135,7 @@ def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.M
         app.trainer.strategy = strategy = AdapterDDP()
         stages.compare_options(app)
         own.append((meeting, strategy.options))
-    found = messages([lambda m=m, o=o: check_options(m, o) for m, o in own])  # type: ignore[misc]
+    found = messages([partial(check_options, meeting, options) for meeting, options in own])
     assert found[0] == found[1] and re.match(
         "the adapter is 'SHA-256 6e340b9cffb3, /.*0.safetensors' in process 0, 'SHA-256 4bf5122f3445, ", found[0]
     )
@@ -153,15 +148,16 @@ def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_mistake_reaches_the_processes_at_a_barrier_before_the_run() -> None:
-    first, second = (strategy_of(meeting) for meeting in meetings(2))
-    assert second._meeting is not None
-    leave = lambda: second._meeting.leave("the download failed", lost=False)  # type: ignore[union-attr] # noqa: E731
-    assert messages([lambda: first.barrier("pre_setup"), leave])[0] == "process 1 has ended: the download failed"
-    own = [strategy_of(meeting) for meeting in meetings(2)]
-    assert messages([lambda s=s: s.barrier("post_setup") for s in own]) == ["", ""]  # type: ignore[misc]
-    assert not own[0]._meeting.exchanges  # type: ignore[union-attr]
-    assert messages([lambda s=s: s.barrier("run-stage") for s in own]) == ["", ""]  # type: ignore[misc]
-    assert all(strategy._meeting.exchanges for strategy in own)  # type: ignore[union-attr]
+    both = meetings(2)
+    first = strategy_of(both[0])
+    leave = partial(both[1].leave, "the download failed", lost=False)
+    assert messages([partial(first.barrier, "pre_setup"), leave])[0] == "process 1 has ended: the download failed"
+    both = meetings(2)
+    own = [strategy_of(meeting) for meeting in both]
+    assert messages([partial(strategy.barrier, "post_setup") for strategy in own]) == ["", ""]
+    assert not any(meeting.exchanges for meeting in both)
+    assert messages([partial(strategy.barrier, "run-stage") for strategy in own]) == ["", ""]
+    assert all(meeting.exchanges for meeting in both)
     with MonkeyPatch.context() as patch:
         patch.setattr(DDPStrategy, "barrier", usual := MagicMock())
         own[0].barrier("train_dataloader()")
@@ -181,7 +177,7 @@ def test_a_process_waits_for_no_reader_while_tensors_are_exchanged_or_the_others
         first.exchanges = exchanges
         raise UserError("a picture is missing")
     assert time.monotonic() - started < 1
-    assert messages([lambda: check_options(second, {})]) == ["process 0 has ended: a picture is missing"]
+    assert messages([partial(check_options, second, {})]) == ["process 0 has ended: a picture is missing"]
 
 
 def parts_of(count: int, other: int | None = None) -> dict[str, Part]:
@@ -192,20 +188,16 @@ def parts_of(count: int, other: int | None = None) -> dict[str, Part]:
 
 
 def compared(parts: list[dict[str, Part]]) -> list[str]:
-    pairs = zip(meetings(len(parts)), parts, strict=True)
-    return messages([lambda m=m, p=p: compare_splits(m, p) for m, p in pairs])  # type: ignore[misc]
+    return messages([partial(compare_splits, m, p) for m, p in zip(meetings(len(parts)), parts, strict=True)])
 
 
 def test_the_first_sample_that_differs_is_named_in_all_processes() -> None:
     assert compared([parts_of(3000)] * 3) == ["", "", ""]
-    for other, expected in {
-        "changed": (parts_of(3000, 2500), "process 0 has 3,000, process 2 has 3,000; number 2,500 is picture 2500 in"),
-        "missing": (
-            parts_of(2999),
-            "process 0 has 3,000, process 2 has 2,999; number 2,999 is picture 2999 in process",
-        ),
-        "without": ({}, "process 0 has 3,000, process 2 has 0; number 0 is picture 0 in process 0 and missing in"),
-    }.values():
+    for other, expected in (
+        (parts_of(3000, 2500), "process 0 has 3,000, process 2 has 3,000; number 2,500 is picture 2500 in"),
+        (parts_of(2999), "process 0 has 3,000, process 2 has 2,999; number 2,999 is picture 2999 in process"),
+        ({}, "process 0 has 3,000, process 2 has 0; number 0 is picture 0 in process 0 and missing in"),
+    ):
         found = compared([parts_of(3000), parts_of(3000), other])
         assert expected in found[0] and found == [found[0]] * 3
 
@@ -226,8 +218,7 @@ def test_options_that_differ_are_named_with_both_values_and_places_may_differ(tm
         ("model.name",): f"--model.name is {str(tmp_path)!r}",
     }.items():
         own = [common_options(options), common_options(others | dict.fromkeys(changed, 5))]
-        pairs = zip(meetings(2), own, strict=True)
-        found = messages([lambda m=m, o=o: check_options(m, o) for m, o in pairs])  # type: ignore[misc]
+        found = messages([partial(check_options, m, o) for m, o in zip(meetings(2), own, strict=True)])
         assert found[0] == found[1] and found[0].startswith(expected) and bool(found[0]) == bool(expected)
 
 
