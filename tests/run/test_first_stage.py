@@ -15,13 +15,14 @@ import pytest
 import torch
 import yaml
 
+from randlora_pl.adapters import HiRA
 from randlora_pl.commands.main import main
 from randlora_pl.run.command import find_lora, resume_by_itself
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
-from tests.tasks.small import two_blocks
+from tests.tasks.small import built, two_blocks
 
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "2", "--model.adapter.alpha", "8"]
 STAGE = ["--model.adapter.rank", "12", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
@@ -160,49 +161,34 @@ def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypa
     assert results(only_run("inside"))["method"] == "Together"
 
 
-def test_what_cannot_be_refined_is_refused(refused: Refused, run: Run, lora: Path, tmp_path: Path) -> None:
-    start = ["fit", "--from-adapter", str(lora), *STAGE]
-    assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
-    linear = [*LORA, "--model", "LinearHeadTask", "--data.steps", "1"]
-    assert run("fit", *SMALL, *linear, "--run.name", "linear").code == 0
-    cases = {
-        "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or the config": [
-            *("fit", "--from-adapter", "runs/linear", "--config", "quickstart", *STAGE)
-        ],
-        "is a LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets it.": [
-            *(*start, "--model", "PromptTask")
-        ],
-        "There is no adapter folder or file nowhere": ["fit", "--from-adapter", "nowhere", *STAGE],
-        "is HiRA, and a stage starts from LoRA alone": ["fit", "--from-adapter", "runs/hira", *STAGE],
-        "--resume uses the run's own checkpoint. Remove --from-adapter": [*start, "--resume", str(lora)],
-        "--ckpt_path continues a run": [*start, "--ckpt_path", str(lora / "checkpoints/last.ckpt")],
-        "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed": [*start, "--from-form", "besides"],
-        "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
-        "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32": [
-            *start,
-            "--model.name",
-            "ViT-B-32",
-        ],
-        "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
-        "--model.pretrained and --seed_everything": [*start, "--seed_everything", "3"],  # random weights depend on it
-        "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
-        "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
-        "set --model.adapter RandLoRA, or --from-form beside": [
-            *(*start, "--from-form", "absorbed", "--model.adapter", "HiRA", "--model.adapter.rank", "2")
-        ],
-        "has 1 bases. Lower the rank of RandLoRA, or keep the LoRA beside it": [
-            *(*start, "--from-form", "absorbed", "--model.adapter.num_bases", "1")
-        ],
-        "FullFineTuning trains the model's own tensors": [
-            "fit",
-            "--from-adapter",
-            str(lora),
-            "--model.adapter",
-            "FullFineTuning",
-        ],
-        "test does not support --from-adapter": ["test", "--from-adapter", str(lora)],
-    }
-    told = {message: refused(*words).replace("\n", " ") for message, words in cases.items()}
+REFUSED = {  # words, of which "start" stands for those of a stage from a LoRA of VisionLanguageTask
+    "--from-adapter linear --config quickstart": "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or",
+    "start --model PromptTask": "LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets",
+    "start --model linearheadtask": "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model",
+    "--from-adapter nowhere": "There is no adapter folder or file nowhere",
+    "--from-adapter hira": "is HiRA, and a stage starts from LoRA alone",
+    "start --resume {lora}": "--resume uses the run's own checkpoint. Remove --from-adapter",
+    "start --ckpt_path {lora}/checkpoints/last.ckpt": "--ckpt_path continues a run",
+    "start --from-form besides": "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed",
+    "--config quickstart --from-form absorbed": "--from-form needs a LoRA",
+    "start --model.name ViT-B-32": "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32",
+    "start --seed_everything 3": "--model.pretrained and --seed_everything",  # random weights depend on it
+    "start --model.targets [qkv]": "Remove --model.targets: the LoRA's own are the default",
+    "start --model.adapter.qkv split": "add --model.adapter.qkv packed",
+    "start --from-form absorbed --model.adapter HiRA --model.adapter.rank 2": "RandLoRA, or --from-form beside",
+    "start --from-form absorbed --model.adapter.num_bases 1": "has 1 bases. Lower the rank of RandLoRA, or keep the",
+    "--from-adapter {lora} --model.adapter FullFineTuning": "FullFineTuning trains the model's own tensors",
+}
+
+
+def test_what_cannot_be_refined_is_refused(refused: Refused, lora: Path, tmp_path: Path) -> None:
+    built("vision-language", adapter=HiRA(rank=2)).save(tmp_path / "hira")
+    built("linear head", "lora").save(tmp_path / "linear")
+    told = {}
+    for words, message in REFUSED.items():
+        words = words.replace("start", f"--from-adapter {lora} {' '.join(STAGE)}").format(lora=lora)
+        told[message] = refused("fit", *words.split()).replace("\n", " ")
+    told["test does not support --from-adapter"] = refused("test", "--from-adapter", str(lora))
     assert {message: text for message, text in told.items() if message not in text} == {}
 
 

@@ -72,24 +72,23 @@ def test_no_run_folder_names_a_run_below(tmp_path: Path) -> None:
 
 
 def test_what_a_checkpoint_depends_on_must_not_change() -> None:
-    saved = {
-        "model": {
-            "class_path": "x.VisionLanguageTask",
-            "init_args": {"adapter": {"class_path": "y.RandLoRA", "init_args": {"rank": 6, "alpha": 10.0}}},
-        }
-    }
-    allowed = compose(
-        "fit", ["--model.adapter.alpha", "10", "--model.learning_rate", "1", "--model.adapter.rank", "6"], DEFAULTS
-    )
-    runs.check_architecture(allowed, saved, Path("r"))
+    adapter = {"class_path": "y.RandLoRA", "init_args": {"rank": 6, "alpha": 10.0}}
+    model = {"class_path": "x.VisionLanguageTask", "init_args": {"adapter": adapter}}
+
+    def check(words: str) -> None:
+        saved = {"model": model, "data": {"classes": "base"}}
+        runs.check_architecture(compose("fit", words.split(), DEFAULTS), saved, Path("r"))
+
+    check("--model.adapter.alpha 10 --model.learning_rate 1 --model.adapter.rank 6")
     for words, both in (
-        (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, in the run 6"),
-        (["--model.adapter.alpha", "5"], "--model.adapter.alpha is 5, in the run 10"),
-        (["--model.adapter", "LoRA"], "--model.adapter is LoRA, in the run RandLoRA"),
-        (["--model", "TextHeadTask"], "--model is TextHeadTask, in the run VisionLanguageTask"),
+        ("--model.adapter.rank 7", "--model.adapter.rank is 7, in the run 6"),
+        ("--model.adapter.alpha 5", "--model.adapter.alpha is 5, in the run 10"),
+        ("--model.adapter LoRA", "--model.adapter is LoRA, in the run RandLoRA"),
+        ("--model TextHeadTask", "--model is TextHeadTask, in the run VisionLanguageTask"),
+        ("--data.classes new", "--data.classes is new, in the run base"),
     ):
         with pytest.raises(UserError, match=both):
-            runs.check_architecture(compose("fit", words, DEFAULTS), saved, Path("r"))
+            check(words)
 
 
 def test_resolved_config_is_usable_again() -> None:

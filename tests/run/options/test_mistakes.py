@@ -80,12 +80,12 @@ NAMES = {
 }
 VALUES = {
     "--trainer.max_epochs -1": "trainer.max_epochs is -1",
-    "--trainer.max_epochs": "expected one argument",
+    "--config quickstart --trainer.max_epochs": "expected one argument",
     "--checkpoint.monitor val/f1": "checkpoint.monitor is 'val/f1'",
     "--run.logger nonsense": "wandb, mlflow, none or a list such as '[nonsense]', not nonsense. Did you mean 'none'",
     "--run.logger [csv,nonsense]": "--run.logger[1]: expected tensorboard, csv, wandb, mlflow or none, not nonsense",
     "--run.logger null": "not null",
-    "--run.name a/b": "without slashes",
+    "--config quickstart --run.name a/b": "without slashes",
     "--run.timeout 0": "--run.timeout: expected a positive number",
     "--data.dataset folder": "needs --data.root",
     "--data.dataset folder --data.root nowhere": "The data folder nowhere does not exist; expected CLASS/IMAGE",
