@@ -123,12 +123,8 @@ def test_a_split_without_training_samples_is_refused() -> None:
         ("boolq", "not false but true", "false"),
         ("boolq", "True", None),  # the official evaluation looks for lower case alone
         ("boolq", "untrue", "true"),
-        ("piqa", "solution2, as solution1 is wrong", "solution2"),
         ("piqa", "solution 1", None),
-        ("social_i_qa", "answer3", "answer3"),
         ("hellaswag", "ending4ending1", "ending4"),
-        ("winogrande", "option2\noption1", "option2"),
-        ("ARC-Easy", "answer5", "answer5"),
         ("ARC-Challenge", "answer6 answer1", "answer1"),
         ("openbookqa", "", None),
     ],

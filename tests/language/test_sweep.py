@@ -214,27 +214,6 @@ def test_a_tiny_sweep_from_the_command_line_to_its_report(run: Run, refused: Ref
     assert "paper 53.39" not in text.partition("170k")[0] and "paper" in text and "not run" in text
 
 
-@pytest.mark.slow
-def test_tune_takes_the_lowest_validation_loss_and_reads_no_test(run: Run, refused: Refused, tmp_path: Path) -> None:
-    root = write_commonsense(tmp_path / "data", 3)
-    for name in ("boolq", "piqa"):
-        (root / name / "test.json").write_text("not read")
-    tune = {"search": {"learning_rate": [1e-3, 1e2]}, "seeds": [0], "budgets": ["15k"], "monitor": "val/loss"}
-    methods = {"LoRA-16": GRID["methods"]["LoRA-16"]}
-    written(tmp_path, methods=methods, tune=tune)
-    found = run("tune", "words.yaml", "--data.root", str(root))
-    assert found.code == 0, found.err + found.out
-    report = json.loads((tmp_path / "runs/tune/words/tuning.json").read_text())
-    tried = {entry["learning_rate"]: entry["val/loss"].get("0") for entry in report["methods"]["LoRA-16"]["tried"]}
-    assert report["methods"]["LoRA-16"]["chosen"] == {"learning_rate": 1e-3} and report["monitor"] == "val/loss"
-    assert tried[1e2] is None or tried[1e-3] < tried[1e2]
-    assert f"{tried[1e-3]:.4f}" in (tmp_path / "runs/tune/words/tuning.md").read_text()
-    written(tmp_path, methods=methods, tune=tune, set=GRID["set"] | {"data.validation": 0})
-    assert "nothing" in refused("tune", "words.yaml", "--data.root", str(root), "--output", "other")
-    written(tmp_path, methods=methods, tune=tune | {"monitor": "test/acc"})
-    assert "validation" in refused("tune", "words.yaml", "--data.root", str(root))
-
-
 def test_tables_1_and_6_are_made_of_cells_of_table_15() -> None:
     hashes = {name: {c.hash for c in plan(find_sweep(name)[1])} for name in ("table1", "table6", "table15")}
     assert hashes["table1"] < hashes["table15"]

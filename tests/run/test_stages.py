@@ -300,7 +300,7 @@ def test_what_cannot_train_is_refused_before_the_zero_shot_test(run: Run, words:
     assert "zero-shot" not in page.out + page.err and not list(Path("runs").rglob("results.json"))
 
 
-def tested(run: Run, tmp_path: Path, name: str, *words: str) -> dict[str, Any]:
+def figures_of(run: Run, tmp_path: Path, name: str, *words: str) -> dict[str, Any]:
     """Results of a test of the adapter of a run."""
     adapter = only_run(tmp_path, name) / "adapter"
     result = run(
@@ -321,7 +321,7 @@ def test_a_text_head_names_the_new_classes(run: Run, tmp_path: Path) -> None:
     assert [line.partition(",")[0] for line in names[1:]] == ["zero", "one", "two", "three", "four"]
     metadata = json.loads((folder / "adapter/adapter_config.json").read_text())["metadata"]
     assert metadata["classnames"][-1] == "four" and metadata["training"]["class_half"] == "base"
-    new = tested(run, tmp_path, "base", "--data.classes", "new")
+    new = figures_of(run, tmp_path, "base", "--data.classes", "new")
     assert (new["data/classes"], new["data/class_half"], new["data/test"]) == (5, "new", 180)
     assert 0 <= new["test/acc"] <= 1
 
@@ -332,7 +332,7 @@ def test_a_trained_head_has_the_rows_of_some_of_its_classes(run: Run, tmp_path: 
     results = json.loads((only_run(tmp_path, "whole") / "results.json").read_text())
     assert "zeroshot/acc" not in results
     assert results["trainable_parameters"] == results["adapter_parameters"] + 10 * 128, "those of the head"
-    new = tested(run, tmp_path, "whole", "--data.classes", "new")
+    new = figures_of(run, tmp_path, "whole", "--data.classes", "new")
     task = load_task(only_run(tmp_path, "whole") / "adapter")
     data = framed({"dataset": "digits", "classes": "new", "num_workers": 0}, task.image_spec, 90)
     data.setup("test")

@@ -78,16 +78,8 @@ def test_peft_loads_what_we_export(name: str, tmp_path: Path) -> None:
 def test_what_peft_saved_comes_back(steps: int, start: Any, tmp_path: Path) -> None:
     """Before the first step, and after a training that has pruned."""
     base = small_vit()
-    config = AdaLoraConfig(
-        init_r=5,
-        target_r=2,
-        lora_alpha=40,
-        total_step=6,
-        tfinal=2,
-        target_modules=["qkv", "fc1"],
-        lora_dropout=0.1,
-        init_lora_weights=start,  # no effect in PEFT's AdaLoRA
-    )
+    options = {"target_modules": ["qkv", "fc1"], "init_lora_weights": start}  # the latter has no effect in AdaLoRA
+    config = AdaLoraConfig(init_r=5, target_r=2, lora_alpha=40, total_step=6, tfinal=2, lora_dropout=0.1, **options)
     theirs: Any = get_peft_model(copy.deepcopy(base), config).eval()
     optimizer = torch.optim.AdamW([p for n, p in theirs.named_parameters() if "lora_" in n], lr=0.05)
     x = images()

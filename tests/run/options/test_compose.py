@@ -36,11 +36,6 @@ def test_what_comes_later_wins(old: Any, new: Any) -> None:
         assert merged == new
 
 
-@given(trees)
-def test_merging_with_itself_changes_nothing(tree: Any) -> None:
-    assert merge(tree, tree) == tree
-
-
 def test_another_adapter_starts_from_its_own_defaults() -> None:
     old = normalize(
         {"model": {"init_args": {"name": "x", "adapter": {"class_path": "RandLoRA", "init_args": {"rank": 6}}}}}
