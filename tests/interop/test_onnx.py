@@ -23,7 +23,6 @@ from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
-from tests.support.products import marked
 
 NAMES, PROMPTS = ["cat", "dog", "cow"], ["a photo of a {}.", "art of a {}."]
 TASKS: dict[str, Any] = {
@@ -141,8 +140,6 @@ def test_an_adapter_without_a_task(tmp_path: Path) -> None:
         load_program(tmp_path / "linear", "text")
 
 
-KINDS = [("linear head, timm", "classifier"), ("both towers", "text")]
-
 Export = Callable[[Program, Path], onnx.Exported]
 EXPORTS = pytest.mark.parametrize("export", [export_onnx, export_torch])
 
@@ -214,21 +211,6 @@ def test_any_batch_facts_and_no_paths(tmp_path: Path, export: Export) -> None:
         facts = json.loads(extra[FACTS])
     assert facts == program.facts
     assert str(Path(__file__).parent).encode() not in file.read_bytes()  # traces of where the code lay
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "part"), marked(KINDS, lambda row: row[1] == "text"))
-def test_real_models(tmp_path: Path, kind: str, part: str) -> None:
-    program = make_program(trained(kind), part)
-    assert export_onnx(program, tmp_path / "m.onnx").difference < 1e-4
-    assert export_torch(program, tmp_path / "m.pt2").difference < 1e-4
-    example = program.examples(5, 9)
-    expected = program.module(example)
-    for file in ("m.onnx", "m.pt2"):
-        for ours, theirs in zip(
-            expected if isinstance(expected, tuple) else [expected], answers(tmp_path / file, example), strict=True
-        ):
-            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

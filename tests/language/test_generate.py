@@ -190,7 +190,7 @@ def test_what_stands_in_the_prompt_may_be_written(task: CausalLMTask) -> None:
 
 
 def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
-    def losses(model: Any, length: int, multiple: int = 1) -> None:
+    def losses(model: Any, length: int, multiple: int = 8) -> None:
         token_losses(model, collate([Encoded([3] * length, [3] * length, length)], 0, multiple=multiple))
 
     task = make(tokenizer, "gpt2", targets=["lm_head"], overrides={"tie_word_embeddings": False, "n_positions": 20})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, VeRA
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.common import load_language_task
 from tests.adapters.cases import randomise
@@ -18,12 +18,6 @@ from tests.support.cli import Refused, Run
 from .small import make
 
 IDS = torch.arange(3, 24).reshape(3, 7)
-METHODS: dict[str, Adapter] = {
-    "LoRA": LoRA(rank={".*mlp.*": 3, ".*": 4}, alpha=6.0),
-    "RandLoRA of q": RandLoRA(rank=16),
-    "VeRA": VeRA(rank=16),
-    "DoRA": DoRA(LoRA(rank=4)),
-}
 
 
 def moved(adapter: Adapter, folder: Path, kind: str = "qwen2", **options: Any) -> CausalLMTask:
@@ -47,11 +41,9 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert float((found - expected).abs().max()) < 3e-5 * float(expected.abs().max())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_there_and_back(name: str, run: Run, tmp_path: Path) -> None:
-    targets = ["q", "fc1", "fc2"] if name.startswith("RandLoRA") else None
-    task = moved(METHODS[name], tmp_path / "ours", targets=targets)
+def test_there_and_back(run: Run, refused: Refused, tmp_path: Path) -> None:
+    """Of a base model with other random weights it is refused."""
+    task = moved(LoRA(rank={".*mlp.*": 3, ".*": 4}, alpha=6.0), tmp_path / "ours")
     shown = run("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "peft"))
     assert shown.code == 0, shown.err
     assert "largest difference to PEFT's outputs" in shown.out and "random weights (seed 0)" in shown.out
@@ -61,16 +53,16 @@ def test_there_and_back(name: str, run: Run, tmp_path: Path) -> None:
     theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "peft")).eval()
     same(logits(theirs), logits(task.model))
     assert (logits(base) - logits(task.model)).abs().max() > 0.01  # it changes something
-    back = run(
-        "adapter", "import", str(tmp_path / "peft"), "--from", "peft", "--model", "qwen2", "--pretrained", "random",
-        "--output", str(tmp_path / "back"),
-    )  # fmt: skip
+    words = ("adapter", "import", "peft", "--from", "peft", "--model", "qwen2", "--pretrained", "random", "--output")
+    back = run(*words, "back")
     assert back.code == 0, back.err
     assert "Largest difference to PEFT's outputs" in back.out and "a CausalLMTask" in back.out
     again = load_language_task(tmp_path / "back")
     same(logits(again.model), logits(task.model))
-    merged = run("adapter", "merge", str(tmp_path / "back"), "--output", str(tmp_path / "merged"))
-    assert merged.code == 0, merged.err
+    saved = json.loads((tmp_path / "peft" / "task.json").read_text())
+    saved["arguments"]["seed"] = 1
+    (tmp_path / "peft" / "task.json").write_text(json.dumps(saved))
+    assert "was trained on other weights" in refused(*words, "no")
 
 
 def test_an_adapter_that_peft_trained(run: Run, tmp_path: Path) -> None:
@@ -109,18 +101,3 @@ def test_what_only_image_models_can_is_refused(words: list[str], refused: Refuse
     said = refused("adapter", *words, "--output", "no.safetensors")
     assert "belongs to a language model" in said and "adapter merge ours --output FOLDER" in said
     assert not (tmp_path / "no.safetensors").exists()
-
-
-def test_another_base_model_is_refused(run: Run, refused: Refused, tmp_path: Path) -> None:
-    moved(LoRA(rank=4), tmp_path / "ours")
-    assert (
-        run("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "peft")).code == 0
-    )
-    saved = json.loads((tmp_path / "peft" / "task.json").read_text())
-    saved["arguments"]["seed"] = 1
-    (tmp_path / "peft" / "task.json").write_text(json.dumps(saved))
-    said = refused(
-        "adapter", "import", str(tmp_path / "peft"), "--from", "peft", "--model", "qwen2", "--pretrained", "random",
-        "--output", str(tmp_path / "no"),
-    )  # fmt: skip
-    assert "was trained on other weights" in said

@@ -120,19 +120,6 @@ def test_a_prompt_is_answered_once_however_often_it_is_there(repeater: Path, mon
     assert task.write([]) == []
 
 
-@pytest.mark.slow
-def test_other_lengths_and_beams(run: Run, repeater: Path, toy: Path) -> None:
-    base = ("--texts", str(toy / "test.jsonl"))
-    prompts = [row["prompt"] for row in answers(repeater)]
-    found = {}
-    for beams in (1, 4):
-        rows = predicted(run, repeater, *base, "--max-new-tokens", "3", "--beams", str(beams))
-        found[beams] = [row["written"] for row in rows]
-        task = load_language_task(repeater / "adapter", max_new_tokens=3, num_beams=beams)
-        assert found[beams] == task.write(prompts) and max(len(text.split()) for text in found[beams]) == 3
-    assert found[1] != found[4]
-
-
 def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) -> None:
     data = write_commonsense(tmp_path / "data", 3)
     folder = decoder(

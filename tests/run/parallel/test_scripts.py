@@ -78,13 +78,6 @@ def test_the_command_of_slurm_is_one_of_ours(start: Start, tmp_path: Path) -> No
     assert not (tmp_path / "scontrol.args").exists()
 
 
-def test_slurm_asks_for_as_many_tasks_as_gpus() -> None:
-    text = scripts()["cluster/slurm.sbatch"].read_text()
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, flags=re.M))
-    assert options["ntasks-per-node"] == options["gpus-per-node"]
-    assert options["signal"].startswith("B:USR1@") and "requeue" in options and options["open-mode"] == "append"
-
-
 JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora"}
 
 
