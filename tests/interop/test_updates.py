@@ -22,7 +22,6 @@ from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.support.products import in_one_item
-from tests.tasks.small import KINDS
 
 from .adapters import MORE, rounded, saved
 
@@ -50,14 +49,6 @@ def test_updates_are_the_differences_of_the_weights(method: str, tmp_path: Path)
                 after[key] - value, found.get(key, torch.zeros(())).expand_as(value), atol=1e-6, rtol=0
             )
     assert found and found.keys() <= plain.keys() and all(update.any() for update in found.values())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_updates_belong_to_the_tower_or_to_the_whole_model(kind: str, tmp_path: Path) -> None:
-    saved(tmp_path / "a", kind)
-    file = read_adapter(tmp_path / "a")
-    towers = {key.startswith("visual.") for key in updates(load_base(file), file)}
-    assert towers == ({True, False} if kind == "vision-language" else {True})
 
 
 def test_layers_of_a_model_that_no_library_builds(tmp_path: Path) -> None:

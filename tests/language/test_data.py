@@ -105,20 +105,6 @@ def test_a_fit_reads_each_file_once_and_keeps_no_texts(
     assert once.summary() == data.summary() and once.state_dict() == data.state_dict()
 
 
-def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None:
-    write_reviews(tmp_path)
-    for there, told in ((True, ", 41 test samples"), (False, " samples; none to test (no test.csv in --data.root)")):
-        if not there:
-            (tmp_path / "test.csv").unlink()
-        data = Given(dataset="csv", root=str(tmp_path), steps=1)
-        data.check_test()
-        data.setup("fit")
-        assert (
-            data.summary_lines(data.summary())["data"]
-            == f"csv: 2 classes (negative, positive), 131 train, 20 val{told}"
-        )
-
-
 def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
     write_scores(tmp_path)
     data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)
@@ -300,7 +286,7 @@ def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
     assert [item.prompt for item in made.items] == ["test"] and len(made._held["test"]) == 1
 
 
-def test_the_start_page_says_how_many_prompts_are_tested(tmp_path: Path) -> None:
+def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None:
     """They are read before the training, and encoded after it."""
     for split, count in (("train", 5), ("val", 2), ("test", 3)):
         (tmp_path / f"{split}.jsonl").write_text("\n".join([json.dumps({"prompt": split, "completion": "so"})] * count))
