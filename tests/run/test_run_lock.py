@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def test_a_silent_owner_elsewhere_is_succeeded_after_its_lease(
     assert "elsewhere" in capsys.readouterr().err
 
 
+def test_a_living_owner_elsewhere_is_not_succeeded(tmp_path: Path) -> None:
+    file, stop = of_another_host(tmp_path / FILE), threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(0.1):
+            file.touch()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="elsewhere"), locked(tmp_path):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_fit_takes_the_lock_and_resume_is_refused_before_anything_is_read(
     run: Run, refused: Refused, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,3 +112,12 @@ def test_a_training_that_lost_its_lock_ends(tmp_path: Path) -> None:
             time.sleep(0.05)
         with pytest.raises(LostProcessError, match="owner-changed"):
             callback.on_train_batch_end(nothing, nothing, nothing, nothing, 0)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(self: object, blocking: bool) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.SoftFileLease.acquire", acquire)
+    with pytest.raises(UserError, match="written"), locked(tmp_path):
+        pass

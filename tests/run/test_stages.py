@@ -250,6 +250,10 @@ def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyP
         run("fit", *SMALL)
 
 
+def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Refused) -> None:
+    assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
+
+
 @pytest.mark.slow
 def test_outputs_that_are_not_finite_are_no_figures(
     run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch
