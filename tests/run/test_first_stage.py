@@ -161,22 +161,22 @@ def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypa
     assert results(only_run("inside"))["method"] == "Together"
 
 
-REFUSED = {  # words, of which "start" stands for those of a stage from a LoRA of VisionLanguageTask
+REFUSED = {  # words, of which START stands for those of a stage from a LoRA of VisionLanguageTask
     "--from-adapter linear --config quickstart": "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or",
-    "start --model PromptTask": "LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets",
-    "start --model linearheadtask": "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model",
+    "START --model PromptTask": "LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets",
+    "START --model linearheadtask": "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model",
     "--from-adapter nowhere": "There is no adapter folder or file nowhere",
     "--from-adapter hira": "is HiRA, and a stage starts from LoRA alone",
-    "start --resume {lora}": "--resume uses the run's own checkpoint. Remove --from-adapter",
-    "start --ckpt_path {lora}/checkpoints/last.ckpt": "--ckpt_path continues a run",
-    "start --from-form besides": "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed",
+    "START --resume {lora}": "--resume uses the run's own checkpoint. Remove --from-adapter",
+    "START --ckpt_path {lora}/checkpoints/last.ckpt": "--ckpt_path continues a run",
+    "START --from-form besides": "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed",
     "--config quickstart --from-form absorbed": "--from-form needs a LoRA",
-    "start --model.name ViT-B-32": "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32",
-    "start --seed_everything 3": "--model.pretrained and --seed_everything",  # random weights depend on it
-    "start --model.targets [qkv]": "Remove --model.targets: the LoRA's own are the default",
-    "start --model.adapter.qkv split": "add --model.adapter.qkv packed",
-    "start --from-form absorbed --model.adapter HiRA --model.adapter.rank 2": "RandLoRA, or --from-form beside",
-    "start --from-form absorbed --model.adapter.num_bases 1": "has 1 bases. Lower the rank of RandLoRA, or keep the",
+    "START --model.name ViT-B-32": "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32",
+    "START --seed_everything 3": "--model.pretrained and --seed_everything",  # random weights depend on it
+    "START --model.targets [qkv]": "Remove --model.targets: the LoRA's own are the default",
+    "START --model.adapter.qkv split": "add --model.adapter.qkv packed",
+    "START --from-form absorbed --model.adapter HiRA --model.adapter.rank 2": "RandLoRA, or --from-form beside",
+    "START --from-form absorbed --model.adapter.num_bases 1": "has 1 bases. Lower the rank of RandLoRA, or keep the",
     "--from-adapter {lora} --model.adapter FullFineTuning": "FullFineTuning trains the model's own tensors",
 }
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_refined_is_refused(refused: Refused, lora: Path, tmp_pat
     built("linear head", "lora").save(tmp_path / "linear")
     told = {}
     for words, message in REFUSED.items():
-        words = words.replace("start", f"--from-adapter {lora} {' '.join(STAGE)}").format(lora=lora)
+        words = words.replace("START", f"--from-adapter {lora} {' '.join(STAGE)}").format(lora=lora)
         told[message] = refused("fit", *words.split()).replace("\n", " ")
     told["test does not support --from-adapter"] = refused("test", "--from-adapter", str(lora))
     assert {message: text for message, text in told.items() if message not in text} == {}
