@@ -63,6 +63,9 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> No
     for read in (lambda: read_questions(tmp_path), lambda: read_questions(tmp_path, "piqa")):
         with pytest.raises(UserError, match=r"NAME/test\.json[\s\S]*LLM-Adapters"):
             read()
+    (tmp_path / "commonsense_15k.json").write_text("[]")
+    with pytest.raises(UserError, match=r"commonsense_15k\.json"):
+        read_questions(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +84,6 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
     with pytest.raises(UserError) as error:
         read_questions(tmp_path, "boolq")
     assert str(error.value).startswith(f"{path}, line 8: {said}")
-
-
-def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
-    (tmp_path / "commonsense_15k.json").write_text("[]")
-    with pytest.raises(UserError, match=r"commonsense_15k\.json"):
-        read_questions(tmp_path)
 
 
 @settings(max_examples=50)
@@ -109,11 +106,8 @@ def test_other_seeds_validate_with_others() -> None:
     assert len(first) == 120
     assert first != second
     assert first != questions[:120]
-
-
-def test_a_split_without_training_samples_is_refused() -> None:
     with pytest.raises(UserError, match="nothing"):
-        hold_out([Question("", "", "", "")] * 3, 3)
+        hold_out(questions[:3], 3)
 
 
 @in_one_item(

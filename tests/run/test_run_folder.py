@@ -27,24 +27,19 @@ def test_default_name_says_what_is_trained() -> None:
     assert runs.planned_name({"model.name": "vit_base.x/y"}) == "digits_y"
 
 
-def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+def test_folders_are_new_shared_by_the_processes_of_a_job_or_impossible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = {runs.new_folder(tmp_path, "a") for _ in range(3)}
-    assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
-
-
-def test_further_processes_share_the_folder_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = runs.new_folder(tmp_path, "a")
-    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
-    assert runs.new_folder(tmp_path, "a") == first
-    assert len(list((tmp_path / "a").iterdir())) == 1
-
-
-def test_impossible_folders(tmp_path: Path) -> None:
+    assert len(folders) == 3 and all(folder.is_dir() for folder in folders), "in one second"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be created"):
         runs.new_folder(tmp_path / "file", "a")
     with pytest.raises(UserError, match="without slashes"):
         runs.new_folder(tmp_path, "a/b")
+    first = runs.new_folder(tmp_path, "b")
+    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
+    assert runs.new_folder(tmp_path, "b") == first and len(list((tmp_path / "b").iterdir())) == 1
 
 
 def test_only_empty_handed_folders_are_removed(tmp_path: Path) -> None:

@@ -55,12 +55,6 @@ def test_a_test_measures_other_datasets_with_the_trained_weights(tmp_path: Path)
     assert count == 60 and found[names[0]] == pytest.approx(percent / 100)
 
 
-def test_a_task_without_a_text_tower_is_refused() -> None:
-    trainer = make_trainer(callbacks=[Elsewhere(["digits"])])
-    with pytest.raises(UserError, match="LinearHeadTask cannot name other classes"):
-        trainer.test(LinearHeadTask("test_vit", "random"), ImageData(dataset="digits"), verbose=False)
-
-
 def test_a_test_measures_the_classes_that_the_training_left_out() -> None:
     trainer = make_trainer(callbacks=[NewClasses()])
     task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=4, alpha=64), learning_rate=0.05)
@@ -105,10 +99,14 @@ def test_new_classes_have_the_prompts_of_the_task(monkeypatch: pytest.MonkeyPatc
     assert given == [["a drawn {}"]] * 2  # the known classes, and the new ones
 
 
-def test_new_classes_need_base_classes() -> None:
-    trainer = make_trainer(callbacks=[NewClasses()])
+def test_what_they_need_is_told() -> None:
+    digits = ImageData(dataset="digits")
+    with pytest.raises(UserError, match="LinearHeadTask cannot name other classes"):
+        make_trainer(callbacks=[Elsewhere(["digits"])]).test(
+            LinearHeadTask("test_vit", "random"), digits, verbose=False
+        )
     with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):
-        trainer.test(VisionLanguageTask("tiny", "random"), ImageData(dataset="digits"), verbose=False)
+        make_trainer(callbacks=[NewClasses()]).test(VisionLanguageTask("tiny", "random"), digits, verbose=False)
     with pytest.raises(UserError, match="images is -1"):
         NewClasses(images=-1)
 

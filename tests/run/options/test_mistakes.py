@@ -190,6 +190,8 @@ def test_what_is_no_config_of_a_run_is_one_line(refused: Refused, tmp_path: Path
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):
         (tmp_path / "c.yaml").write_text(text)
         assert word in refused("config", "check", "c.yaml")
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert "c.yaml is empty" in refused("fit", "--config", "c.yaml")
 
 
 @in_one_item("name", [name for name in config_names() if not name.startswith("sweeps/")])
@@ -216,16 +218,13 @@ def test_a_logger_without_its_package_names_our_extra(refused: Refused, monkeypa
         assert f"{name} needs" in told and "pip install '.[no_such_package]'" in told
 
 
-def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path) -> None:
+def test_a_run_has_no_mistakes_and_the_metrics_that_can_be_monitored(finished: Path) -> None:
     from randlora_pl.tasks.objective import Objective
 
+    assert mistakes_in(finished / "config.yaml") == []
     results = json.loads((finished / "results.json").read_text())
     names = {each.name for each in Objective.measures}
     assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == names
-
-
-def test_the_config_of_a_run_has_no_mistakes(finished: Path) -> None:
-    assert mistakes_in(finished / "config.yaml") == []
 
 
 def test_wrong_keys_name_their_file(refused: Refused, tmp_path: Path) -> None:
