@@ -110,8 +110,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))
     assert "num_attention_heads" in told and "RuntimeError" in told
-    for overrides in ("{hidden_size: wide}", "{num_attention_heads: 0}"):
-        assert "makes no model: " in fit("--model.config_overrides", overrides)
+    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
     gone = ("--model.name", str(tmp_path / "none"), "--model.pretrained", "null", "--model.config_overrides", "null")
     assert "cannot be loaded (--model.name)" in fit(*gone)
     assert "accelerator" not in fit("--model.quantize", "4bit")
