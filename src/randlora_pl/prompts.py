@@ -138,7 +138,7 @@ class Prompts(nn.Module):
         return []
 
 
-def drawn(shape: Sequence[int], seed: int, name: str, device: torch.device | str = "cpu") -> Tensor:
+def draw_tokens(shape: Sequence[int], seed: int, name: str, device: torch.device | str = "cpu") -> Tensor:
     """Return random tokens in float32, a function of seed and name alone."""
     if torch.device(device).type == "meta":
         return torch.empty(*shape, device=device)
@@ -292,7 +292,7 @@ class ContextPrompts(Prompts):
                 "(--model.prompts.words)."
             )
         if words is None:
-            start = drawn((learned, positions.shape[1]), seed, "prompts.context", positions.device)
+            start = draw_tokens((learned, positions.shape[1]), seed, "prompts.context", positions.device)
         else:
             first = torch.tensor(ids[:learned], dtype=torch.int64, device=positions.device)
             start = tower.token_embedding(first).detach().float().clone()
@@ -397,7 +397,9 @@ class DeepPrompts(PromptLearner):
         prompts = _DeepPrompts(model, tokenizer, self, seed, self.visual)
         if self.visual:
             shape, device = (self.vision_length, image_width(model.visual)), prompts.tokens.device
-            prompts.images.extend(drawn(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth))
+            prompts.images.extend(
+                draw_tokens(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)
+            )
         return prompts
 
 
@@ -420,7 +422,7 @@ class _DeepPrompts(ContextPrompts):
         self.tokens.requires_grad_(options.length > 0)
         shape, device = self.tokens.shape, self.tokens.device
         later = range(1, options.depth if options.length else 1)
-        self.texts = nn.ParameterList([drawn(shape, seed, f"prompts.text.{block}", device) for block in later])
+        self.texts = nn.ParameterList([draw_tokens(shape, seed, f"prompts.text.{block}", device) for block in later])
         self.images = nn.ParameterList()
 
     def deep(self) -> list[Tensor]:

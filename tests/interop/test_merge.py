@@ -183,7 +183,7 @@ def test_the_transform_that_is_printed_gives_our_pixels(kind: str, name: str, tm
     without = shrunk if library == "open_clip" else colored
     task.save(tmp_path / "a", {"frame": asdict(without)})
     assert f"{library} has no " in str(written(tmp_path / "a", output, with_head=False).notes)
-    plain = LibraryModel.of(read_adapter(tmp_path / "a").config["base_model"])
+    plain = LibraryModel.make(read_adapter(tmp_path / "a").config["base_model"])
     assert "resize_mode" not in str(replace(plain, image=without).lines(output))
     pixels = np.random.default_rng(0).integers(0, 256, (57, 101, 4), dtype=np.uint8)
     black = replace(usual, background="black")

@@ -38,7 +38,7 @@ def test_an_adapter_of_a_folder_is_loaded_and_merged_wherever_the_folder_is(
     expected = task.class_logits(images)
     torch.testing.assert_close(load_task(tmp_path / "a").class_logits(images), expected)
     write(tmp_path / "m.safetensors", merged(load_base(file), file))
-    assert LibraryModel.of(file.config["base_model"]).image.mean == (0.1, 0.2, 0.3)
+    assert LibraryModel.make(file.config["base_model"]).image.mean == (0.1, 0.2, 0.3)
 
     moved = tmp_path / "moved"
     folder.rename(moved)

@@ -160,29 +160,31 @@ def problems(file: AdapterFile, model: nn.Module) -> list[str]:
         beside = trained_tensors(model, file.trained)
     except UserError as error:
         return [str(error)]
-    found, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
+    mismatches, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
     if isinstance(file.adapter, BaseWeightMethod):
         chosen = chosen_tensors(model, file.adapter)
-        return found + _compare(file, _shapes({**chosen, **beside}), statistics)
+        return mismatches + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
         sites = choose_beside(model, file.targets, file.adapter, beside).sites
     except UserError as error:
-        return [*found, str(error)]
+        return [*mismatches, str(error)]
     shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
     saved = file.config.get("layers", {})
     layers = [name for name in sorted(shapes.keys() | saved.keys()) if shapes.get(name) != saved.get(name)]
     if layers:
-        return found + [f"layer {name} is {saved.get(name)} in the file and {shapes.get(name)} here" for name in layers]
+        return mismatches + [
+            f"layer {name} is {saved.get(name)} in the file and {shapes.get(name)} here" for name in layers
+        ]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
-    found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
+    mismatches += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected, here = _shapes(beside), Sketches()
     for site, delta in deltas.items():
         own = {**dict(delta.named_parameters()), **update_buffers(delta)}
         expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
         here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta, own).items()}
-        found += kept_problems(delta, file.tensors, tensor_prefix(site))
-    found += [] if found else sketch_problems(file.derived, here)  # other weights have other tensors
-    return found + _compare(file, expected, statistics)
+        mismatches += kept_problems(delta, file.tensors, tensor_prefix(site))
+    mismatches += [] if mismatches else sketch_problems(file.derived, here)  # other weights have other tensors
+    return mismatches + _compare(file, expected, statistics)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -218,15 +220,17 @@ def tensor_prefix(site: Site) -> str:
 
 def _compare(file: AdapterFile, needed: Shapes, statistics: Shapes) -> list[str]:
     """Return mismatches of a file's tensors with the needed tensors, and with statistics that it may contain."""
-    tensors, found = file.tensors, []
+    tensors, mismatches = file.tensors, []
     known = needed | {name: shape for name, shape in statistics.items() if name in file.kept}
     for label, names in (
         ("missing", sorted(needed.keys() - tensors.keys())),
         ("unexpected", sorted(tensors.keys() - known.keys())),
     ):
         if names:
-            found.append(f"{len(names)} {label} tensors ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
-    return found + [
+            mismatches.append(
+                f"{len(names)} {label} tensors ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+            )
+    return mismatches + [
         f"{name} has shape {tuple(tensors[name].shape)} in the file and {shape} here"
         for name, shape in sorted(known.items())
         if name in tensors and tuple(tensors[name].shape) != shape

@@ -411,10 +411,10 @@ class Adapter(Described):
             return given
         own = next(each for each in fields(self) if each.name == option)
         default = own.default if own.default_factory is MISSING else own.default_factory()
-        found = next((value for pattern, value in given.items() if matches(pattern, shape.layer)), default)
-        if found is MISSING or isinstance(found, dict):
+        own_value = next((value for pattern, value in given.items() if matches(pattern, shape.layer)), default)
+        if own_value is MISSING or isinstance(own_value, dict):
             raise UserError(f"{self.method()}: no pattern of {option} matches {shape.layer}.")
-        return found
+        return own_value
 
     def largest_rank(self, shape: WeightShape) -> int:
         """Return the largest rank for one layer, by default its smaller side."""

@@ -65,10 +65,10 @@ class Described(metaclass=NamedOptions):
 
     def nested(self) -> list[Any]:
         """Return the adapters that are options of this one."""
-        found: list[Any] = []
+        adapters: list[Any] = []
         for name in self.nested_options():
-            _mapped(getattr(self, name), found.append)
-        return found
+            _mapped(getattr(self, name), adapters.append)
+        return adapters
 
     def leaves(self) -> list[Any]:
         """Return the adapters inside this one, at any depth, that contain no others; itself if it contains none."""

@@ -302,8 +302,8 @@ def inject(
 def _check_kinds(model: nn.Module, adapter: object) -> None:
     """Raise an error for anything but a plain model and a method."""
     if not isinstance(adapter, Adapter):
-        found = " ".join(brief(adapter).split())  # models print many lines
-        raise UserError(f"inject(model, adapter) needs a method such as RandLoRA(rank=6), not {found}.")
+        given = " ".join(brief(adapter).split())  # models print many lines
+        raise UserError(f"inject(model, adapter) needs a method such as RandLoRA(rank=6), not {given}.")
     modules = list(model.modules())
     if getattr(model, "adapter_report", None) is not None or any(isinstance(each, AdaptedLayer) for each in modules):
         raise UserError(
@@ -326,8 +326,8 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     # An invalid rank, or an adapter that is much larger than its model, is refused before memory is allocated.
     size, total = count_parameters(adapter, shapes), sum(parameter.numel() for parameter in model.parameters())
     most = max(1 << 27, 4 * total)  # 0.5 GB in float32 are always allowed
-    if size <= most and (drawn := adapter.bases(shapes, torch.device("meta"))) is not None:
-        size += sum(tensor.numel() for tensor in drawn.buffers())
+    if size <= most and (random_tensors := adapter.bases(shapes, torch.device("meta"))) is not None:
+        size += sum(tensor.numel() for tensor in random_tensors.buffers())
     if size > most:
         raise UserError(
             f"{adapter.method()} would have {size:,} values ({byte_size(4 * size)}) in bases and parameters, "
@@ -378,12 +378,12 @@ def _weight(model: nn.Module, site: Site, values: bool = False) -> Tensor:
 
 def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> dict[str, DeltaWeight]:
     """Return one update per layer, by path; updates of row blocks are combined."""
-    found: dict[str, dict[str, DeltaWeight]] = {}
+    updates: dict[str, dict[str, DeltaWeight]] = {}
     for site in sites:
-        found.setdefault(site.path, {})[site.block or ""] = deltas[site]
+        updates.setdefault(site.path, {})[site.block or ""] = deltas[site]
     return {
         path: blocks[""] if "" in blocks else RowBlocks(blocks, row_blocks(model, path))
-        for path, blocks in found.items()
+        for path, blocks in updates.items()
     }
 
 

@@ -468,9 +468,9 @@ class WeightedSum(DeltaWeight):
         self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
         self.fixed = all(part.fixed for part in parts)
 
-    def _sum(self, of: Callable[[DeltaWeight], Tensor]) -> Tensor:
+    def _sum(self, term: Callable[[DeltaWeight], Tensor]) -> Tensor:
         pairs: zip[tuple[DeltaWeight, float]] = zip(self.parts, self.weights, strict=True)  # type: ignore[arg-type]
-        first, *others = (of(part) if factor == 1 else factor * of(part) for part, factor in pairs)
+        first, *others = (term(part) if factor == 1 else factor * term(part) for part, factor in pairs)
         return sum(others, first)
 
     def change(self, weight: Tensor) -> Tensor:

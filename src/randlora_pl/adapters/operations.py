@@ -215,9 +215,9 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
     if problem := basis_size_error(bases, holders.values()):
         raise UserError(f"{problem}.")
     # Copies, because the originals would move with this model.
-    own = {device: copy.deepcopy(bases).to(device) for device in {drawn.A.device for drawn in holders.values()}}
-    for holder, drawn in holders.items():
-        holder.bases = own[drawn.A.device]
+    own = {device: copy.deepcopy(bases).to(device) for device in {before.A.device for before in holders.values()}}
+    for holder, before in holders.items():
+        holder.bases = own[before.A.device]
     report = report_of(model)
     report.fingerprint, report.stored_bases = bases.fingerprint, bases
 
@@ -230,12 +230,12 @@ def with_bases(modules: Iterable[nn.Module]) -> dict[nn.Module, Bases]:
 
 def basis_size_error(bases: Bases, others: Iterable[Bases]) -> str:
     """Return the reason that these bases cannot replace others, or ""."""
-    for drawn in dict.fromkeys(others):
-        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
+    for other in dict.fromkeys(others):
+        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, other))
         if any(mine < needed for mine, needed in zip(have, want, strict=True)):
             return (
                 f"its bases A {tuple(bases.A.shape)} and B {tuple(bases.B.shape)} are too small, "
-                f"{tuple(drawn.A.shape)} and {tuple(drawn.B.shape)} are needed"
+                f"{tuple(other.A.shape)} and {tuple(other.B.shape)} are needed"
             )
     return ""
 
@@ -289,21 +289,21 @@ def rates_of(model: nn.Module) -> dict[nn.Parameter, float]:
 def undecayed(model: nn.Module) -> set[nn.Parameter]:
     """Return what trains without weight decay in a model: `DeltaWeight.undecayed`, and the biases of BitFit."""
     updates = [module for module in model.modules() if isinstance(module, DeltaWeight)]
-    found = {update.get_parameter(name) for update in updates for name in update.undecayed}
+    parameters = {update.get_parameter(name) for update in updates for name in update.undecayed}
     adapter = getattr(getattr(model, "adapter_report", None), "adapter", None)
     if isinstance(adapter, BaseWeightMethod) and not adapter.decays:
-        found |= {*chosen_tensors(model, adapter).values()}
-    return found
+        parameters |= {*chosen_tensors(model, adapter).values()}
+    return parameters
 
 
 def by_rate(
     parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float]
 ) -> list[tuple[float, list[nn.Parameter]]]:
     """Return parameters in their order by the factor of their learning rate: 1 first, then ascending."""
-    found: dict[float, list[nn.Parameter]] = {}
+    groups: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
-        found.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-    return sorted(found.items(), key=lambda pair: (pair[0] != 1, pair[0]))
+        groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    return sorted(groups.items(), key=lambda pair: (pair[0] != 1, pair[0]))
 
 
 def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

@@ -65,8 +65,8 @@ def by_pattern(values: Mapping[str, Number]) -> dict[str, Number]:
 
 def per_layer(values: Mapping[str, Number]) -> Number | dict[str, Number]:
     """Return one number, or patterns of layer names with one number each."""
-    found = by_pattern(values)
-    return next(iter(found.values())) if len(found) == 1 else found
+    patterns = by_pattern(values)
+    return next(iter(patterns.values())) if len(patterns) == 1 else patterns
 
 
 def exact_pattern(names: Iterable[str]) -> str:
@@ -77,8 +77,8 @@ def exact_pattern(names: Iterable[str]) -> str:
     """
     numbers: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        found = re.fullmatch(r"(|.*?\.)(\d+)(\..*)", name)
-        before, number, after = found.groups() if found else (name, "", "")
+        match = re.fullmatch(r"(|.*?\.)(\d+)(\..*)", name)
+        before, number, after = match.groups() if match else (name, "", "")
         numbers.setdefault((before, after), []).append(number)
     ends: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (before, after), own in numbers.items():
@@ -294,12 +294,12 @@ class Bases(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return ``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype without rounding."""
         together = {"A": self.A, "B": self.B.permute(1, 0, 2) * self.scale}
-        found = {}
+        tensors = {}
         for name, tensor in together.items():
             exact = tensor.detach().cpu()
             halves = (exact.to(dtype) for dtype in (torch.bfloat16, torch.float16))
-            found[name] = next((half for half in halves if torch.equal(half.to(exact.dtype), exact)), exact)
-        return found
+            tensors[name] = next((half for half in halves if torch.equal(half.to(exact.dtype), exact)), exact)
+        return tensors
 
     def extra_repr(self) -> str:
         """Return the shapes and the first digits of the fingerprint."""

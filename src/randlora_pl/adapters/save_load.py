@@ -417,9 +417,11 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     """
     present = getattr(model, "adapter_report", None)
     adapted = isinstance(present, InjectionReport)
-    found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)
-    if found:
-        lines = [line.rstrip(".") for line in found[:6]] + ([f"and {len(found) - 6} more"] if len(found) > 6 else [])
+    mismatches = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)
+    if mismatches:
+        lines = [line.rstrip(".") for line in mismatches[:6]] + (
+            [f"and {len(mismatches) - 6} more"] if len(mismatches) > 6 else []
+        )
         end = "" if lines[-1].endswith("?") else "."
         raise UserError(f"{file.path} does not fit this model: {'; '.join(lines)}{end}")
     if not adapted:

@@ -52,18 +52,18 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     return count_parameters(kind(**{kind.size_option: int(number)}), shapes)
 
 
-def wished(adapter: Adapter) -> Adapter | None:
+def find_matched(adapter: Adapter) -> Adapter | None:
     """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none.
 
     Raises:
         UserError: Several have one.
     """
-    found: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
-    if len(found) > 1:
+    matched: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
+    if len(matched) > 1:
         raise UserError(
-            f"{' and '.join(each.method() for each in found)} have match. Keep one, and set the other sizes."
+            f"{' and '.join(each.method() for each in matched)} have match. Keep one, and set the other sizes."
         )
-    return found[0] if found else None
+    return matched[0] if matched else None
 
 
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
@@ -84,7 +84,7 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         UserError: The budget is not valid, the count of every size differs from it by more than half of it, or the
             method has no size to choose.
     """
-    leaf = wished(adapter)
+    leaf = find_matched(adapter)
     if leaf is None or leaf.match is None:
         return adapter, []
     match, option, budget = leaf.match, leaf.size_option, parse_budget(leaf.match, shapes, model)
@@ -180,11 +180,11 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
     else:
         named, every, paper = set(), set(), False
         for target in targets:
-            found = _of_target(target, sites, blocks)
+            chosen = _of_target(target, sites, blocks)
             _refuse_raw_attention(model, target, sites)
-            if not found:
+            if not chosen:
                 raise UserError(_no_match(target, sites))
-            (every if _split_tower(target)[1] in ("all", CONV) else named).update(_layers(found))
+            (every if _split_tower(target)[1] in ("all", CONV) else named).update(_layers(chosen))
     picked = [site for site in sites if site.shape.layer in named | every]
     packed = {site.path for site in picked if site.kind == "qkv"}
     if split:  # a packed weight is replaced by its three blocks
@@ -245,7 +245,7 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
     if isinstance(getattr(adapter, "rank", None), dict):
         return None
     try:
-        leaf = wished(adapter)
+        leaf = find_matched(adapter)
         if leaf is None or leaf.match is None:
             adapter.count(site.shape)
         else:
@@ -265,11 +265,11 @@ def _of_target(target: str, sites: list[Site], blocks: list[Site]) -> list[Site]
         except re.error as error:
             raise UserError(f"target {target!r} is not a regular expression: {error}.") from None
     if name in ("all", CONV):
-        found = [site for site in blocks if (site.kind == CONV) == (name == CONV)]
+        chosen = [site for site in blocks if (site.kind == CONV) == (name == CONV)]
     else:
-        found = [site for site in sites if site.role in ALIASES[name]]
-    found = [site for site in found if _in_tower(site.path, tower, sites)]
-    return [site for site in found if not site.block] if len(ALIASES[name]) > 1 else found
+        chosen = [site for site in sites if site.role in ALIASES[name]]
+    chosen = [site for site in chosen if _in_tower(site.path, tower, sites)]
+    return [site for site in chosen if not site.block] if len(ALIASES[name]) > 1 else chosen
 
 
 def _split_tower(target: str) -> tuple[str | None, str]:

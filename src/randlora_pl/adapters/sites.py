@@ -198,22 +198,22 @@ def find_sites(model: nn.Module) -> list[Site]:
 
     A convolution's weight (out, in / groups, height, width) is a matrix (out, in / groups * height * width).
     """
-    found: list[Site] = []
+    sites: list[Site] = []
     for path, module in model.named_modules():
         if type(module) is nn.MultiheadAttention:
             if module.in_proj_weight is not None:
                 name, columns = f"{path}.in_proj".lstrip("."), module.in_proj_weight.shape[1]
-                found += _packed(path, name, columns, row_blocks(model, path), False)
+                sites += _packed(path, name, columns, row_blocks(model, path), False)
         elif shape := out_and_in(module):
             own, transposed = not is_aside(path), is_conv1d(module)
             role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
             if isinstance(module, nn.Conv2d):
-                found.append(Site(WeightShape(path, *shape), path, CONV))
+                sites.append(Site(WeightShape(path, *shape), path, CONV))
             elif is_packed_linear(path) and (blocks := row_blocks(model, path)):
-                found += _packed(path, path, shape[1], blocks, transposed)
+                sites += _packed(path, path, shape[1], blocks, transposed)
             else:
-                found.append(Site(WeightShape(path, *shape), path, "linear", role, transposed=transposed))
-    return found
+                sites.append(Site(WeightShape(path, *shape), path, "linear", role, transposed=transposed))
+    return sites
 
 
 def is_packed_linear(path: str) -> bool:
@@ -268,7 +268,7 @@ class Blocks:
         A weight has more than one row and more than one column. Embeddings and stacked biases are not weights.
         """
         roles = {site.path for site in self.sites if site.role}
-        found: dict[str, tuple[str, int]] = {}
+        weights: dict[str, tuple[str, int]] = {}
         seen: set[int] = set()
         for path, module in self.model.named_modules():
             for key, tensor in module.named_parameters(recurse=False):
@@ -277,8 +277,8 @@ class Blocks:
                 matrix = matrix and not isinstance(module, nn.Embedding)
                 if matrix and id(tensor) not in seen and self._covers(name, path in roles):
                     seen.add(id(tensor))
-                    found[name] = path, tensor.numel()
-        return found
+                    weights[name] = path, tensor.numel()
+        return weights
 
     def _covers(self, path: str, role: bool) -> bool:
         above = {path[: dot.start()] for dot in re.finditer(r"\.", path)}
@@ -298,31 +298,31 @@ def is_router(model: nn.Module, path: str) -> bool:
 
 def _roots(model: nn.Module) -> set[str]:
     """Return the paths of the blocks and of their parents."""
-    found: set[str] = set()
+    paths: set[str] = set()
     for path, module in model.named_modules():
         members = {name: child for name, child in module.named_children() if next(child.children(), None) is not None}
         kinds = Counter(type(child) for child in members.values())
         listed = isinstance(module, nn.ModuleList | nn.Sequential)
-        found |= {f"{path}.{name}".lstrip(".") for name, child in members.items() if listed or kinds[type(child)] > 1}
-    return found
+        paths |= {f"{path}.{name}".lstrip(".") for name, child in members.items() if listed or kinds[type(child)] > 1}
+    return paths
 
 
 def _ends(model: nn.Module, sites: list[Site], blocks: bool) -> set[str]:
     """Return the paths of stem and head modules: by name, by the model's methods, and the first convolution."""
-    found = {path for path, _ in model.named_modules() if re.fullmatch(_ENDS, path.rpartition(".")[2])}
+    paths = {path for path, _ in model.named_modules() if re.fullmatch(_ENDS, path.rpartition(".")[2])}
     for method in ("get_classifier", "get_output_embeddings"):  # of timm and transformers
         try:
             answer: object = getattr(model, method)()
         except (AttributeError, NotImplementedError):  # also of a model without the method
             continue
         heads = answer if isinstance(answer, tuple | list) else [answer]
-        found |= {path for path, module in model.named_modules() if path and any(module is head for head in heads)}
+        paths |= {path for path, module in model.named_modules() if path and any(module is head for head in heads)}
     convolutions = [site.path for site in sites if site.kind == CONV]
     linear = [site.path for site in sites if site.kind != CONV and not site.role]
-    found |= set(convolutions[:1])
+    paths |= set(convolutions[:1])
     if convolutions and not blocks:
-        found |= set(linear[-1:])  # the unnamed classifier after the last convolution of a plain sequence
-    return found
+        paths |= set(linear[-1:])  # the unnamed classifier after the last convolution of a plain sequence
+    return paths
 
 
 class Obstacle(NamedTuple):

@@ -42,7 +42,7 @@ def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
         tensors: Tensors of the file.
         prefix: Prefix of the module's names in the file.
     """
-    found = []
+    problems = []
     for path, each in module.named_modules():
         if not isinstance(each, DeltaWeight):
             continue
@@ -50,14 +50,14 @@ def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
         own = {name: getattr(each, name) for name in each.kept}
         there = {name: tensors[f"{start}{name}"] for name in own if f"{start}{name}" in tensors}
         odd = [name for name in there if _kind(there[name]) != _kind(own[name])]
-        found += [f"{start}{name} is {there[name].dtype} in the file and {own[name].dtype} here" for name in odd]
+        problems += [f"{start}{name} is {there[name].dtype} in the file and {own[name].dtype} here" for name in odd]
         if there and not odd and all(there[name].shape == own[name].shape for name in there):
             for name, size in each.indexes.items():
                 places = there.get(name, torch.empty(0))
                 inside = not len(places) or (int(places[0]) >= 0 and int(places[-1]) < size)
                 if not inside or not bool((places[1:] > places[:-1]).all()):
-                    found.append(f"{start}{name} must be distinct places from 0 to {size - 1}, in ascending order")
-    return found
+                    problems.append(f"{start}{name} must be distinct places from 0 to {size - 1}, in ascending order")
+    return problems
 
 
 def _kind(tensor: Tensor) -> str:
@@ -184,7 +184,7 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     chosen: set[int] = set()
     for pattern in trained:
         try:
-            found = {
+            selected = {
                 id(parameter)
                 for name, parameter in own
                 # the tensor, or a module that contains it
@@ -192,14 +192,14 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
             }
         except re.error as error:
             raise UserError(f"trained {pattern!r} is not a regular expression: {error}.") from None
-        if not found:
+        if not selected:
             names = [name for name, _ in own]
             modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
             last = dict.fromkeys(name.rpartition(".")[2] for name in modules)
             hint = near(pattern, [*last, *modules, *names])
             hint = hint or f" The last one is {modules[-1] if modules else names[-1]!r}."
             raise UserError(f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}")
-        chosen |= found
+        chosen |= selected
     tensors = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
     if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
         raise UserError(f"trained selects {whole[0]}, which is quantized and cannot train. Exclude it.")
@@ -250,12 +250,12 @@ def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[
         for path, module in model.named_modules()
         if out_and_in(module) is not None and not isinstance(module, nn.Conv2d)
     ]
-    found = []
+    names = []
     for number, (path, module) in enumerate(layers, 1):
         bias = module._parameters.get("bias")
         new = bias is not None and not bias.is_meta and not bool(torch.count_nonzero(bias))
         outside = re.search(r"(?:^|\.)\d+\.|pool", path) is None and path != ""
         frozen = path not in adapted and f"{path}.weight" not in beside and module is not embeddings
         if frozen and outside and (new or number == len(layers)):
-            found.append(path)
-    return found
+            names.append(path)
+    return names

@@ -180,7 +180,7 @@ class ImageData(PlannedData):
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         self.spec = getattr(task, "image_spec", self.spec)
-        self.frame = ImageSpec.of(self.spec, self.overrides)
+        self.frame = ImageSpec.choose(self.spec, self.overrides)
         with meeting(self._job) as self._meeting:
             if self.found is None:
                 row, root = self.row, self.root  # the closure must not keep this object

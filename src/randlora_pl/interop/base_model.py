@@ -45,7 +45,7 @@ def outputs(model: nn.Module, size: int) -> list[Tensor]:
     return [whole.encode_image(images), whole.encode_text(tokens)]
 
 
-def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+def difference(actual: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
     """Return the largest relative difference (to each output's largest expected value) and the largest absolute one.
 
     Both are infinite if ``found`` has a non-finite value.
@@ -54,7 +54,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, floa
         UserError: ``expected`` has a non-finite value.
     """
     relative = absolute = 0.0
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(actual, expected, strict=True):
         check_numbers(two, "the adapter")
         gap = float((one.float() - two.float()).abs().max())
         if not gap < float("inf"):  # also NaN
@@ -78,14 +78,14 @@ def logits(model: nn.Module) -> list[Tensor]:
 
 
 def check_written(
-    found: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "Please"
+    actual: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "Please"
 ) -> float:
     """Return the largest absolute difference of a written model's outputs, named ``what`` in messages.
 
     Raises:
         UserError: The difference is more than rounding, or the adapter's change would be lost.
     """
-    relative, absolute = difference(found, expected)
+    relative, absolute = difference(actual, expected)
     if relative > TOLERANCE:
         raise UserError(
             f"the {what} differ from the adapted one's by {relative:.1e} of the largest, more than {TOLERANCE:.0e}: "
@@ -94,7 +94,7 @@ def check_written(
     # Relative to the outputs, the loss of a small update would look like rounding.
     lost = [
         change([one], [two]) / changed
-        for one, two, base in zip(found, expected, plain, strict=True)
+        for one, two, base in zip(actual, expected, plain, strict=True)
         if (changed := change([two], [base])) > ROUNDING * float(two.abs().max())
     ]
     if (fraction := max(lost, default=0.0)) > LOST:
@@ -195,8 +195,8 @@ def load_base(file: AdapterFile) -> Base:
 
         model = plain_task(file, dequantized=True).build()
         identity = ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))
-        found = Base(model, model, identity)
-        return replace(found, part=found.submodule_for(file))
+        made = Base(model, model, identity)
+        return replace(made, part=made.submodule_for(file))
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(
@@ -205,7 +205,7 @@ def load_base(file: AdapterFile) -> Base:
         )
     here = base_arguments(base, file.path)
     try:
-        found = named(
+        made = named(
             here.get("name", name),
             here.get("pretrained", pretrained),
             int(base.get("seed") or 0),
@@ -213,12 +213,12 @@ def load_base(file: AdapterFile) -> Base:
         )
     except UserError as error:
         raise UserError(f"the base model of {file.path} does not load: {error}") from error
-    check_config(base, found.identity.config_sha256 if found.identity else None, file.path)
-    whole: Any = found.model
+    check_config(base, made.identity.config_sha256 if made.identity else None, file.path)
+    whole: Any = made.model
     weight = file.tensors.get(f"{getattr(whole, 'default_cfg', {}).get('classifier')}.weight")
     if file.trained and weight is not None:  # a trained classifier of timm; the adapter has its values
         whole.reset_classifier(len(weight))
-    return replace(found, part=found.submodule_for(file))
+    return replace(made, part=made.submodule_for(file))
 
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
@@ -345,7 +345,7 @@ def layer_updates(file: AdapterFile) -> State:
             f"{file.path}: its random bases are {str(there)[:12]} by {generator}, seed {file.adapter.key} gives "
             f"{here[:12]} by {GENERATOR} here; use the version of randlora-pl that wrote it."
         )
-    found: State = {}
+    by_layer: State = {}
     for shape in shapes:
         weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing
         delta = file.adapter.delta_weight(shape, weight, bases)
@@ -359,5 +359,5 @@ def layer_updates(file: AdapterFile) -> State:
             if name not in tensors or tensors[name].shape != value.shape:
                 raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(value.shape)}.")
             value.copy_(tensors[name])
-        found[shape.layer] = delta.change(weight)
-    return found
+        by_layer[shape.layer] = delta.change(weight)
+    return by_layer

@@ -71,16 +71,18 @@ class ExternalAdapter:
         for site, delta in deltas.items():
             layer, own = site.shape.layer, {**dict(delta.named_parameters()), **update_buffers(delta)}
             wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
-            found = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
-            if wrong := [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]:
-                shapes = f"has shape {found.get(wrong[0])}, this model needs {wanted.get(wrong[0])}"
+            present = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
+            if wrong := [
+                name for name in sorted(wanted.keys() | present.keys()) if wanted.get(name) != present.get(name)
+            ]:
+                shapes = f"has shape {present.get(wrong[0])}, this model needs {wanted.get(wrong[0])}"
                 raise UserError(
                     f"{self.source}: {wrong[0]} of {layer} {shapes}; it belongs to another model, or is damaged."
                 )
-            drawn = getattr(delta, "bases", None)
-            if self.bases is None or not isinstance(drawn, Bases):
+            bases = getattr(delta, "bases", None)
+            if self.bases is None or not isinstance(bases, Bases):
                 continue
-            have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, drawn))
+            have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, bases))
             if any(mine < needed for mine, needed in zip(have[0] + have[1], want[0] + want[1], strict=True)):
                 raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
 
@@ -237,14 +239,14 @@ def _layer(weight: str, layers: list[str], source: str, model: str) -> str:
     plain = "_" + re.sub(r"_(?:in_proj_weight|in_proj|weight)$", "", plain)
     names = {layer: "_" + re.sub(r"[._]+", "_", layer.removesuffix(".in_proj")) for layer in layers}
     exact = [layer for layer, own in names.items() if own == plain]
-    found = exact or [layer for layer, own in names.items() if plain.endswith(own) or own.endswith(plain)]
-    if len(found) > 1:  # `transformer...` of the text tower also ends `visual.transformer...`
-        longest = max(len(layer.removesuffix(".in_proj")) for layer in found)
-        found = [layer for layer in found if len(layer.removesuffix(".in_proj")) == longest]
-    if len(found) != 1:
-        what = "does not exist" if not found else f"may be {' or '.join(found[:2])}"
+    matches = exact or [layer for layer, own in names.items() if plain.endswith(own) or own.endswith(plain)]
+    if len(matches) > 1:  # `transformer...` of the text tower also ends `visual.transformer...`
+        longest = max(len(layer.removesuffix(".in_proj")) for layer in matches)
+        matches = [layer for layer in matches if len(layer.removesuffix(".in_proj")) == longest]
+    if len(matches) != 1:
+        what = "does not exist" if not matches else f"may be {' or '.join(matches[:2])}"
         raise UserError(f"{source}: its target {weight.rstrip('._')} {what} in this model ({model}).")
-    return found[0]
+    return matches[0]
 
 
 TASK = "task.json"
@@ -407,9 +409,9 @@ def check_base(path: Path, saved: Mapping[str, Any], base: Base) -> None:
     named = saved.get("base_model") or {}
     wanted = named.get("weights_sha256_sampled")
     parts = [base.model, *([ImageTower(base.model)] if hasattr(base.model, "visual") else [])]
-    if wanted and wanted not in (found := [hash_weights(part) for part in parts]):
+    if wanted and wanted not in (hashes := [hash_weights(part) for part in parts]):
         words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
         raise UserError(
             f"{path} was trained on other weights ({words}, {str(wanted)[:12]}) than --model and "
-            f"--pretrained ({found[0][:12]}). Use its own base model."
+            f"--pretrained ({hashes[0][:12]}). Use its own base model."
         )

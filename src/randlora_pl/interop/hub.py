@@ -217,11 +217,11 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
     if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
         options |= {"prompts": prompts["options"]}
-    found = hub_id(file.config.get("base_model", {}))
+    base_id = hub_id(file.config.get("base_model", {}))
     header = ModelCardData(
         library_name="randlora-pl",
-        base_model=found,
-        base_model_relation="adapter" if found else None,
+        base_model=base_id,
+        base_model_relation="adapter" if base_id else None,
         license=licence,
         pipeline_tag=getattr(kind, "pipeline_tag", tag),
         tags=["randlora-pl", *method.lower().split(" + "), "peft", str(base.get("library"))],
@@ -284,20 +284,20 @@ def portable(value: Any) -> Any:
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
     """Return the Hub id of a base model from its library's tables, or None."""
-    name, tag, found = str(base.get("name", "")), str(base.get("pretrained", "")), ""
+    name, tag, repository = str(base.get("name", "")), str(base.get("pretrained", "")), ""
     if name.startswith("hf-hub:"):
-        found = name.removeprefix("hf-hub:").partition("@")[0]
+        repository = name.removeprefix("hf-hub:").partition("@")[0]
     elif base.get("library") == "open_clip":
         import open_clip
 
-        found = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
+        repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
     elif base.get("library") == "timm" and tag != "random" and not (base.get("sha256") or looks_like_file(tag)):
         from timm.models import get_pretrained_cfg
 
         with suppress(RuntimeError):  # a tag of another version; None: a name of another version
-            found = getattr(get_pretrained_cfg(name), "hf_hub_id", None) or ""
-    found = found.strip("/")
-    return found if found.count("/") == 1 else None
+            repository = getattr(get_pretrained_cfg(name), "hf_hub_id", None) or ""
+    repository = repository.strip("/")
+    return repository if repository.count("/") == 1 else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def write_lora(
         for site, factors in low.items():
             parameters[f"{tensor_prefix(site)}B"].copy_(factors.left)
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
-    size = LibraryModel.of(first.config["base_model"]).image.size
+    size = LibraryModel.make(first.config["base_model"]).image.size
     relative, absolute = difference(outputs(made.model, size), added(base, first, total, with_head=False).expected)
     config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
@@ -124,8 +124,8 @@ def write_lora(
     with disk_errors(path), scratch_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
-        found, expected, plain = (outputs(model, size) for model in (again.model, made.model, base.model))
-        check_written(found, expected, plain, "outputs of the LoRA adapter, read again,")
+        actual, expected, plain = (outputs(model, size) for model in (again.model, made.model, base.model))
+        check_written(actual, expected, plain, "outputs of the LoRA adapter, read again,")
     with disk_errors(path):
         save_adapter(made.part, path, **description)  # replaces only an adapter
     layers = []

@@ -67,7 +67,7 @@ class LibraryModel:
     classifier: str = ""
 
     @classmethod
-    def of(cls, identity: Mapping[str, Any]) -> "LibraryModel":
+    def make(cls, identity: Mapping[str, Any]) -> "LibraryModel":
         """Return the recipe for an identity (`ModelIdentity.as_dict`); for timm without a classifier."""
         size = identity.get("image_size")
         name = local_name(identity, "the adapter")
@@ -199,7 +199,7 @@ class Merged:
     def library_model(self) -> LibraryModel:
         """Recipe of the library's model; for timm with the linear head as its classifier."""
         identity = self.file.config["base_model"]
-        plain = LibraryModel.of(identity)
+        plain = LibraryModel.make(identity)
         seen = asdict(frame_of(self.file.metadata, plain.image))  # the image format of the training, if different
         plain = replace(plain, image=ImageSpec(**seen))
         if plain.classifier and self.head is not None:
@@ -317,7 +317,7 @@ def _with_state(
 
 
 def _size(file: AdapterFile) -> int:
-    return LibraryModel.of(file.config["base_model"]).image.size
+    return LibraryModel.make(file.config["base_model"]).image.size
 
 
 def head_file(path: Path) -> Path:
@@ -356,7 +356,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     with suppress(SafetensorError, OSError), safe_open(head, framework="pt") as tensors:
         if head not in contents and (tensors.metadata() or {}).get("made_by") == _MADE_BY:
             left_over.append(head)
-    tiny = LibraryModel.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})  # not in open_clip
+    tiny = LibraryModel.make({"library": "open_clip", "name": "tiny", "pretrained": "random"})  # not in open_clip
     if config not in contents and config.is_file() and config.read_bytes() == tiny.config_text().encode():
         left_over.append(config)
     _refuse_existing([*contents, *left_over], overwrite)
@@ -366,9 +366,9 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     with disk_errors(path), scratch_folder(path) as part:
         for file, content in contents.items():
             (part / file.name).write_bytes(content)
-        found = outputs(merged.library_model.load(part / path.name), _size(merged.file))
+        actual = outputs(merged.library_model.load(part / path.name), _size(merged.file))
         hint = "Try --no-head, and please" if merged.classifies else "Please"
-        absolute = check_written(found, expected, plain, "outputs of the merged model", hint)
+        absolute = check_written(actual, expected, plain, "outputs of the merged model", hint)
         for file in left_over:
             file.unlink()  # it does not belong to the new weights
         for file in reversed(contents):  # weights last
@@ -449,7 +449,7 @@ def write_merged(
     with disk_errors(output), atomic_folder(output) as part:
         whole_model.save_pretrained(part)
         task.vocabulary.save_pretrained(part)
-        found = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
-        absolute = check_written(found, expected, plain, "logits of the merged model")
+        actual = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
+        absolute = check_written(actual, expected, plain, "logits of the merged model")
         size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
     return task.auto, size, absolute

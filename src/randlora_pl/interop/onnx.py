@@ -235,8 +235,8 @@ def export_onnx(program: Program, path: Path) -> Exported:
         session = onnxruntime.InferenceSession(str(part / path.name), options, providers=["CPUExecutionProvider"])
 
         def run(example: Tensor) -> tuple[Tensor, ...]:
-            found = session.run(list(program.outputs), {program.input: example.numpy()})
-            return tuple(torch.from_numpy(value) for value in found)
+            values = session.run(list(program.outputs), {program.input: example.numpy()})
+            return tuple(torch.from_numpy(value) for value in values)
 
         return _moved(part, path, _compared(program, run, "onnxruntime"))
 
@@ -276,9 +276,9 @@ def _compared(program: Program, run: Callable[[Tensor], Any], where: str) -> flo
         example = program.examples(batch, seed)
         with torch.no_grad():
             results = program.module(example), run(example)
-        expected, found = (each if isinstance(each, tuple) else (each,) for each in results)
+        expected, actual = (each if isinstance(each, tuple) else (each,) for each in results)
         check_numbers(expected[0], "the adapter")
-        for name, ours, theirs in zip(program.outputs, expected, found, strict=True):
+        for name, ours, theirs in zip(program.outputs, expected, actual, strict=True):
             difference = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
             if not difference <= TOLERANCE:  # NaN as well
                 raise UserError(
@@ -313,7 +313,7 @@ def _refusing(what: str, other: str = "") -> Iterator[None]:
         line = next((line for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
         reason = re.sub(r"\x1b\[[0-9;]*m", "", line).strip()[:200].rstrip(".")
         unknown = r"No (?:ONNX function|decomposition)[^\n]*?OpOverload\(op='([\w.:]+)'"
-        if operation := next((found[1] for link in chain if (found := re.search(unknown, str(link)))), None):
+        if operation := next((match[1] for link in chain if (match := re.search(unknown, str(link)))), None):
             reason = f"the operation {operation} is unknown to its ONNX exporter"
         raise UserError(f"the model {what} with PyTorch {torch.__version__}: {reason}. Use {ways}.") from error
 

@@ -125,13 +125,13 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier
 def _outputs(models: Sequence[Any], base: Base, classifier: Classifier | None) -> list[tuple[Tensor, ...]]:
     """Return the outputs of our model, PEFT's and the base model."""
     ours, theirs, plain = models
-    found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
+    outputs = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
     if classifier is not None:
-        (weight, bias), dtype = classifier, found[0][0].dtype
+        (weight, bias), dtype = classifier, outputs[0][0].dtype
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        for own in (found[0], found[2]):
+        for own in (outputs[0], outputs[2]):
             own[:] = [nn.functional.linear(features, weight, bias) for features in own]
-    return list(zip(*found, strict=True))
+    return list(zip(*outputs, strict=True))
 
 
 def _furthest(triples: list[tuple[Tensor, ...]]) -> Difference:
@@ -220,8 +220,8 @@ def export_peft(
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
         made = adapted(base, file) if made is None else made
         with _refusing(file):
-            found = difference(made.model, base, part, (file.extra["head"], None) if name else None)
-        return Exported(found, "", name, bool(adapter.head), identity)
+            gap = difference(made.model, base, part, (file.extra["head"], None) if name else None)
+        return Exported(gap, "", name, bool(adapter.head), identity)
 
 
 def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
@@ -360,7 +360,7 @@ def _with_kernels(
     tensors: Mapping[str, Tensor], parts: list[Part], form: PeftForm, model: nn.Module
 ) -> dict[str, Tensor]:
     """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions."""
-    found = dict(tensors)
+    converted = dict(tensors)
     for part in parts:
         path, layer = part.path, model.get_submodule(part.path)
         if not isinstance(layer, nn.Conv2d):
@@ -370,9 +370,9 @@ def _with_kernels(
         if not plain_convolution(layer):
             raise UserError(f"PEFT's update has no groups, dilation or padding mode for a convolution such as {path}")
         a, b = (f"{path}.{name}" for name in form.kernels)
-        found[a] = found[a].view(-1, *layer.weight.shape[1:])
-        found[b] = found[b][..., None, None]
-    return found
+        converted[a] = converted[a].view(-1, *layer.weight.shape[1:])
+        converted[b] = converted[b][..., None, None]
+    return converted
 
 
 def _modules_to_save(

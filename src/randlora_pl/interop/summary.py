@@ -87,9 +87,9 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
-    found = spectrum(matrix) if matrix is not None and matrix.dim() == 2 else None
-    sizes = {prefix + name: getattr(found, name, None) for name in ("rank", "stable_rank", "effective_rank", "norm")}
-    if matrix is not None and found is None:  # biases, norms, the patch convolution
+    measured = spectrum(matrix) if matrix is not None and matrix.dim() == 2 else None
+    sizes = {prefix + name: getattr(measured, name, None) for name in ("rank", "stable_rank", "effective_rank", "norm")}
+    if matrix is not None and measured is None:  # biases, norms, the patch convolution
         sizes[prefix + "norm"] = float(matrix.double().norm())
     return sizes
 

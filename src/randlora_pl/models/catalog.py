@@ -151,14 +151,14 @@ class ModelFolder:
         """
         if self.name.startswith(HUB):
             repository, commit = _repository(self.name)[0], self.file.parent.name
-            found = (hub_file(repository, name, commit, "--model.name") for name in self._candidates())
+            files = (hub_file(repository, name, commit, "--model.name") for name in self._candidates())
         else:
             names = [
                 *self._candidates(),
                 *(file.name for suffix in _SUFFIXES for file in sorted(self.file.parent.glob(f"*{suffix}"))),
             ]
-            found = (self.file.parent / name for name in names if (self.file.parent / name).is_file())
-        path = next((each for each in found if each is not None), None)
+            files = (self.file.parent / name for name in names if (self.file.parent / name).is_file())
+        path = next((each for each in files if each is not None), None)
         if path is None:
             raise UserError(
                 f"--model.name: {self.name} has {self.file.name} but no weights ({', '.join(self._candidates()[:3])} "

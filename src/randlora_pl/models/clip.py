@@ -115,16 +115,16 @@ def resolve(name: str, pretrained: str | None) -> Source:
         return Source(name, "random", "random", config, preprocess)
     assert pretrained is not None
     tag = pretrained.lower().replace("-", "_")
-    found = {} if tiny else dict(get_pretrained_cfg(name, tag))
+    tag_entry = {} if tiny else dict(get_pretrained_cfg(name, tag))
     plain, twin = name.removesuffix(_QUICK), name  # the twin has the activation of the tag's weights
-    if found.get("quick_gelu") and not config.get("quick_gelu") and name + _QUICK in names:
+    if tag_entry.get("quick_gelu") and not config.get("quick_gelu") and name + _QUICK in names:
         twin = name + _QUICK
-    elif not found and plain != name:
-        twin, found = plain, dict(get_pretrained_cfg(plain, tag))
-    if found:
+    elif not tag_entry and plain != name:
+        twin, tag_entry = plain, dict(get_pretrained_cfg(plain, tag))
+    if tag_entry:
         activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
         note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
-        return Source(twin, tag, "tag", _config(twin), found, (note,) if twin != name else ())
+        return Source(twin, tag, "tag", _config(twin), tag_entry, (note,) if twin != name else ())
     if not looks_like_file(pretrained):
         tags = [TINY_TAG] if tiny else list_pretrained_tags_by_model(name)
         raise UserError(
@@ -284,10 +284,10 @@ def load_clip(
     source = resolve(name, pretrained)
     for note in source.notes:
         _log.warning(note)
-    drawn = seed if source.kind == "random" else None
+    drawn_seed = seed if source.kind == "random" else None
     config = source.folder and source.folder.sha256
     file = download(source) if source.kind == OWN else source.pretrained
-    key = (source.kind, source.name, file, changed(file), drawn, force_image_size, config)
+    key = (source.kind, source.name, file, changed(file), drawn_seed, force_image_size, config)
     return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 
@@ -306,9 +306,9 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
             tower.set_input_size(image.size)
     is_file = source.kind in ("file", OWN)
     stored, digest = (Path(path).name, remember(path)) if is_file else (source.pretrained, None)
-    drawn = seed if source.kind == "random" else None
+    drawn_seed = seed if source.kind == "random" else None
     name, config = (source.name, None) if source.folder is None else (source.folder.stored_name, source.folder.sha256)
-    identity = ModelIdentity("open_clip", name, stored, image.size, drawn, digest, config)
+    identity = ModelIdentity("open_clip", name, stored, image.size, drawn_seed, digest, config)
     return LoadedClip(model, image, identity, source.config["embed_dim"], source.name)
 
 

@@ -23,7 +23,7 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     Blocks are the members of a list or sequence of at least two modules of one class that have child modules:
     ``visual.transformer.resblocks.0`` of open_clip, ``blocks.0`` of timm, ``encoder.layer.0`` of transformers.
     """
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         members = dict(module.named_children()) if isinstance(module, nn.ModuleList | nn.Sequential) else {}
         whole = all(  # a linear layer with an adapter has a child module
@@ -31,10 +31,10 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
             for member in members.values()
         )
         if len(members) > 1 and whole and len({type(member) for member in members.values()}) == 1:
-            found |= {f"{path}.{name}".lstrip("."): member for name, member in members.items()}
+            blocks |= {f"{path}.{name}".lstrip("."): member for name, member in members.items()}
     # A stage of a hierarchical model looks like a block, but contains blocks itself.
-    stages = {path for path in found if any(other.startswith(f"{path}.") for other in found)}
-    return {path: block for path, block in found.items() if path not in stages}
+    stages = {path for path in blocks if any(other.startswith(f"{path}.") for other in blocks)}
+    return {path: block for path, block in blocks.items() if path not in stages}
 
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

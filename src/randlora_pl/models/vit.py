@@ -97,9 +97,9 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
             be downloaded; an image size that the model does not support.
     """
     named, pretrained, is_file = _resolve(_opened(name), pretrained)
-    drawn = seed if pretrained == "random" else None
+    drawn_seed = seed if pretrained == "random" else None
     config = named.sha256 if isinstance(named, ModelFolder) else None
-    key = (str(named), pretrained, changed(pretrained), drawn, img_size, config)
+    key = (str(named), pretrained, changed(pretrained), drawn_seed, img_size, config)
     return cached_copy("vit", key, lambda: _load(named, pretrained, is_file, img_size, seed))
 
 
@@ -138,8 +138,8 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
                     ) from error
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
     shown, config = (name.stored_name, name.sha256) if isinstance(name, ModelFolder) else (name, None)
-    drawn = seed if pretrained == "random" else None
-    identity = ModelIdentity("timm", shown, stored, image.size, drawn, digest, config)
+    drawn_seed = seed if pretrained == "random" else None
+    identity = ModelIdentity("timm", shown, stored, image.size, drawn_seed, digest, config)
     return LoadedVit(model, image, identity, features_of(model))
 
 

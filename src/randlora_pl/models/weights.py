@@ -83,9 +83,9 @@ def load_without_code(path: Path) -> Any:
                 "is a TorchScript archive, which contains code (such as OpenAI's first files). "
                 "Use the tag (--model.pretrained openai) or a .safetensors file of the same weights."
             )
-        elif found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        elif match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             why = (
-                f"is refused: it contains Python objects ({found[1]}) that could run code when loaded. "
+                f"is refused: it contains Python objects ({match[1]}) that could run code when loaded. "
                 "If you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
             )
         raise UserError(f"'{path}' {why}") from error
@@ -100,8 +100,8 @@ def mismatch(what: str, message: str) -> str:
         ]
     }
     for kind in ("missing", "unexpected"):
-        found = re.search(rf"{kind.title()} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message)
-        kinds[kind] = re.findall(r'"([^"]+)"', found[1]) if found else []
+        match = re.search(rf"{kind.title()} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message)
+        kinds[kind] = re.findall(r'"([^"]+)"', match[1]) if match else []
     parts = [
         f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
         for kind, names in kinds.items()

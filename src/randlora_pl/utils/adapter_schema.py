@@ -150,7 +150,7 @@ def check_arguments(
     """
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
-    wrong = unknown or next((found for name in values if (found := misfit(values[name], hints[name], name))), None)
+    wrong = unknown or next((part for name in values if (part := misfit(values[name], hints[name], name))), None)
     if wrong is not None:
         raise UserError(f"{source}: {wrong}; {hint}.")
 

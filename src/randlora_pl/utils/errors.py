@@ -72,8 +72,8 @@ def near(word: str, choices: Iterable[str], count: int = 3) -> str:
         count: Maximum number of suggestions.
     """
     lowered = {choice.lower(): choice for choice in choices}
-    found = [lowered[match] for match in difflib.get_close_matches(word.lower()[:100], lowered, count, 0.5)]
-    return f" Did you mean {' or '.join(repr(match) for match in found)}?" if found else ""
+    matches = [lowered[match] for match in difflib.get_close_matches(word.lower()[:100], lowered, count, 0.5)]
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
 def brief(value: object, longest: int = 80) -> str:

@@ -41,7 +41,7 @@ class ImageSpec:
     background: str = "white"
 
     @classmethod
-    def of(cls, spec: Self | None, options: Mapping[str, Any]) -> Self:
+    def choose(cls, spec: Self | None, options: Mapping[str, Any]) -> Self:
         """Return the preprocessing of a model, with options that are not None in place of its own values.
 
         Args:

@@ -155,7 +155,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> Misfit | None:
     else:
         fits = not inspect.isclass(kind) or isinstance(value, kind)
         return None if fits else Misfit(name, value, f"an object of {kind.__name__}")
-    return next((found for part in parts if (found := misfit(*part))), None)
+    return next((wrong for part in parts if (wrong := misfit(*part))), None)
 
 
 def _of_checked(value: Any, kind: Any, checks: list[Check], name: str) -> Misfit | None:
@@ -171,9 +171,9 @@ def _of_checked(value: Any, kind: Any, checks: list[Check], name: str) -> Misfit
 
 def _of_union(value: Any, kinds: tuple[Any, ...], name: str) -> Misfit | None:
     """Return the misfit of the alternatives whose outer type fits, else of all: 0 misses "a positive number" alone."""
-    found = {kind: misfit(value, kind, name) for kind in kinds}
-    wrong = {kind: each for kind, each in found.items() if each is not None}
-    if len(wrong) < len(found):
+    misfits = {kind: misfit(value, kind, name) for kind in kinds}
+    wrong = {kind: each for kind, each in misfits.items() if each is not None}
+    if len(wrong) < len(misfits):
         return None
     closest = [kind for kind in wrong if type(value) is _outer(kind)]
     closest = closest or [kind for kind in wrong if kind not in (None, type(None))]
@@ -252,9 +252,9 @@ class NamedOptions(ABCMeta):
         super().__init__(*args, **options)
         if dataclasses.is_dataclass(cls):
             order = [name for base in cls.__mro__ for name in vars(base).get("__annotations__", ())]
-            types, (_, *found) = option_types(cls), inspect.signature(cls.__init__).parameters.values()
-            found.sort(key=lambda option: (option.kind, order.index(option.name)))
-            cls.__signature__ = inspect.Signature([each.replace(annotation=types[each.name]) for each in found])
+            types, (_, *parameters) = option_types(cls), inspect.signature(cls.__init__).parameters.values()
+            parameters.sort(key=lambda option: (option.kind, order.index(option.name)))
+            cls.__signature__ = inspect.Signature([each.replace(annotation=types[each.name]) for each in parameters])
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Create an object.

@@ -42,9 +42,9 @@ def import_named(name: str, where: str = "--import") -> ModuleType:
         sys.path.append(str(folder))
     own = next((file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()), None)
     spec = find_spec(top) if own is not None and top not in sys.modules else None
-    found = spec.origin if spec is not None else getattr(sys.modules.get(top), "__file__", None)
-    if own is not None and found is not None and own.resolve() != Path(found).resolve():
-        raise UserError(f"{where}: {own.name if own.parent == folder else top} is hidden by {found}. Rename it.")
+    other = spec.origin if spec is not None else getattr(sys.modules.get(top), "__file__", None)
+    if own is not None and other is not None and own.resolve() != Path(other).resolve():
+        raise UserError(f"{where}: {own.name if own.parent == folder else top} is hidden by {other}. Rename it.")
     _named[name] = imported(name, where)
     return _named[name]
 
@@ -69,10 +69,10 @@ def is_importable(top: str) -> bool:
     if not top:  # of a pattern such as .*mlp
         return False
     try:
-        found = find_spec(top) is not None
+        known = find_spec(top) is not None
     except (ImportError, ValueError):
-        found = top in sys.modules
-    return found or any(Path(f"{top}{end}").exists() for end in ("", ".py"))
+        known = top in sys.modules
+    return known or any(Path(f"{top}{end}").exists() for end in ("", ".py"))
 
 
 def named_modules() -> dict[str, ModuleType]:
@@ -157,21 +157,21 @@ class Registry:
             UserError: The class is not known, or has another base or a taken name.
         """
         module, _, name = path.rpartition(".")
-        found = self._classes.get(path)
-        if found is None and (there := named_modules().get(module)) is not None:
-            found = getattr(there, name, None)
-            if found is None:
+        kind = self._classes.get(path)
+        if kind is None and (there := named_modules().get(module)) is not None:
+            kind = getattr(there, name, None)
+            if kind is None:
                 raise UserError(f"The module {module} has no {self.what} {name}.")
-        if found is None and path in _entry_paths(self.group, tuple(sys.path)):
-            found = getattr(imported(module, f"The entry point {path}"), name, None)
-        if found is None and not module:
+        if kind is None and path in _entry_paths(self.group, tuple(sys.path)):
+            kind = getattr(imported(module, f"The entry point {path}"), name, None)
+        if kind is None and not module:
             raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
-        if found is None:
+        if kind is None:
             raise UserError(
                 f"The {self.what} {path} is not of this program, and a file imports nothing by itself.",
                 f"Add --import {module} if you trust it. In Python, call {self.group}.register({name}).",
             )
-        return self._checked(found, base, built_in)
+        return self._checked(kind, base, built_in)
 
     def paths(self) -> list[str]:
         """Return the import paths of the registered classes and of the entry points."""

@@ -124,17 +124,17 @@ def test_normalisation() -> None:
 
 def test_a_typed_mode_replaces_the_models_own() -> None:
     spec = ImageSpec(64, (0.1, 0.2, 1.0), resize="squash", crop_pct=0.9)
-    assert ImageSpec.of(spec, {"resize": "model"}) == ImageSpec.of(spec, {}) == ImageSpec(**asdict(spec))
+    assert ImageSpec.choose(spec, {"resize": "model"}) == ImageSpec.choose(spec, {}) == ImageSpec(**asdict(spec))
     for typed, resize, crop_pct, fill in [
         ("squash", "squash", 1, (0, 0, 0)),
         ("shortest", "shortest", 1, (0, 0, 0)),
         ("shortest:0.875", "shortest", 0.875, (0, 0, 0)),
         ("longest", "longest", 1, (26, 51, 255)),
     ]:
-        found = ImageSpec.of(spec, {"resize": typed})
+        found = ImageSpec.choose(spec, {"resize": typed})
         assert (found.resize, found.crop_pct, found.fill) == (resize, crop_pct, fill)
     padding = replace(spec, resize="longest", fill=(9, 9, 9))
-    assert ImageSpec.of(padding, {"resize": "longest"}).fill == (9, 9, 9)
-    assert ImageSpec.of(padding, {"resize": "squash"}).fill == (0, 0, 0)
+    assert ImageSpec.choose(padding, {"resize": "longest"}).fill == (9, 9, 9)
+    assert ImageSpec.choose(padding, {"resize": "squash"}).fill == (0, 0, 0)
     with pytest.raises(UserError, match=r"--data.resize: .* the crop_pct 20.0. For images of 16 pixels .* at most 16"):
-        ImageSpec.of(ImageSpec(16), {"resize": "squash:20"})  # no pixels would be left
+        ImageSpec.choose(ImageSpec(16), {"resize": "squash:20"})  # no pixels would be left

@@ -76,9 +76,9 @@ class Held:
             real = type(weight) in (Tensor, nn.Parameter)
             place = weight.data_ptr() if real else id(weight if weight._base is None else weight._base)
             stamp = (place, weight._version, weight.shape, weight.stride(), weight.dtype)
-        found = self._made.get(key)
-        if found is not None and found[0] == stamp:
-            return found[1]
+        kept = self._made.get(key)
+        if kept is not None and kept[0] == stamp:
+            return kept[1]
         with torch.inference_mode(False), torch.no_grad():
             made = make()
         if storable(made, self.sources[0]):

@@ -54,8 +54,8 @@ class Problem:
     def gradients(self, loss: Callable[[int], Tensor], step: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients of a loss; ``.grad`` of all tensors stays as it is."""
         scale = self.scale()
-        found = torch.autograd.grad(loss(step) * scale, tensors, allow_unused=True, materialize_grads=True)
-        return [self.average(gradient / scale) for gradient in found]
+        gradients = torch.autograd.grad(loss(step) * scale, tensors, allow_unused=True, materialize_grads=True)
+        return [self.average(gradient / scale) for gradient in gradients]
 
 
 def outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolled: bool) -> list[Tensor]:
@@ -82,15 +82,15 @@ def outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolle
             return problem.gradients(problem.search_loss, step, outer)
         steps = problem.gradients(problem.train_loss, step, weights)
         _set(weights, before, [-rate * each for rate, each in zip(rates, steps, strict=True)])
-        found = problem.gradients(problem.search_loss, step, [*outer, *weights])
-        directions = [rate * each for rate, each in zip(rates, found[len(outer) :], strict=True)]
+        gradients = problem.gradients(problem.search_loss, step, [*outer, *weights])
+        directions = [rate * each for rate, each in zip(rates, gradients[len(outer) :], strict=True)]
         norm = torch.stack([each.float().norm() for each in directions]).norm()
         size = 0.01 / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # distance of the two points from w
         sides = []
         for side in (size, -size):
             _set(weights, before, [side * each for each in directions])
             sides.append(problem.gradients(problem.train_loss, step, outer))
-        return [g - (plus - minus) / (2 * size) for g, plus, minus in zip(found, *sides, strict=False)]
+        return [g - (plus - minus) / (2 * size) for g, plus, minus in zip(gradients, *sides, strict=False)]
     finally:
         _set(weights, before)
         for vector in outer:
@@ -122,7 +122,7 @@ class SelectionSearch(Procedure):
     Args:
         adapter: Method of the search, with its order, the steps ``every`` from one step of v to the next, and the
             method to train next.
-        updates: Updates with a buffer ``v``, a ``shape``, and ``found`` with the options for what was found.
+        updates: Updates with a buffer ``v``, a ``shape``, and ``selected_options`` for the method to train next.
 
     Attributes:
         problem: The losses, or None before they are set.
@@ -185,14 +185,14 @@ class SelectionSearch(Procedure):
 
     def finish(self) -> dict[str, Any]:
         """Return the mean number of components found, and the method to train next as in a config, with patterns."""
-        found: dict[str, dict[str, float]] = {}
+        options_by_layer: dict[str, dict[str, float]] = {}
         for update in self.updates:
-            for option, value in update.found().items():
-                found.setdefault(option, {})[f"^{re.escape(update.shape.layer)}"] = value
+            for option, value in update.selected_options().items():
+                options_by_layer.setdefault(option, {})[f"^{re.escape(update.shape.layer)}"] = value
         selected = self.adapter.selected
         names = ("dropout", "qkv") if self.adapter.select == "ranks" else ("rank", "alpha", "dropout", "qkv")
         usual, options = type(selected)().options(), selected.options()
-        arguments = {name: options[name] for name in names if options[name] != usual[name]} | found
+        arguments = {name: options[name] for name in names if options[name] != usual[name]} | options_by_layer
         counts = list(self.counts().values())
         adapter = {"class_path": selected.method(), "init_args": arguments}
         return {"search/mean": sum(counts) / len(counts), "search/adapter": adapter}
@@ -256,14 +256,14 @@ class AutoLoRA(Adapter):
 
     def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
         """Return the LoRA, or with ``select: bases`` the RandLoRA, with the same update."""
-        found = []
+        selected = []
         for part in parts:
             tensors = dict(part.tensors)
             shares = tensors.pop("v").double().softmax(0)
             name = "B" if self.select == "ranks" else "lambdas"
             scaled = tensors[name].double() * (shares if self.select == "ranks" else shares[:, None])
-            found.append(replace(part, tensors=tensors | {name: scaled.float()}))
-        return self.selected, found
+            selected.append(replace(part, tensors=tensors | {name: scaled.float()}))
+        return self.selected, selected
 
     def procedure(self, model: nn.Module) -> SelectionSearch:
         """Return the search."""
@@ -287,7 +287,7 @@ class SelectedRanks(LoRADelta):
         """Return B with scaled columns, (out, K), and A, (K, in)."""
         return self.B * (self.v.softmax(0) * self.scaling), self.A
 
-    def found(self) -> dict[str, float]:
+    def selected_options(self) -> dict[str, float]:
         """Return LoRA's options for the components found, at alpha/K: K times the search's scaling at equal shares."""
         rank = components(self.v)
         return {"rank": rank, "alpha": rank * self.scaling}
@@ -309,6 +309,6 @@ class SelectedBases(RandLoRADelta):
         lambdas, gammas, a = super().tensors()
         return lambdas * self.v.softmax(0)[:, None], gammas, a
 
-    def found(self) -> dict[str, float]:
+    def selected_options(self) -> dict[str, float]:
         """Return RandLoRA's options for the components found."""
         return {"num_bases": components(self.v)}

@@ -256,13 +256,13 @@ def projected_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     aside = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     aside |= {id(getattr(head, "weight", None))}
-    found: dict[str, nn.Parameter] = {}
+    weights: dict[str, nn.Parameter] = {}
     for path in dict.fromkeys(site.path for site in find_sites(model)):
         layer = model.get_submodule(path)
         tensor = "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
         weight: nn.Parameter = getattr(layer, tensor)
         name = f"{path}.{tensor}".lstrip(".")
         if weight.requires_grad and id(weight) not in aside and name not in beside:
-            found[name] = weight
+            weights[name] = weight
             aside.add(id(weight))  # a shared weight once
-    return found
+    return weights

@@ -275,8 +275,8 @@ def draw_peft_randlora(
         half = 1 / (2 * (math.sqrt(small) if very_sparse else 3))
         pair = []
         for shape in ((rank, 1, small), (large, count, rank)):  # by thresholds on uniform numbers
-            drawn = torch.rand(shape, generator=generator)
-            signs = (drawn > 1 - half).float() - (drawn < half).float()
+            numbers = torch.rand(shape, generator=generator)
+            signs = (numbers > 1 - half).float() - (numbers < half).float()
             pair.append(signs / signs.std())
         return pair[0], pair[1]
 

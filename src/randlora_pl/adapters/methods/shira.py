@@ -144,17 +144,17 @@ def distinct(seed: int, name: str, count: int, size: int) -> Tensor:
         rest = torch.ones(size, dtype=torch.bool)
         rest[distinct(seed, name, size - count, size)] = False
         return rest.nonzero().flatten()
-    drawn = torch.empty(0, dtype=torch.int64)
-    found = drawn
-    while (missing := count - len(found)) > 0:
-        index = torch.arange(len(drawn) // 2, len(drawn) // 2 + missing // 2 + missing // 16 + 16)
+    numbers = torch.empty(0, dtype=torch.int64)
+    firsts = numbers
+    while (missing := count - len(firsts)) > 0:
+        index = torch.arange(len(numbers) // 2, len(numbers) // 2 + missing // 2 + missing // 16 + 16)
         rest = index.new_zeros(1)
         a, b, c, d = philox(seed, (index, rest, rest, rest + stream(name)))
         pairs = torch.stack([(a << 30) | (b >> 2), (c << 30) | (d >> 2)], dim=1)  # numbers of 62 bits
-        drawn = torch.cat([drawn, pairs.flatten() % size])
-        order = drawn.argsort(stable=True)
-        ordered = drawn[order]
+        numbers = torch.cat([numbers, pairs.flatten() % size])
+        order = numbers.argsort(stable=True)
+        ordered = numbers[order]
         first = torch.ones(len(order), dtype=torch.bool)
         first[1:] = ordered[1:] != ordered[:-1]
-        found = order[first].sort().values  # where each number comes for the first time
-    return drawn[found[:count]].sort().values
+        firsts = order[first].sort().values  # where each number comes for the first time
+    return numbers[firsts[:count]].sort().values

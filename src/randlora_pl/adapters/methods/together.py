@@ -92,13 +92,13 @@ class Together(Adapter):
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> "PartBases | None":
         """Return the bases of each part, or None if no part has any."""
-        found = [part.bases(shapes, device) for part in self.seeded]
-        return PartBases(found) if any(each is not None for each in found) else None
+        parts = [part.bases(shapes, device) for part in self.seeded]
+        return PartBases(parts) if any(each is not None for each in parts) else None
 
     def procedure(self, model: nn.Module) -> Procedure | None:
         """Return the procedure of the part that has one."""
-        found = (part.procedure(model) for part in self.seeded)
-        return next((each for each in found if each is not None), None)
+        procedures = (part.procedure(model) for part in self.seeded)
+        return next((each for each in procedures if each is not None), None)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "TogetherDelta":
         """Create the update of each part."""
