@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.kernels.common import added, builds, built_again, dropped
@@ -460,9 +459,9 @@ class Adapter(Described):
         """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
         return None
 
-    def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> Optimizer:
+    def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters in ``groups``; AdamW, if the method has no optimizer of its own."""
-        return AdamW(groups, **options)
+        return torch.optim.AdamW(groups, **options)
 
     def optimizer_numbers(self, model: nn.Module) -> int:
         """Return the numbers in the optimizer's state for an adapted model; AdamW stores two per trained number."""

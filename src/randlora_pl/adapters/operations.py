@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.injection import InjectionReport
@@ -327,7 +326,7 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     return groups
 
 
-def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **options: Any) -> Optimizer:
+def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **options: Any) -> torch.optim.Optimizer:
     """Return the optimizer of what trains in a model: AdamW, or the own optimizer of GaLore and Fira.
 
     Examples:

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
@@ -64,8 +74,6 @@ def push_folder(
     Raises:
         UserError: The Hub is unreachable or refuses, or the repository is public despite ``private``.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     files = sorted(file for file in folder.iterdir())
     with _explained(repo, revision):
         api = _api()
@@ -132,13 +140,10 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
     return str(info.sha)
 
 
-def _api() -> Any:
-    import huggingface_hub
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
+def _api() -> HfApi:
     if not sys.stderr.isatty():
         disable_progress_bars()
-    return huggingface_hub.HfApi(library_name="randlora-pl", library_version=__version__)
+    return HfApi(library_name="randlora-pl", library_version=__version__)
 
 
 @contextmanager
@@ -158,9 +163,6 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _explanation(error: Exception, repo: str, revision: str | None) -> str | None:
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)

@@ -12,12 +12,8 @@ from typing import Any
 import open_clip
 import timm
 import torch
-import torch.nn.functional as F
-from open_clip import CLIP
-from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, merge_and_unload
@@ -82,7 +78,7 @@ class LibraryModel:
         if is_folder(name):
             config, name, options = open_folder(name, "timm").timm_parts()
         else:
-            config = get_pretrained_cfg(name)
+            config = timm.models.get_pretrained_cfg(name)
         options = options | {"num_classes": 0}
         if config.fixed_input_size and image.size != config.input_size[-1]:
             options["img_size"] = image.size
@@ -98,7 +94,7 @@ class LibraryModel:
                 model = open_clip.create_model(self.name, pretrained=str(path), **self.options)
             else:
                 if self.name == "tiny":
-                    model = CLIP(**self.config)
+                    model = open_clip.CLIP(**self.config)
                 else:
                     model = open_clip.create_model(self.name, load_weights=False, pretrained_text=False, **self.options)
                 open_clip.load_checkpoint(model, str(path))
@@ -108,7 +104,7 @@ class LibraryModel:
         """Return Python code that does the same; the model stores its image format (``visual.preprocess_cfg``)."""
         options = dict(self.options)
         if self.library == "open_clip":  # it would take its defaults for a weights file, not the tag's values
-            image, usual = self.image, PreprocessCfg()
+            image, usual = self.image, open_clip.transform.PreprocessCfg()
             shown: dict[str, Any] = {"mean": image.mean, "std": image.std, "interpolation": image.interpolation}
             if image.crop_pct == 1:  # else the mode alone would be another preprocessing
                 shown |= {"resize_mode": image.resize}
@@ -362,7 +358,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     _refuse_existing([*contents, *left_over], overwrite)
     expected, plain = merged.expected, merged.plain
     if merged.head is not None and merged.classifies:
-        expected, plain = ([F.linear(features, merged.head)] for features, *_ in (expected, plain))
+        expected, plain = ([nn.functional.linear(features, merged.head)] for features, *_ in (expected, plain))
     with disk_errors(path), scratch_folder(path) as part:
         for file, content in contents.items():
             (part / file.name).write_bytes(content)
@@ -388,7 +384,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         if path.suffix == ".pt":
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
     elif merged.head is not None:
-        features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
+        features = "nn.functional.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
         if library.name == "tiny" and merged.templates:
             notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
         source = f"the head, which contains the scale, and the class names of {head_file(path)}"

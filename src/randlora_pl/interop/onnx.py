@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
@@ -46,7 +45,7 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (n, 3, H, W) in 0..1 to (n, features)."""
         features: Tensor = self.tower((pixels - self.mean) / self.std)
-        return F.normalize(features, dim=-1) if self.unit else features
+        return nn.functional.normalize(features, dim=-1) if self.unit else features
 
 
 class ExportedClassifier(nn.Module):
@@ -71,7 +70,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (n, context length) int64 to (n, features)."""
-        return F.normalize(self.clip.encode_text(tokens), dim=-1)
+        return nn.functional.normalize(self.clip.encode_text(tokens), dim=-1)
 
 
 PARTS = ("classifier", "image", "text")

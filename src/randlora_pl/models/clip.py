@@ -10,7 +10,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -104,7 +103,11 @@ def resolve(name: str, pretrained: str | None) -> Source:
         )
     tiny = name == "tiny"
     config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
-    entries = [] if tiny else [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    entries = (
+        []
+        if tiny
+        else [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    )
     known = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
     variants = [variant for number, variant in enumerate(known) if variant not in known[:number]]
     # the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)
@@ -115,18 +118,18 @@ def resolve(name: str, pretrained: str | None) -> Source:
         return Source(name, "random", "random", config, preprocess)
     assert pretrained is not None
     tag = pretrained.lower().replace("-", "_")
-    tag_entry = {} if tiny else dict(get_pretrained_cfg(name, tag))
+    tag_entry = {} if tiny else dict(open_clip.get_pretrained_cfg(name, tag))
     plain, twin = name.removesuffix(_QUICK), name  # the twin has the activation of the tag's weights
     if tag_entry.get("quick_gelu") and not config.get("quick_gelu") and name + _QUICK in names:
         twin = name + _QUICK
     elif not tag_entry and plain != name:
-        twin, tag_entry = plain, dict(get_pretrained_cfg(plain, tag))
+        twin, tag_entry = plain, dict(open_clip.get_pretrained_cfg(plain, tag))
     if tag_entry:
         activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
         note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
         return Source(twin, tag, "tag", _config(twin), tag_entry, (note,) if twin != name else ())
     if not looks_like_file(pretrained):
-        tags = [TINY_TAG] if tiny else list_pretrained_tags_by_model(name)
+        tags = [TINY_TAG] if tiny else open_clip.list_pretrained_tags_by_model(name)
         raise UserError(
             f"--model.pretrained: {name} has no weights '{pretrained}'.{near(pretrained, tags)} "
             f"Its tags: {', '.join(tags) or 'none'}; a file or 'random' also work."
@@ -201,7 +204,7 @@ def download(source: Source) -> str:
         return str(source.folder.weights())
     try:
         with quiet(), asking_hub():
-            return str(download_pretrained(source.preprocess))
+            return str(open_clip.download_pretrained(source.preprocess))
     except Exception as error:  # huggingface_hub, its HTTP client and urllib raise different types
         where = source.preprocess.get("hf_hub", "").strip("/")
         url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")

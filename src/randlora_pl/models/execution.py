@@ -9,7 +9,6 @@ import shutil
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.utils import device
@@ -229,7 +228,7 @@ class FastLayerNorm(FastLayer, nn.LayerNorm):
             if self.in_block or x.dtype == dtype:
                 weight, bias = self._parameters_as(dtype)
                 with torch.autocast(kind, enabled=False):
-                    return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps)
+                    return nn.functional.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps)
         result: Tensor = self.plain.forward(self, x)
         return result
 
@@ -260,7 +259,7 @@ class FastRMSNorm(FastLayer):
         fused = on_cuda(hidden_states) and not torch.compiler.is_compiling() and hasattr(aten, "_fused_rms_norm")
         if fused and hidden_states.dtype == self.weight.dtype:
             with torch.autocast(hidden_states.device.type, enabled=False):
-                return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+                return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
         result: Tensor = self.plain.forward(self, hidden_states)
         return result
 

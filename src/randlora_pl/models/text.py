@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -101,9 +100,9 @@ def encode_prompts(
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=rounded):
         for start in range(0, len(prompts), batch):
             tokens = tokenizer(prompts[start : start + batch]).to(device)
-            parts.append(F.normalize(encode(tokens).float(), dim=-1))
+            parts.append(nn.functional.normalize(encode(tokens).float(), dim=-1))
         mean = torch.cat(parts).reshape(len(classnames), len(templates), -1).mean(dim=1)
-        return F.normalize(mean, dim=-1)
+        return nn.functional.normalize(mean, dim=-1)
 
 
 def cached_text_head(
@@ -184,7 +183,7 @@ def zero_shot_accuracy(
     """
     right, count = torch.zeros(len(heads), dtype=torch.int64), 0
     for images, labels in batches:
-        features = F.normalize(model.encode_image(images).float(), dim=-1)
+        features = nn.functional.normalize(model.encode_image(images).float(), dim=-1)
         right += ((features @ heads.transpose(1, 2)).argmax(2) == labels).sum(1).cpu()
         count += len(labels)
         tick(len(labels))

@@ -7,8 +7,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data.config import resolve_data_config
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
@@ -69,7 +67,7 @@ def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
 
 def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return a model's preprocessing, and the height and width that it works at unless a size is typed."""
-    values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
+    values = timm.data.resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
     try:
         _, height, width = (int(side) for side in values["input_size"])
     except (TypeError, ValueError):
@@ -203,7 +201,7 @@ def _config(name: Named) -> Any:
             "`randlora-pl models` shows some; weights of your own go to --model.pretrained PATH."
         )
     try:
-        return get_pretrained_cfg(name)
+        return timm.models.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
         raise UserError(

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.common import (
     POWER,
@@ -98,7 +97,7 @@ class Stored:
         """Return S, (n r, ...), in a dtype with zeros below, (`rows`, ...); S itself if it has these already."""
         missing = self.rows(dtype) - len(stack)
         stack = stack.to(dtype)
-        return pad(stack, (0, 0) * (stack.dim() - 1) + (0, missing)) if missing else stack
+        return F.pad(stack, (0, 0) * (stack.dim() - 1) + (0, missing)) if missing else stack
 
     def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool, factor: float = 1.0) -> Tensor:
         """Add ``factor`` B S (D, d), or its transpose, to a weight in place; ``mixed`` is the result of `mixed`."""

@@ -35,8 +35,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.utils.device import on_cuda
@@ -179,7 +178,7 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 def dropped(x: Tensor, probability: float) -> Tensor:
     """Return ``x`` with dropout, scaled to preserve the expected value."""
     if _threshold(x, probability) is None:
-        return F.dropout(x, probability)
+        return nn.functional.dropout(x, probability)
     return (x * keep_scaling(x, probability)).masked_fill_(drop_mask(x, probability), 0)
 
 
@@ -268,14 +267,14 @@ def build_time(large: int, small: int, width: int, structured: bool) -> float:
 
 
 def built_again(x: Tensor, build: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-    """Apply ``F.linear`` with the weight that ``build`` returns, (..., in) to (..., out).
+    """Apply ``nn.functional.linear`` with the weight that ``build`` returns, (..., in) to (..., out).
 
     The backward pass calls ``build`` again, so that no layer keeps a matrix of its weight's size. The product is not
     repeated.
     """
 
     def product(x: Tensor) -> Tensor:
-        return F.linear(x, build(), bias)
+        return nn.functional.linear(x, build(), bias)
 
     output: Tensor = checkpoint(product, x, use_reentrant=False, preserve_rng_state=False)
     return output

@@ -31,10 +31,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked
@@ -142,7 +139,7 @@ def end_step(*_: Any) -> None:
     _LIVE.clear()
 
 
-register_optimizer_step_post_hook(end_step)
+torch.optim.optimizer.register_optimizer_step_post_hook(end_step)
 
 
 def held_stack(held: Held, basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
@@ -248,7 +245,7 @@ class AdaptedProduct(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
@@ -354,13 +351,13 @@ def product(
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
         if weight is not None and (built is None or mask is not None):
-            plain = F.linear(tokens, weight.to(x.dtype), bias)
+            plain = nn.functional.linear(tokens, weight.to(x.dtype), bias)
         if built is None:
             tokens = tokens if early else masked(tokens, mask)
             mixed = held_stack(held, basis, factors, form, x.dtype)
             output = add_product(basis, mixed, plain, tokens, projected)
         elif plain is None:
-            output = F.linear(tokens, built, bias)
+            output = nn.functional.linear(tokens, built, bias)
         else:
             output = add_matmul(built.T, plain, masked(tokens, mask))
     output = output.view(*x.shape[:-1], out_features)

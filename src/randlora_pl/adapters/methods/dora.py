@@ -1,7 +1,6 @@
 """DoRA: separate training of direction and magnitude, with any additive method (Liu et al., 2024)."""
 
 import dataclasses
-from dataclasses import field
 from typing import Any
 
 import torch
@@ -23,12 +22,12 @@ class DoRA(Adapter):
         21120
     """
 
-    inner: Adapter = field(default=None, kw_only=False)  # type: ignore[assignment]
+    inner: Adapter = dataclasses.field(default=None, kw_only=False)  # type: ignore[assignment]
     """Method of delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and ``seed`` are used."""
-    dropout: float = field(init=False, default=0.0)
-    qkv: Any = field(init=False, default="packed")
-    match: str | None = field(init=False, default=None)
-    seed: int | None = field(init=False, default=None)
+    dropout: float = dataclasses.field(init=False, default=0.0)
+    qkv: Any = dataclasses.field(init=False, default="packed")
+    match: str | None = dataclasses.field(init=False, default=None)
+    seed: int | None = dataclasses.field(init=False, default=None)
 
     reads_weight = True
     peft = dataclasses.replace(

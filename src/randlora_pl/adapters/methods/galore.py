@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from randlora_pl.adapters.derived import signs_of
 from randlora_pl.adapters.methods.full import FullFineTuning
@@ -22,7 +21,7 @@ GROWTH = 1.01
 """Largest growth of the norm of Fira's second term from one step to the next (arXiv 2410.01623)."""
 
 
-class ProjectedAdamW(Optimizer):
+class ProjectedAdamW(torch.optim.Optimizer):
     """AdamW that projects the gradient of chosen matrices before it averages (GaLore, arXiv 2403.03507; Fira).
 
     In the notation of both papers, for a gradient G (m, n) with m <= n, transposed if it has more rows than columns:
@@ -210,7 +209,7 @@ class GaLore(FullFineTuning):
     size_option = ""  # the rank is not the size of the update: everything trains
     full_rank = False
 
-    def optimizer(self, model: nn.Module, groups: Any, *, fused: bool = False, **options: Any) -> Optimizer:
+    def optimizer(self, model: nn.Module, groups: Any, *, fused: bool = False, **options: Any) -> torch.optim.Optimizer:
         """Return `ProjectedAdamW`, which has no fused kernel."""
         options |= {"rank": self.rank, "scale": self.scale, "period": self.period, "full_rank": self.full_rank}
         return ProjectedAdamW(groups, projected_weights(model).values(), **options)

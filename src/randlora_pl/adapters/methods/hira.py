@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.base import (
@@ -94,7 +93,7 @@ class HiRADelta(DeltaWeight):
         """Apply the effective weight, which the backward pass builds again; with dropout, add the update's part."""
         x = x.to(compute_dtype(x))
         if self.drops:
-            plain = F.linear(x, weight, bias)
+            plain = nn.functional.linear(x, weight, bias)
             part: Tensor = _Product.apply(self.dropped(x), weight, None, self.A, self.B, False)  # type: ignore[no-untyped-call, unused-ignore]
             return plain + part
         output: Tensor = _Product.apply(x, weight, bias, self.A, self.B, True)  # type: ignore[no-untyped-call, unused-ignore]
@@ -118,7 +117,9 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x if any(ctx.needs_input_grad[3:5]) else None, weight, a, b)
         ctx.whole = whole
         with without_autocast(x):
-            return F.linear(x, _built(weight, a, b, whole, x.dtype), None if bias is None else bias.to(x.dtype))
+            return nn.functional.linear(
+                x, _built(weight, a, b, whole, x.dtype), None if bias is None else bias.to(x.dtype)
+            )
 
     @staticmethod
     @once_differentiable

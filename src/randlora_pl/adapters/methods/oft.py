@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, PeftForm, Rank, like
 from randlora_pl.adapters.kernels.common import built_again, compute_dtype
@@ -189,8 +188,8 @@ class OFTDelta(DeltaWeight):
         if self.Q.requires_grad and torch.is_grad_enabled():  # a built weight has a gradient of its size
             built, thin = (2 * self.block + tokens) * out_features, 3 * tokens * self.block
         if built < thin and self.keep is not False and not self.drops:
-            return F.linear(x, self.effective_weight(weight), bias)
-        return F.linear(_times(self.dropped(x), like(self.turn(), x), x), weight, bias)
+            return nn.functional.linear(x, self.effective_weight(weight), bias)
+        return nn.functional.linear(_times(self.dropped(x), like(self.turn(), x), x), weight, bias)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return ``drop(x) (R - I) @ W0.T``; the backward pass asks for W0 again instead of keeping it."""

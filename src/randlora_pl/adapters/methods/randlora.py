@@ -27,8 +27,7 @@ from statistics import mode
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import (
     Adapter,
@@ -338,7 +337,7 @@ def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: B
         b = ordered.reshape(len(b), theirs[0], rank)
     # Cut, or padded with zeros that no layer reads.
     more = peft_count(small, rank) - b.shape[1], large - len(b)
-    return F.pad(a[:, None], (0, small - a.shape[1])), F.pad(b, (0, 0, 0, more[0], 0, more[1]))
+    return nn.functional.pad(a[:, None], (0, small - a.shape[1])), nn.functional.pad(b, (0, 0, 0, more[0], 0, more[1]))
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, like, plus_product
 from randlora_pl.adapters.kernels.basis_product import Form, Stored, stored
@@ -176,7 +175,7 @@ class LedRandLoRADelta(RandLoRADelta):
         output = super()._product(x, weight, bias, mask)
         p, q = self.factors()
         q = q if mask is None else q * keep_scaling(x, self.dropout)
-        return plus_product(output, F.linear(masked(x, mask), like(q, x)), p)
+        return plus_product(output, nn.functional.linear(masked(x, mask), like(q, x)), p)
 
     @torch.no_grad()
     def absorb(self, b: Tensor, a: Tensor) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
@@ -115,4 +114,4 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
         u, v = (self.get_buffer(name).to(self.values.dtype) for name in ("U", "V"))
         places, m = self.places.long(), len(v)
         first = torch.searchsorted(places, torch.arange(0, m * m, m, device=places.device))  # of each row
-        return u, F.embedding_bag(places % m, v, first, mode="sum", per_sample_weights=self.values)
+        return u, nn.functional.embedding_bag(places % m, v, first, mode="sum", per_sample_weights=self.values)

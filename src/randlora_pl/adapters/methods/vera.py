@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import (
     UNLIMITED,
@@ -148,7 +147,7 @@ class VeRADelta(FactoredDelta):
         if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
             return super().add(x, weight, bias)
         up, scale = self._thin(x)
-        return torch.addcmul(F.linear(x, weight, bias), up, scale)
+        return torch.addcmul(nn.functional.linear(x, weight, bias), up, scale)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the two thin products, (..., in) to (..., out)."""
@@ -159,6 +158,6 @@ class VeRADelta(FactoredDelta):
         """Return ``drop(x) A^T diag(d) B^T``, (..., out), and b with the scaling, (out)."""
         a = self.bases.A[0, : self.rank, : self.in_features]
         b = self.bases.B[: self.out_features, 0, : self.rank]
-        hidden = F.linear(self.dropped(x), like(a, x))
-        up = F.linear(hidden * like(self.d, hidden), like(b, hidden))
+        hidden = nn.functional.linear(self.dropped(x), like(a, x))
+        up = nn.functional.linear(hidden * like(self.d, hidden), like(b, hidden))
         return up, like(self.b * self.scaling, up)

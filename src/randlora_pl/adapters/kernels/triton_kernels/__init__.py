@@ -25,6 +25,13 @@ from randlora_pl.utils.device import INTERPRETED, forced, runs
 _FITS: dict[tuple[Any, ...], int] = {}
 
 
+def _kernels() -> Any:
+    """Return the module of the kernels, which imports triton at its first use."""
+    from randlora_pl.adapters.kernels.triton_kernels import jit
+
+    return jit
+
+
 def compute_type(dtype: torch.dtype) -> Any:
     """Return Triton's dtype for products of a PyTorch dtype; float32 in the interpreter, which has no bfloat16."""
     import triton.language as tl
@@ -119,13 +126,11 @@ def hadamard_project(
         dtype: Dtype of the result.
         scale: Factor of the products.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit import project_kernel
-
     (tokens, large), block = x.shape, len(h)
     out = x.new_empty((small, tokens) if across else (tokens, small), dtype=dtype)
     steps = out.stride()[::-1] if across else out.stride()
     some = power(tokens, 16, 128)
-    project_kernel[(-(-tokens // some), small // block)](
+    _kernels().project_kernel[(-(-tokens // some), small // block)](
         out, x, signs, h, *steps, *x.stride(), h.stride(0), signs.stride(0), tokens, large, small, scale,
         COPIES=-(-large // small), B=block, BB=power(block), CT=compute_type(products),
         PRECISION=precision(products, dtype), BT=some, num_warps=8 if some > 64 else 4,
@@ -168,13 +173,11 @@ def hadamard_expand(
         dtype: Dtype of the result.
         dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit import expand_kernel
-
     (tokens, small), block = mixed.shape, len(h)
     out = mixed.new_empty((large, tokens) if across else (tokens, large), dtype=dtype)
     steps = out.stride()[::-1] if across else out.stride()
     some = power(tokens, 16, 128)
-    expand_kernel[(-(-tokens // some), small // block)](
+    _kernels().expand_kernel[(-(-tokens // some), small // block)](
         out, out if onto is None else onto, mixed, signs, h, *steps, *(steps if onto is None else onto.stride()),
         *mixed.stride(), h.stride(0), signs.stride(0), tokens, large, small, scale,
         COPIES=-(-large // small), B=block, BB=power(block), ADDS=onto is not None, DITHERS=dithers,
@@ -196,13 +199,11 @@ def form_stack(
     lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
 ) -> Tensor:
     """Return S with zero rows up to ``rows``, which are n r or more, (rows, d)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import form_kernel
-
     (count, rank), small = lambdas.shape, gammas.shape[1]
     lambdas, gammas, a = lambdas.contiguous(), gammas.contiguous(), rows_first(a)
     out = gammas.new_empty(rows, small, dtype=dtype)
     high, wide = 16, power(small, 16, 256)
-    form_kernel[(-(-rows // high), -(-small // wide))](
+    _kernels().form_kernel[(-(-rows // high), -(-small // wide))](
         out, lambdas, gammas, a, a.stride(0), out.stride(0), rows, small, scale,
         N=count, R=rank, PEFT=peft, BP=high, BN=wide, num_warps=4,
     )  # fmt: skip
@@ -227,15 +228,13 @@ def reduce_stack(
     gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of lambda and gamma from the gradient of S, (n r or more, d), in any dtype of floats."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import reduce_kernel
-
     (count, rank), small = lambdas.shape, gammas.shape[1]
     lambdas, gammas, a, gradient = lambdas.contiguous(), gammas.contiguous(), rows_first(a), rows_first(gradient)
     bases, deep, wide = tile(count, rank, small)
     blocks = -(-small // wide)
     parts = lambdas.new_empty(blocks, count, rank, dtype=torch.float32)
     result = torch.empty_like(gammas)
-    reduce_kernel[(-(-count // bases), blocks)](
+    _kernels().reduce_kernel[(-(-count // bases), blocks)](
         parts, result, gradient, lambdas, gammas, a, gradient.stride(0), a.stride(0), small, scale,
         N=count, R=rank, PEFT=peft, BJ=bases, BK=deep, BN=wide, num_warps=4,
     )  # fmt: skip
@@ -253,14 +252,12 @@ def hadamard_mix(
     lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
 ) -> Tensor:
     """Return (O x I_b) diag(t) S, (d, d), with S formed in registers."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import mix_kernel
-
     (count, rank), small, blocks = lambdas.shape, gammas.shape[1], len(o)
     lambdas, gammas, a = lambdas.contiguous(), gammas.contiguous(), rows_first(a)
     out = gammas.new_empty(small, small, dtype=dtype)
     padded = power(blocks)
     wide = power(small, 16, max(16, 4096 // padded))
-    mix_kernel[(small // blocks, -(-small // wide))](
+    _kernels().mix_kernel[(small // blocks, -(-small // wide))](
         out, lambdas, gammas, a, signs, o, a.stride(0), signs.stride(0), o.stride(0), small, scale,
         N=count, R=rank, PEFT=peft, REPEATS=-(-count * rank // small), B=small // blocks, M=blocks, MP=padded,
         PRECISION=precision(torch.float32, dtype), BN=wide, num_warps=4,
@@ -277,14 +274,12 @@ set_fake(
 @operator("randlora::hadamard_unmix")
 def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the transpose of the mixing applied to a matrix (d, width) in float32, (``columns`` n r, width)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import unmix_kernel
-
     (small, width), blocks = mixed.shape, len(o)
     mixed = mixed.contiguous()
     out = mixed.new_empty(columns, width, dtype=dtype)
     padded = power(blocks)
     wide = power(width, 16, max(16, 4096 // padded))
-    unmix_kernel[(small // blocks, -(-width // wide))](
+    _kernels().unmix_kernel[(small // blocks, -(-width // wide))](
         out, mixed, signs, o, signs.stride(0), o.stride(0), small, width, columns,
         REPEATS=-(-columns // small), B=small // blocks, M=blocks, MP=padded,
         PRECISION=precision(torch.float32, mixed.dtype), BN=wide, num_warps=4,
@@ -318,8 +313,6 @@ def build_weight(
     B (D, n r or more) has floats or int8. It and S are cast to the dtype ``products``, and products summed in float32.
     With ``dithers``, the result is rounded to bfloat16 by the thresholds of `rounding`: no small update is lost.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit import build_kernel
-
     (count, rank), (large, small) = lambdas.shape, (len(b), gammas.shape[1])
     lambdas, gammas, a, b = lambdas.contiguous(), gammas.contiguous(), rows_first(a), rows_first(b)
     weight = None if weight is None else rows_first(weight)
@@ -327,7 +320,7 @@ def build_weight(
 
     def launch(tile: tuple[int, int, int, int, int]) -> None:
         high, wide, deep, stages, warps = tile
-        build_kernel[(-(-large // high), -(-small // wide))](
+        _kernels().build_kernel[(-(-large // high), -(-small // wide))](
             out, out if weight is None else weight, b, lambdas, gammas, a,
             out.stride(0), out.stride(0) if weight is None else weight.stride(0), b.stride(0), a.stride(0),
             large, small, scale, N=count, R=rank, PEFT=peft, TRANSPOSED=transposed, ADDS=weight is not None,
@@ -376,13 +369,11 @@ def parts_of(height: int, width: int) -> tuple[int, int]:
 @operator("randlora::ternary_project")
 def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     """Return ``x @ B``, (T, n r), for few tokens x (T, D) and `packed` B (D, words)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import ternary_project_kernel
-
     x, (tokens, height), width = rows_first(x), x.shape, b.shape[1]
     parts, each = parts_of(height, width)
     out = x.new_empty(parts, tokens, columns, dtype=torch.float32 if parts > 1 else x.dtype)
     some = power(tokens, 16, 64)
-    ternary_project_kernel[(-(-width // _WORDS), parts, -(-tokens // some))](
+    _kernels().ternary_project_kernel[(-(-width // _WORDS), parts, -(-tokens // some))](
         out, x, b, x.stride(0), b.stride(0), tokens, height, width, columns, each,
         CT=compute_type(x.dtype), PRECISION=precision(x.dtype), BT=some, BD=_ROWS, BW=_WORDS, num_warps=4,
     )  # fmt: skip
@@ -395,12 +386,10 @@ set_fake(ternary_project, lambda x, b, columns: x.new_empty(len(x), columns))
 @operator("randlora::ternary_expand")
 def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     """Return ``y @ B^T``, (T, D), for few tokens y (T, n r) and `packed` B (D, words)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit import ternary_expand_kernel
-
     y, (tokens, columns), (height, width) = rows_first(y), y.shape, b.shape
     out = y.new_empty(tokens, height)
     some = power(tokens, 16, 64)
-    ternary_expand_kernel[(-(-height // _ROWS), -(-tokens // some))](
+    _kernels().ternary_expand_kernel[(-(-height // _ROWS), -(-tokens // some))](
         out, y, b, y.stride(0), b.stride(0), tokens, height, width, columns,
         CT=compute_type(y.dtype), PRECISION=precision(y.dtype), BT=some, BD=_ROWS, BW=_WORDS, num_warps=4,
     )  # fmt: skip
