@@ -384,7 +384,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         if path.suffix == ".pt":
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
     elif merged.head is not None:
-        features = "nn.functional.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
+        features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
         if library.name == "tiny" and merged.templates:
             notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
         source = f"the head, which contains the scale, and the class names of {head_file(path)}"

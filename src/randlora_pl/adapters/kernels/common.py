@@ -267,7 +267,7 @@ def build_time(large: int, small: int, width: int, structured: bool) -> float:
 
 
 def built_again(x: Tensor, build: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-    """Apply ``nn.functional.linear`` with the weight that ``build`` returns, (..., in) to (..., out).
+    """Apply ``F.linear`` with the weight that ``build`` returns, (..., in) to (..., out).
 
     The backward pass calls ``build`` again, so that no layer keeps a matrix of its weight's size. The product is not
     repeated.
