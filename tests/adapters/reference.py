@@ -26,7 +26,7 @@ from randlora_pl.adapters.methods.nola import NoLADelta
 from randlora_pl.adapters.methods.oft import OFTDelta
 from randlora_pl.adapters.methods.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.pranc import PRANCDelta
-from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.randlora import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.shira import SHiRADelta
 from randlora_pl.adapters.methods.svft import SVFTDelta
 from randlora_pl.adapters.methods.together import TogetherDelta

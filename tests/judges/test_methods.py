@@ -9,7 +9,7 @@ from randlora_pl.adapters.methods.dora import DoRADelta
 from randlora_pl.adapters.methods.hira import HiRADelta
 from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.adapters.methods.oft import OFTDelta
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.methods.vera import VeRADelta
 from tests.adapters.cases import assert_close
 from tests.judges import oracle

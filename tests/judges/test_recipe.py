@@ -7,8 +7,7 @@ import torch
 from peft import RandLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
-from randlora_pl.adapters.methods.randlora import draw_peft_randlora
-from randlora_pl.adapters.methods.vera import draw_peft_vera
+from randlora_pl.adapters.methods.peft_bases import draw_peft_randlora, draw_peft_vera
 from randlora_pl.adapters.random_bases import WeightShape
 from tests.support.products import covering
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from randlora_pl.adapters import RandLoRA
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.data import ImageData
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import VisionLanguageTask

@@ -21,7 +21,7 @@ from randlora_pl.adapters.random_bases import Bases, Number, WeightShape, matche
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.options import Count, Probability
 
-Form = tuple[dict[str, Any], dict[str, Tensor]]
+PeftFile = tuple[dict[str, Any], dict[str, Tensor]]
 """Keys of PEFT's config, and tensors by the base model's names."""
 
 Layers = dict[str, dict[str, Tensor]]
@@ -476,7 +476,7 @@ class Adapter(Described):
         """Return the method and its adapted weights whose form PEFT's file gets; by default the method itself."""
         return self, parts
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert adapted weights to PEFT's form; ``peft_type`` and ``target_modules`` are added to the config.
 
         Raises:

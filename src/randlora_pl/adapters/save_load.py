@@ -30,14 +30,13 @@ from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import DerivedAdapter, derived_buffers, derived_once, sketches
 from randlora_pl.adapters.described import make
 from randlora_pl.adapters.injection import InjectionReport, inject
-from randlora_pl.adapters.methods import check_loads_again
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.trained import forget_computed, reset_buffers
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import atomic_folder, disk_errors, move, parse_json, scratch_folder, umask
-from randlora_pl.utils.own_classes import METHODS
+from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
 from randlora_pl.utils.run_files import find_adapter
 from randlora_pl.utils.weights_files import without_local_paths
 
@@ -282,6 +281,36 @@ def save_adapter(
         )
     write_contents(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
+
+
+def check_loads_again(adapter: Adapter) -> None:
+    """Refuse an adapter whose file could not be loaded again.
+
+    Raises:
+        UserError: A class cannot be imported, or its options do not give the same adapter again.
+    """
+    kinds = _kinds(adapter)
+    if not any(map(is_own, kinds)):
+        return
+    for kind in kinds:
+        if is_own(kind):
+            check_importable(kind)
+    name, described = adapter.method(), adapter.describe()
+    try:
+        text = json.dumps(described)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: options that a file cannot hold ({error}). Use numbers, texts and lists.") from None
+    again = make({path_of(kind): kind for kind in kinds}, json.loads(text), f"{name}, made again from its options")
+    if json.dumps(again.describe()) != text:
+        raise UserError(
+            f"{name} is another adapter when it is made again from its options, {brief(described['options'])}. "
+            "Keep each option as it was given."
+        )
+
+
+def _kinds(adapter: Adapter) -> set[type[Adapter]]:
+    """Return the classes of an adapter and of the adapters inside it."""
+    return {type(adapter)}.union(*map(_kinds, adapter.nested()))
 
 
 def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.adapters.methods import check_loads_again
+from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.run.options.classes import plain
 from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit

@@ -8,7 +8,7 @@ from torchmetrics import Metric, MetricCollection
 
 from randlora_pl.adapters import inject, merge, set_train_mode, unmerge
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.methods.refine import Start, refine
 from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import methods, save_adapter
+from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.operations import rates_of
-from randlora_pl.adapters.save_load import make_adapter
+from randlora_pl.adapters.save_load import check_loads_again, make_adapter
 from randlora_pl.adapters.trained import kept_buffers, reset_buffers, update_buffers
 from randlora_pl.tasks.optim import Optimization
 from randlora_pl.utils.errors import UserError
@@ -89,7 +89,7 @@ class Stored(Optimization):
         Raises:
             UserError: A class cannot be imported, or a file cannot hold an option.
         """
-        methods.check_loads_again(self.adapter)
+        check_loads_again(self.adapter)
         if not is_own(type(self)):
             return
         check_importable(type(self))

@@ -172,7 +172,7 @@ def test_padding_changes_no_bit(
                 model.fc.delta.lambdas.mul_(0.5)  # type: ignore[union-attr, operator]
         results = []
         for kind in (Stored, Padded):
-            monkeypatch.setattr("randlora_pl.adapters.methods.randlora_update.Stored", kind)
+            monkeypatch.setattr("randlora_pl.adapters.methods.randlora.Stored", kind)
             shared.copies.clear()
             results.append(step(model, tokens, sizes[0]) if autocast else whole_step(model, tokens, sizes[0]))
         assert equal(*results)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.adapters.kernels.basis_product import mixed_stack
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import WeightShape
 from tests.support.products import in_one_item
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
 from randlora_pl.adapters.kernels import common, hadamard
 from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from tests.adapters import reference
 from tests.adapters.cases import One

@@ -20,7 +20,7 @@ from randlora_pl.adapters.kernels import common
 from randlora_pl.adapters.kernels import randlora_linear as sums
 from randlora_pl.adapters.kernels.common import Choice, cheapest
 from randlora_pl.adapters.kernels.hadamard import Hadamard
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from tests.adapters.cases import One, assert_close, bases_of, randomise
 from tests.support.products import covered, in_one_item, marked

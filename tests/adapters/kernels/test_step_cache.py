@@ -14,7 +14,7 @@ from randlora_pl.adapters import RandLoRA, inject, merge, trainable_parameters, 
 from randlora_pl.adapters.kernels import common, randlora_linear
 from randlora_pl.adapters.kernels import randlora_linear as sums
 from randlora_pl.adapters.kernels.randlora_linear import Held
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.adapters.cases import randomise

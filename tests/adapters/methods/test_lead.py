@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta
+from randlora_pl.adapters.methods.randlora import LedRandLoRADelta
 from randlora_pl.utils.errors import UserError
 from tests.adapters import reference
 from tests.adapters.cases import One, assert_close, inputs, randomise

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from randlora_pl.utils.errors import UserError
 from tests.adapters import reference

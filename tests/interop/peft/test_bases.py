@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.methods.randlora import arranged_for_peft, peft_count
+from randlora_pl.adapters.methods.peft_bases import peft_count
+from randlora_pl.adapters.methods.randlora import arranged_for_peft
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern, sides
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

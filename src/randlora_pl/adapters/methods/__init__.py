@@ -1,10 +1,8 @@
 """Methods, one file each, imported together, so that parsers find them all; methods of others are registered here."""
 
-import json
 from typing import TypeVar
 
 from randlora_pl.adapters.base import Adapter
-from randlora_pl.adapters.described import make
 from randlora_pl.adapters.methods.adalora import AdaLoRA
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.dora import DoRA
@@ -24,8 +22,7 @@ from randlora_pl.adapters.methods.shira import SHiRA
 from randlora_pl.adapters.methods.svft import SVFT
 from randlora_pl.adapters.methods.together import Together
 from randlora_pl.adapters.methods.vera import VeRA
-from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
+from randlora_pl.utils.own_classes import METHODS
 
 __all__ = [
     "OFT",
@@ -79,33 +76,3 @@ def register(kind: Method) -> Method:
     """
     METHODS.register(kind, Adapter, __all__)  # type: ignore[type-abstract]
     return kind
-
-
-def check_loads_again(adapter: Adapter) -> None:
-    """Refuse an adapter whose file could not be loaded again.
-
-    Raises:
-        UserError: A class cannot be imported, or its options do not give the same adapter again.
-    """
-    kinds = _kinds(adapter)
-    if not any(map(is_own, kinds)):
-        return
-    for kind in kinds:
-        if is_own(kind):
-            check_importable(kind)
-    name, described = adapter.method(), adapter.describe()
-    try:
-        text = json.dumps(described)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: options that a file cannot hold ({error}). Use numbers, texts and lists.") from None
-    again = make({path_of(kind): kind for kind in kinds}, json.loads(text), f"{name}, made again from its options")
-    if json.dumps(again.describe()) != text:
-        raise UserError(
-            f"{name} is another adapter when it is made again from its options, {brief(described['options'])}. "
-            "Keep each option as it was given."
-        )
-
-
-def _kinds(adapter: Adapter) -> set[type[Adapter]]:
-    """Return the classes of an adapter and of the adapters inside it."""
-    return {type(adapter)}.union(*map(_kinds, adapter.nested()))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import (
     Adapter,
     FactoredDelta,
-    Form,
     Layers,
     Part,
     PeftContent,
+    PeftFile,
     PeftForm,
     Procedure,
     Rank,
@@ -114,7 +114,7 @@ class AdaLoRA(Adapter):
     def _scaling_of(self, shape: WeightShape) -> float:
         return float(self.value("alpha", shape)) / self.rank_of(shape)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert A, B and E: PEFT has one rank and one alpha, so that E takes the ratio of the scalings."""
         ranks = [self.rank_of(part.shape) for part in parts]
         rank = max(ranks)

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Part, Procedure, Rank, all_finite
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
-from randlora_pl.adapters.methods.randlora import RandLoRA
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRA, RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count

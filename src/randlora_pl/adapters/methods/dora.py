@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, Procedure
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Layers, Part, PeftContent, PeftFile, Procedure
 from randlora_pl.adapters.kernels.common import rounded
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
@@ -83,7 +83,7 @@ class DoRA(Adapter):
             return ""
         return f"PEFT's DoRA wraps LoRA only, this one wraps {self.inner.method()}"
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert the inner LoRA, and add the magnitudes."""
         inner = [
             dataclasses.replace(part, tensors={name: part.tensors[f"inner.{name}"] for name in "AB"}) for part in parts

@@ -10,10 +10,10 @@ from torch.autograd.function import once_differentiable
 from randlora_pl.adapters.base import (
     Adapter,
     DeltaWeight,
-    Form,
     Layers,
     Part,
     PeftContent,
+    PeftFile,
     PeftForm,
     Rank,
     filled,
@@ -57,7 +57,7 @@ class HiRA(Adapter):
         """Create the update of one weight, with A (r, in) and B (out, r)."""
         return HiRADelta(self, shape, weight)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert A and B: PEFT has one rank, which zeros fill up; 0.21 ignores its rank_pattern."""
         rank = max(self.rank_of(part.shape) for part in parts)
         tensors: dict[str, Tensor] = {}

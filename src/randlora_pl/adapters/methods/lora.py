@@ -12,10 +12,10 @@ from torch import Tensor
 from randlora_pl.adapters.base import (
     Adapter,
     FactoredDelta,
-    Form,
     Layers,
     Part,
     PeftContent,
+    PeftFile,
     PeftForm,
     Rank,
     peft_number,
@@ -85,7 +85,7 @@ class LoRA(Adapter):
         """Create the update of one weight, with A (r, in) and B (out, r)."""
         return LoRADelta(self, shape, weight)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert A and B: packed attention becomes ``target_parameters``, blocks become one larger rank."""
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, PeftForm, Rank, like
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Layers, Part, PeftContent, PeftFile, PeftForm, Rank, like
 from randlora_pl.adapters.kernels.common import built_again, compute_dtype
 from randlora_pl.adapters.random_bases import Bases, WeightShape, per_layer, trainable
 from randlora_pl.utils.errors import UserError
@@ -93,7 +93,7 @@ class OFT(Adapter):
         """Create the update of one weight, with the upper triangles of Q (in / b, b (b - 1) / 2)."""
         return OFTDelta(self, shape, weight)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert Q: PEFT has one size of the blocks, or one number of them, from which it finds each layer's.
 
         PEFT's OFT has the rotation R = (I + Q) (I - Q)^-1 as a series if ``use_cayley_neumann`` is set, and its inverse

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, PeftForm, Rank
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Layers, Part, PeftContent, PeftFile, PeftForm, Rank
 from randlora_pl.adapters.kernels.common import added
 from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
@@ -63,7 +63,7 @@ class SHiRA(Adapter):
         """Create the update of one weight, with its places and values (r (out + in))."""
         return SHiRADelta(self, shape, weight)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert the places: PEFT stores their rows and columns, and has one rank."""
         tensors: dict[str, Tensor] = {}
         for part in parts:

@@ -1,7 +1,6 @@
 """VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +9,16 @@ from randlora_pl.adapters.base import (
     UNLIMITED,
     Adapter,
     FactoredDelta,
-    Form,
     Layers,
     Part,
     PeftContent,
+    PeftFile,
     PeftForm,
     Rank,
     filled,
     like,
 )
+from randlora_pl.adapters.methods.peft_bases import draw_peft_vera
 from randlora_pl.adapters.random_bases import Bases, WeightShape, random_pair, sides, trainable
 
 
@@ -68,7 +68,7 @@ class VeRA(Adapter):
         assert bases is not None
         return VeRADelta(self, shape, weight, bases)
 
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert b and d: PEFT has one rank, lowered per layer by zeros in d, and no scaling, which b takes."""
         shapes = [part.shape for part in parts]
         rank, (rows, columns) = max(self.rank_of(shape) for shape in shapes), sides(shapes)
@@ -103,23 +103,6 @@ class VeRA(Adapter):
             seed=key,
         )
         return adapter, ours, Bases(key, a[None], b[None], stored=True)
-
-
-def draw_peft_vera(key: int, rank: int, shapes: Sequence[WeightShape]) -> tuple[Tensor, Tensor]:
-    """Draw A (r, largest input) and B (largest output, r) of a VeRA that PEFT saved without them, float32.
-
-    Kaiming-uniform with gain sqrt(2): uniform on +-sqrt(6 / columns).
-    """
-    rows, columns = sides(shapes)
-    generator = torch.Generator("cpu").manual_seed(key)
-
-    def uniform(*shape: int) -> Tensor:
-        # Compute the bound in the order of torch.nn.init: different rounding would give different bits.
-        bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-    a = uniform(rank, columns)
-    return a, uniform(rows, rank)
 
 
 class VeRADelta(FactoredDelta):
