@@ -32,6 +32,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked
@@ -139,7 +140,7 @@ def end_step(*_: Any) -> None:
     _LIVE.clear()
 
 
-torch.optim.optimizer.register_optimizer_step_post_hook(end_step)
+register_optimizer_step_post_hook(end_step)
 
 
 def held_stack(held: Held, basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
