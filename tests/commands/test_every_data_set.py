@@ -43,18 +43,14 @@ def test_classes_of_equal_prompts_are_refused(run: Run, copies: Copies) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["clip_vitb32", "dinov2_vitb14"])
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    ("name", "config", "count"), [("mnist", "clip_vitb32", 5_170_320), ("imagenet", "dinov2_vitb14", 3_566_592)]
+)
 def test_fit_with_a_true_architecture(
-    run: Run,
-    copies: Copies,  # noqa: F811
-    tmp_path: Path,
-    name: str,
-    config: str,
+    run: Run, request: pytest.FixtureRequest, tmp_path: Path, name: str, config: str, count: int
 ) -> None:
-    results = fit(run, copies(name), tmp_path, config)
-    assert results["base/image_size"] == 224
-    assert results["adapter_parameters"] == {"clip_vitb32": 5_170_320, "dinov2_vitb14": 3_566_592}[config]
+    results = fit(run, request.getfixturevalue("copies")(name), tmp_path, config)
+    assert results["base/image_size"] == 224 and results["adapter_parameters"] == count
     gc.collect()  # Lightning's objects refer to each other, and each model is half a gigabyte
 
 
@@ -102,5 +98,4 @@ def fit(run: Run, copy: Copy, place: Path, config: str) -> dict[str, Any]:
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file and folder of a copy."""
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [root, *root.rglob("*")]}

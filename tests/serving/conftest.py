@@ -34,7 +34,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digit() -> bytes:
-    """A real digit as PNG."""
     from sklearn.datasets import load_digits
 
     file = io.BytesIO()

@@ -27,7 +27,6 @@ def photo(width: int = 150, height: int = 100) -> Image.Image:
 
 
 def good() -> dict[str, bytes]:
-    """File names and contents."""
     colour = photo()
     clear = colour.convert("RGBA")
     clear.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 150).astype(np.uint8), (100, 1))))
@@ -60,7 +59,6 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes, data: bytes = b"", bits: int = 8) -> bytes:
-    """A grey PNG by hand."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 

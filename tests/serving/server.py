@@ -22,7 +22,6 @@ def free_port() -> int:
 
 
 def form(content: bytes, field: str = "image", filename: str | None = "a.png") -> tuple[bytes, str]:
-    """The body and the Content-Type of a form with one field."""
     named = f'; filename="{filename}"' if filename else ""
     head = f'--{FORM}\r\nContent-Disposition: form-data; name="{field}"{named}\r\n\r\n'
     return head.encode() + content + f"\r\n--{FORM}--\r\n".encode(), f"multipart/form-data; boundary={FORM}"
@@ -47,13 +46,7 @@ def wait_until(condition: Any, seconds: float = 60.0) -> bool:
 
 
 class Running:
-    """A server, from its start to its end.
-
-    Args:
-        adapter: What it serves.
-        log: File for all that it prints.
-        options: Further options of ``serve``.
-    """
+    """A server, from its start to its end."""
 
     def __init__(self, adapter: Path, log: Path, *options: str) -> None:
         self.port, self.log = free_port(), log
@@ -69,7 +62,6 @@ class Running:
             )
 
     def wait(self) -> "Running":
-        """Until it answers."""
         up = wait_until(lambda: self.process.poll() is not None or "Ready: " in self.log.read_text(), 120)
         assert up and self.process.poll() is None, self.log.read_text()
         assert wait_until(self._listens), self.log.read_text()
@@ -93,12 +85,10 @@ class Running:
             connection.close()
 
     def fetch(self, path: str) -> bytes:
-        """The content behind a path."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
             return bytes(answer.read())
 
     def classify(self, content: bytes, query: str = "") -> tuple[int, Any]:
-        """Uploads an image as the body."""
         return self.ask("POST", f"/predict{query}", content, "image/*")
 
     def connect(self) -> socket.socket:
@@ -133,7 +123,6 @@ class Running:
         return not self.family()
 
     def kill(self) -> None:
-        """Whatever is left."""
         for pid in self.family():
             os.kill(pid, signal.SIGKILL)
         self.process.wait(30)

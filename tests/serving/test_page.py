@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,28 +12,16 @@ import pytest
 from tests.serving import pictures
 from tests.serving.conftest import NAMES
 from tests.serving.server import Running
+from tests.support.browser import NEEDED, opened_browser
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test`)")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="Chromium is not installed: apt-get install chromium chromium-driver"
-)
+pytestmark = NEEDED
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    home = tmp_path_factory.mktemp("chromium")
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
-        options.add_argument(word)
-    options.add_argument(f"--user-data-dir={home}")
-    options.add_argument("--window-size=900,900")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")  # nothing else is asked
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield started
-    started.quit()
+def browser() -> Iterator[Any]:
+    nothing_else_is_asked = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    with opened_browser("--window-size=900,900", nothing_else_is_asked) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -15,14 +15,15 @@ NEEDED = pytest.mark.skipif(
 
 
 @contextmanager
-def opened_browser() -> Iterator[Any]:
-    """A browser that keeps what pages log."""
+def opened_browser(*more: str) -> Iterator[Any]:
+    """A browser that keeps what pages log, with more words on its command line."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"):
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    for word in [*words, *more]:
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))

@@ -67,11 +67,7 @@ def test_another_sweep_is_refused_with_what_differs(folder: SweepFolder) -> None
         folder.open(SweepConfig.from_content(GRID | other), cells_of(**other))
     assert "LoRA-4" in str(error.value)
     assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["methods"] == GRID["methods"]
-
-
-def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
-    folder.path.mkdir()
-    (folder.path / "thesis.tex").touch()
+    (folder.path / "sweep.yaml").rename(folder.path / "thesis.tex")
     with pytest.raises(UserError, match="empty"):
         folder.open(SweepConfig.from_content(GRID), cells_of())
 

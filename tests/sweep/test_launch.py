@@ -5,8 +5,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,17 +29,16 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/sh")
-    script = tmp_path / "sleeper"
-    script.write_text("exec sleep 60\n")
-    monkeypatch.setattr(loop.subprocess, "Popen", _sleeper(loop.subprocess.Popen, script))
+    started, plain = [], subprocess.Popen
 
-    def look() -> None:
-        raise KeyboardInterrupt
+    def sleeping(command: list[str], **options: Any) -> Any:
+        started.append(plain(["sleep", "60"], **options))
+        return started[-1]
 
+    monkeypatch.setattr(loop.subprocess, "Popen", sleeping)
     with pytest.raises(KeyboardInterrupt):
-        loop.local(["sweep"], tmp_path, 2, look)
-    assert _sleeper.started and all(process.poll() is not None for process in _sleeper.started)
+        loop.local(["sweep"], tmp_path, 2, Mock(side_effect=KeyboardInterrupt))
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
 
 
 def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
@@ -70,55 +71,25 @@ def _within(seconds: float, what: Callable[[], object]) -> bool:
     return bool(what())
 
 
-class _sleeper:
-    started: list = []  # type: ignore[type-arg]  # noqa: RUF012
-
-    def __init__(self, plain: object, script: Path) -> None:
-        self.plain, self.script = plain, script
-
-    def __call__(self, command: list[str], **options: object) -> object:
-        process = self.plain(["/bin/sh", str(self.script)], **options)  # type: ignore[operator]
-        _sleeper.started.append(process)
-        return process
-
-
 def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ending:
-        """A process that ends while it is asked whether it runs."""
-
-        returncode = 0
-        answers: Iterator[int | None] = iter([None])
-
-        def poll(self) -> int | None:
-            return next(self.answers, 0)
-
-        def wait(self, timeout: float) -> None:
-            pass
-
-    process, seen = Ending(), []
+    answers, seen = iter([None]), []  # it ends while it is asked whether it runs
+    process = Mock(returncode=0, poll=lambda: next(answers, 0))
     monkeypatch.setattr(loop.subprocess, "Popen", lambda *args, **options: process)
     assert loop.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
     assert len(seen) == 2
 
 
-def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_submitit_and_with_a_job_that_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="ended"):
+        run_in_job(["sweep", "nothing.yaml"])
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="install"):
         loop.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
 
 
-@pytest.mark.slow
-def test_an_array_of_jobs_by_the_debug_executor(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    written(tmp_path)
-    result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "2", "--slurm", "cluster=debug")
-    assert result.code == 0, result.err
-    assert "submitted 2 jobs" in result.out and "--dry-run" in result.out
-    dry = run("sweep", "small.yaml", "--dry-run")
-    assert "2 cells: 2 done" in dry.out
-
-
-def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="the extra slurm is not installed")
     written(tmp_path)
     tools = tmp_path / "bin"
@@ -142,8 +113,3 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
         failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", *bad)
         assert failed.code == 2 and said in failed.err and len(failed.err.splitlines()) == 1
-
-
-def test_a_job_that_ends_with_an_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="ended"):
-        run_in_job(["sweep", "nothing.yaml"])

@@ -1,11 +1,17 @@
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from randlora_pl.sweep.expand import counts
-from randlora_pl.sweep.plan import Labels, digest, only, result_key, shard
+from randlora_pl.data.catalog import PAPER
+from randlora_pl.models import load_clip
+from randlora_pl.sweep.description import SweepConfig, budget, budget_options, is_zero_shot
+from randlora_pl.sweep.expand import check_first, counts, data_of
+from randlora_pl.sweep.plan import Labels, digest, only, result_key, shard, trial_config
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, cells_of
@@ -13,13 +19,17 @@ from tests.sweep.grids import GRID, cells_of
 ZERO = {"zero-shot": None}
 
 
-def test_the_grid_is_the_product_and_the_untrained_model_once_a_data_set() -> None:
+def test_the_grid_is_the_product_and_the_untrained_model_once_a_data_set(tmp_path: Path) -> None:
     cells = cells_of(budgets=[1, 2, "50%"], seeds=[1, 2], methods=GRID["methods"] | ZERO)
     assert len(cells) == 3 * 2 * 2 + 1 == len({cell.hash for cell in cells}) == len({cell.labels for cell in cells})
     (untrained,) = (cell for cell in cells if cell.untrained)
     assert untrained.labels == Labels("tiny", "digits", "zero-shot", "zero-shot", 1)
     assert untrained.flat["model.adapter"] == "FullFineTuning"
     assert "data.shots" not in untrained.flat and "data.fraction" not in untrained.flat
+    (tmp_path / "few.yaml").write_text("data: {shots: 7}")
+    models = {"tiny": {"config": ["quickstart", str(tmp_path / "few.yaml")]}}
+    (cell,) = cells_of(models=models, budgets=["100%"], methods={"LoRA": {"adapter": "LoRA"}})
+    assert "data.shots" not in cell.flat, "a budget is not the config's own"
 
 
 def test_a_cell_has_what_its_labels_say() -> None:
@@ -58,8 +68,6 @@ def test_a_method_has_other_options_in_some_cases() -> None:
     wrong_first = {"staged": {"adapter": "RandLoRA", "first": first | {"rnak": 2}}}
     with pytest.raises(UserError, match=r"methods.staged.first: Unknown option --model.adapter.rnak"):
         cells_of(methods=wrong_first, budgets=[1, 2])
-    with pytest.raises(UserError, match=r"^cases has '3-shot', which is none of the budgets"):
-        cells_of(cases=[{"budgets": [3]}], budgets=[1, 2])
     for wrong, said in (
         ([{"budgets": [3]}], "cases has '3-shot', which is none of the budgets"),
         ([{"datasets": ["digit"]}], "which is none of the datasets. Did you mean 'digits'"),
@@ -69,19 +77,6 @@ def test_a_method_has_other_options_in_some_cases() -> None:
     ):
         with pytest.raises(UserError, match=said):
             cells_of(methods={"LoRA-4": {"adapter": "LoRA", "cases": wrong}}, budgets=[1, 2])
-
-
-def test_a_budget_is_not_the_configs_own(tmp_path: Path) -> None:
-    (tmp_path / "few.yaml").write_text("data: {shots: 7}")
-    models = {"tiny": {"config": ["quickstart", str(tmp_path / "few.yaml")]}}
-    (cell,) = cells_of(models=models, budgets=["100%"], methods={"LoRA": {"adapter": "LoRA"}})
-    assert "data.shots" not in cell.flat
-
-
-def test_a_method_may_belong_to_some_models() -> None:
-    models = {"a": {"config": "quickstart"}, "b": GRID["models"]["tiny"]}
-    cells = cells_of(models=models, methods=GRID["methods"] | {"VeRA": {"adapter": "VeRA", "models": ["b"]}})
-    assert [cell.labels.model for cell in cells if cell.labels.method == "VeRA"] == ["b"]
 
 
 def test_a_model_whose_label_is_part_of_anothers_is_not_meant() -> None:
@@ -151,19 +146,20 @@ def test_the_hash_depends_on_neither_order_nor_spelling_nor_place() -> None:
     assert {cell.hash for cell in cells_of(methods=spelled)} == plain
 
 
-@pytest.mark.parametrize("change", [{"data.steps": 3}, {"trainer.precision": "bf16-mixed"}, {"model.seed": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"set": GRID["set"] | {"data.steps": 3}},
+        {"set": GRID["set"] | {"trainer.precision": "bf16-mixed"}},
+        {"seeds": [2]},
+        {"datasets": {"mine": {"dataset": "folder", "root": "here"}}},
+        {"datasets": {"mine": {"dataset": "folder", "root": "there"}}},
+    ],
+)
 def test_the_hash_depends_on_what_is_computed(change: dict[str, Any]) -> None:
-    if "model.seed" in change:
-        assert not {c.hash for c in cells_of(seeds=[1])} & {c.hash for c in cells_of(seeds=[2])}
-    else:
-        assert not {c.hash for c in cells_of()} & {c.hash for c in cells_of(set=GRID["set"] | change)}
-
-
-def test_own_images_are_known_by_their_place() -> None:
-    here, there = (
-        cells_of(datasets={"mine": {"dataset": "folder", "root": root}})[0].hash for root in ("here", "there")
-    )
-    assert here != there
+    own = {"datasets": {"mine": {"dataset": "folder", "root": "here"}}}
+    for other in [{}, *([own] if change != own else [])]:
+        assert not {cell.hash for cell in cells_of(**other)} & {cell.hash for cell in cells_of(**change)}
 
 
 def test_shards_are_a_partition() -> None:
@@ -212,3 +208,162 @@ def test_unknown_names_are_told_with_their_place(change: dict[str, Any], said: s
     with pytest.raises(UserError) as error:
         cells_of(**change)
     assert said in str(error.value)
+
+
+def test_what_it_writes_it_reads_again() -> None:
+    pairs = [["LoRA-4", "RandLoRA-6"]]
+    more = {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 1], "pairs": pairs, "baselines": True}
+    told = SweepConfig.from_content(GRID | more)
+    assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
+    assert SweepConfig.from_content(told.content()) == told and told.pairs == pairs
+
+
+def test_all_data_sets_are_the_papers_and_labels_may_differ_from_names() -> None:
+    assert list(SweepConfig.from_content(GRID | {"datasets": "all"}).datasets) == list(PAPER)
+    told = SweepConfig.from_content(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
+    assert told.datasets == {"short": {"dataset": "digits", "steps": 1}, "digits": {"dataset": "digits"}}
+    assert SweepConfig.from_content(told.content()) == told
+
+
+@given(st.integers(1, 10**6), st.integers(1, 100))
+def test_budgets_by_their_labels(shots: int, percent: int) -> None:
+    assert budget_options(budget(shots)) == {"shots": shots}
+    assert budget(f"{shots}-shot") == budget(str(shots)) == budget(shots)
+    assert budget(f"{percent}%") == budget(f"{percent} %") == budget(percent / 100) == f"{percent}%"
+    assert budget_options(f"{percent}%") == ({} if percent == 100 else {"fraction": percent / 100})
+
+
+def test_zero_shot_is_known_by_its_label() -> None:
+    assert all(map(is_zero_shot, ("zero-shot", "Zero shot", "untrained")))
+    assert not is_zero_shot("LoRA")
+
+
+def test_union_keeps_the_older_grid() -> None:
+    older = SweepConfig.from_content(GRID)
+    newer = SweepConfig.from_content(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
+    both = newer.union(older)
+    assert (both.seeds, both.budgets, list(both.methods)) == (
+        [1, 2], ["2-shot", "4-shot"], ["RandLoRA-6", "LoRA-4", "VeRA"],
+    )  # fmt: skip
+
+
+@in_one_item(
+    ("change", "said"),
+    [
+        ({"metods": {}}, "a sweep has no key 'metods'. Did you mean 'methods'"),
+        ({"models": {}}, "models is missing"),
+        ({"methods": {"": {"adapter": "LoRA"}}}, "methods has the name '': give one"),
+        ({"datasets": {"a\0b": {"dataset": "digits"}}}, "datasets has the name 'a\\x00b': give one"),
+        ({"title": ["a"]}, "title is ['a']: give a text"),
+        ({"seeds": [1, 2, 1]}, "each number once"),
+        ({"models": {"a": {}}}, "models.a.config is missing"),
+        ({"models": {"a": {"config": "x", "sett": {}}}}, "models.a has no key 'sett'. Did you mean 'set'"),
+        ({"methods": {"LoRA": {}}}, "methods.LoRA has neither config nor adapter"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "models": ["tny"]}}}, "Did you mean 'tiny'"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "set": 5}}}, "methods.LoRA.set is 5"),
+        ({"methods": {"zero-shot": {"adapter": "LoRA"}}}, "methods.zero-shot has no key 'adapter'"),
+        ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage starts from LoRA alone"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "in"}}}}, "a.first.form is 'in'"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "cases": 1}}}}, "a.first.cases is 1"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "config": 5}}}}, "a.first.config is 5"),
+        ({"cases": [{"datasets": "digits"}]}, "cases[0].datasets is 'digits': give a list such as ["),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "models": []}}}}, "a.first has models"),
+        ({"budgets": 4}, "budgets is 4"),
+        ({"budgets": [0]}, "budgets has 0"),
+        ({"budgets": ["101%"]}, "budgets has '101%'"),
+        ({"seeds": [-1]}, "seeds[0] is -1"),
+        ({"set": [1]}, "set is [1]"),
+        ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
+        ({"baselines": "pixels"}, "baselines is 'pixels': give true or false"),
+        ({"notes": "a remark"}, "notes is 'a remark': give a list"),
+        ({"pairs": ["LoRA-4"]}, "pairs[0] is 'LoRA-4': give a list"),
+        ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is none of the trained methods. Did you mean"),
+        ({"pairs": [["LoRA-4", "LoRA-4"]]}, "pairs has 'LoRA-4' with itself"),
+        ({"models": {"a": {"config": ["quickstart", {"data": 1}]}}}, "models.a.config[1] is {'data': 1}"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "models": {"tiny": 1}}}}, "LoRA.models is {'tiny': 1}: give a text"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "learning_rate": "fast"}}}, "methods.LoRA.learning_rate is 'fast'"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "head_learning_rate": -1}}}, "methods.LoRA.head_learning_rate is -1"),
+        ({"set": {"data.shots": 4}}, "set has data.shots: that is what budgets are for"),
+        ({"set": {"data": {"fraction": 0.5}}}, "set has data.fraction: that is what budgets are for"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "set": {"seed_everything": 4}}}}, "that is what seeds are for"),
+        ({"datasets": {"few": {"dataset": "digits", "shots": 4}}}, "datasets.few has data.shots: that is what budgets"),
+        ({"tune": {"set": {"data.dataset": "digits"}}}, "tune.set has data.dataset: that is what datasets are for"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        SweepConfig.from_content(GRID | change)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def one(**changes: Any) -> Any:
+    return cells_of(**({"methods": {"x": {"adapter": "LoRA", "rank": 4}}} | changes))[0].tree
+
+
+def test_counts_are_those_of_the_model() -> None:
+    found = counts(one())
+    model: Any = load_clip("tiny", "random").model
+    assert found is not None
+    assert found.total - found.trainable == sum(p.numel() for p in model.parameters())
+    probe = counts(one(methods={"x": {"config": "linear_probe"}}))
+    assert probe is not None and probe.trainable == 0, "it trains its head alone"
+
+
+@in_one_item(
+    ("configs", "trainable"),
+    [("coop", 2_048), ("cocoop", 35_360), ("promptsrc", 46_080), ("maple_dept", 3_555_072), ("clip_lora", 184_320),
+     ("tip_adapter", 0), (["coop", "randlora"], 3_135_848)],
+)  # fmt: skip
+def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
+    adamw = {"model.optimizer": "adamw", "model.schedule": "cosine"}
+    options = {"rank": 10, "set": adamw} if isinstance(configs, list) else {}
+    tree = trial_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
+    found = counts(tree)
+    assert found is not None and found.trainable == trainable
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "rank 9999 is larger"),
+        ({"methods": {"x": {"adapter": "LinearProbe"}}}, "give it task: LinearHeadTask"),
+        ({"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": "fast"}}}}, "positive number, not fast"),
+    ],
+)
+def test_impossible_models_and_data_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        counts(one(**change))
+    with pytest.raises(UserError, match="batch_size"):
+        data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
+
+
+LORA = {"adapter": "LoRA", "rank": 4}
+MLP = {"set": {"model.targets": ["mlp"]}}
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"adapter": "RandLoRA", "first": LORA | {"form": "absorbed"}}, ""),
+        ({"adapter": "VeRA", "first": LORA}, ""),
+        ({"adapter": "VeRA", "first": LORA | {"form": "absorbed"}}, "VeRA cannot absorb a LoRA"),
+        ({"adapter": "FullFineTuning", "first": LORA}, "trains the model's own tensors"),
+        ({"adapter": "RandLoRA", "qkv": "split", "first": LORA}, "the LoRA of first has qkv packed"),
+        (
+            {"adapter": "RandLoRA", "set": {"model.targets": ["qkv"]}, "first": LORA | MLP},
+            r"first has model.targets \['mlp'\], the method \['qkv'\]. Set the same model.targets in set and first.set",
+        ),
+        ({"adapter": "RandLoRA", "first": LORA | MLP}, ""),
+        ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.name": "ViT-B-32"}}}, "first has model.name ViT-B-32"),
+        ({"adapter": "RandLoRA", "first": LORA | {"task": "LinearHeadTask"}}, "first has the task LinearHeadTask"),
+        ({"adapter": "RandLoRA", "rank": 3, "first": LORA | {"rank": 64, "form": "absorbed"}}, "lead is 64, but"),
+        ({"adapter": "RandLoRA", "variant": "a", "first": LORA | {"form": "absorbed"}}, "variant a sums its bases"),
+        ({"adapter": "AutoLoRA", "first": LORA}, "AutoLoRA cannot be a part"),
+        ({"adapter": "Together", "parts": [LORA, {"adapter": "RandLoRA"}], "first": LORA}, ""),
+        ({"adapter": "RandLoRA", "first": {"adapter": "LoRA", "match": "randlora:6", "form": "absorbed"}}, ""),
+    ],
+)
+def test_a_method_must_be_able_to_start_from_its_lora(method: dict[str, Any], said: str) -> None:
+    (cell,) = cells_of(methods={"x": method})
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_first(cell)

@@ -13,7 +13,6 @@ from randlora_pl.sweep.description import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.sweep.search import Search
-from randlora_pl.sweep.study import Study
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.sweep.grids import GRID, written
@@ -25,12 +24,6 @@ TUNE = {
     "seeds": [0, 4],
 }
 LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 6, "learning_rate": 1e-3, "rslora": False}}
-
-
-def test_a_method_without_a_searched_option_has_one_trial(tmp_path: Path) -> None:
-    study = Study(tmp_path, "x", {}, 1, False, 0, "")
-    study.ask(())
-    assert study.full() and study.candidates() == [()]
 
 
 def search_in(folder: Path, **changes: Any) -> Search:
@@ -147,9 +140,8 @@ def test_a_run_that_is_worse_than_others_at_the_same_step_is_pruned(tmp_path: Pa
 
 def test_the_other_cells_of_a_pruned_candidate_are_dropped(tmp_path: Path) -> None:
     datasets = {"a": {"dataset": "digits"}, "b": {"dataset": "digits", "steps": 3}}
-    description = SweepConfig.from_content(
-        GRID | {"methods": LORA, "tune": TUNE | {"pruner": "median"}, "datasets": datasets}
-    )
+    tune = TUNE | {"pruner": "median"}
+    description = SweepConfig.from_content(GRID | {"methods": LORA, "tune": tune, "datasets": datasets})
     search = Search(description, SweepFolder(tmp_path))
     SweepFolder(tmp_path).open(description, [])
     first, second = search.known()

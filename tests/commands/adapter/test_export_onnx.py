@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from randlora_pl.data import ImageData
 from randlora_pl.data.transforms import eval_pixels
 from randlora_pl.utils.image_spec import ImageSpec
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 ELSEWHERE = """
 import json, sys
@@ -32,33 +31,11 @@ print(json.dumps([names[place] for place in probabilities.argmax(1)]))
 """
 
 
-BARE = """
-import json
-import numpy as np, torch, torch.nn.functional as F
-from safetensors import safe_open
-{lines}
-file = safe_open("model.head.safetensors", "pt")
-pixels = torch.from_numpy(np.load("pixels.npy"))
-frame = model.visual.preprocess_cfg
-normal = (pixels - torch.tensor(frame["mean"]).view(-1, 1, 1)) / torch.tensor(frame["std"]).view(-1, 1, 1)
-with torch.no_grad():
-    logits = F.normalize(model.eval().encode_image(normal), dim=-1) @ file.get_tensor("head").T
-names = json.loads(file.metadata()["classnames"])
-print(json.dumps([names[place] for place in logits.argmax(1).tolist()]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("deep")
-@pytest.mark.parametrize(
-    ("options", "least"),
-    [(("--data.steps", "12", "--data.batch_size", "32"), 180), ((), 350)],
-    ids=["12 steps", "the whole quickstart"],
-)
-def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(
-    run: Run, tmp_path: Path, options: tuple[str, ...], least: int
-) -> None:
-    trained = run("fit", "--config", "quickstart", *options, "--run.root", "runs")
+def test_all_test_digits_get_the_same_classes_in_onnxruntime(run: Run, tmp_path: Path) -> None:
+    options = ("--data.steps", "12", "--data.batch_size", "32", "--run.root", "runs")
+    trained = run("fit", "--config", "quickstart", *options)
     assert trained.code == 0, trained.err
     adapter = str(next(tmp_path.glob("runs/*/2*/adapter")))
     exported = run("adapter", "export", adapter, "--to", "onnx", "--output", "model.onnx")
@@ -85,12 +62,7 @@ def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(
     predictions = [row[1] for row in rows]
     assert printed_by(ELSEWHERE.format(lines=lines), tmp_path) == predictions  # the lines that were printed
     right = sum(row[1] == data.classnames[label] for row, label in zip(rows, samples.labels, strict=True))
-    assert right > least  # it has learnt something: 36 are chance
-
-    merged = run("adapter", "merge", adapter, "--output", "model.safetensors")
-    assert merged.code == 0, merged.err
-    lines = "\n".join(line[2:] for line in merged.out.splitlines() if line.startswith("  "))
-    assert printed_by(BARE.format(lines=lines), tmp_path) == predictions
+    assert right > 180  # it has learnt something: 36 are chance
 
     shares = np.load(tmp_path / "probabilities.npy")
     for row, share in zip(rows, shares, strict=True):
@@ -119,24 +91,13 @@ def test_torch_program(run: Run, finished: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(there["features"].norm(dim=1), torch.ones(4))
 
 
-def test_bad_input(
-    refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input(refused: Refused, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = ("adapter", "export", str(finished / "adapter"), "--to")
     assert ".onnx" in refused(*base, "onnx", "--output", "model")
     assert ".pt2" in refused(*base, "torch", "--output", "model.onnx")
     (tmp_path / "folder.onnx").mkdir()
     assert "is a folder" in refused(*base, "onnx", "--output", "folder.onnx", "--overwrite")
-    assert "RUN/adapter" in refused(
-        "adapter", "export", str(finished / "checkpoints"), "--to", "torch", "--output", "m.pt2"
-    )
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    config = json.loads((finished / "adapter" / "adapter_config.json").read_text())
-    del config["metadata"]["classnames"], config["sha256"]
-    (copy / "adapter_config.json").write_text(json.dumps(config))
-    (copy / "adapter.safetensors").write_bytes((finished / "adapter" / "adapter.safetensors").read_bytes())
-    message = refused("adapter", "export", str(copy), "--to", "torch", "--output", "deep/m.pt2")
-    assert "metadata.classnames" in message
+    other = str(finished / "checkpoints")
+    assert "RUN/adapter" in refused("adapter", "export", other, "--to", "torch", "--output", "m.pt2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "'.[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 from randlora_pl.adapters import read_adapter
 from tests.fake_hub import FakeHub, ask, fake_hub
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_without_a_network(run: Run, hub: FakeHub, finished: Path, tmp_path: Pat
 
 
 def test_bad_input(
-    refused: Callable[..., str], hub: FakeHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, hub: FakeHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push = ("adapter", "push", str(finished / "adapter"), "--repo")
     (tmp_path / "there").mkdir()
@@ -85,12 +85,9 @@ def test_bad_input(
     assert "USER/NAME" in refused(*push, "digits")
     assert "--message" in refused(*push, "ann/digits", "--message", " ")
     assert "cannot be read as text" in refused(*push, "ann/digits", "--card", "card.md")
-    assert "exist" in refused(*push, "ann/digits", "--card", "no/card.md")
     assert "RUN/adapter" in refused("adapter", "push", str(finished / "checkpoints"), "--repo", "ann/digits")
-    assert "required: --repo" in refused("adapter", "push", str(finished / "adapter"))
     assert "there exists" in refused("adapter", "pull", "ann/digits", "--output", "there")
     assert "name a folder" in refused("adapter", "pull", "ann/digits", "--output", "x.safetensors")
-    assert "required: --output" in refused("adapter", "pull", "ann/digits")
     assert not hub.requests
     assert "(404)" in refused("adapter", "pull", "ann/digits", "--output", "deep/digits")
     assert "(403)" in refused(*push, "bob/digits")

@@ -3,36 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from randlora_pl.adapters import read_adapter
-from randlora_pl.commands.main import members
-from tests.support.cli import Run
+from randlora_pl.adapters import LoRA, read_adapter
+from randlora_pl.adapters.save_load import copy_adapter
+from randlora_pl.tasks import load_task
+from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
-
-
-def test_bare_and_help_show_the_page(run: Run) -> None:
-    pages = {run(*words).out for words in (["adapter"], ["adapter", "--help"], ["adapter", "-h"])}
-    assert len(pages) == 1
-    (page,) = pages
-    assert all(f"randlora-pl adapter {verb} " in page for verb in members("adapter"))
-
-
-@in_one_item("verb", members("adapter"))
-def test_every_verb_explains_itself(run: Run, verb: str) -> None:
-    bare, asked = run("adapter", verb), run("adapter", verb, "--help")
-    assert (bare.code, asked.code) == (2, 0) and bare.err == asked.out and not bare.out
-    assert f"randlora-pl adapter {verb} " in asked.out
-    assert 4 <= len(asked.out.splitlines()) < 60
-    assert max(len(line) for line in asked.out.splitlines()) <= 120
-
-
-def test_the_page_of_export_names_every_form(run: Run) -> None:
-    page = run("adapter", "export", "--help").out
-    assert all(f"  {form} " in page for form in ("peft", "lora", "onnx", "torch", "adapter"))
+from tests.tasks.small import images
 
 
 @in_one_item(
@@ -47,7 +27,7 @@ def test_the_page_of_export_names_every_form(run: Run) -> None:
         (["export", "A", "--to", "adapter", "--output", "x"], "adapter folder"),
     ],
 )
-def test_mistakes(refused: Any, words: list[str], message: str) -> None:
+def test_mistakes(refused: Refused, words: list[str], message: str) -> None:
     assert message in refused("adapter", *words)
 
 
@@ -80,7 +60,7 @@ def test_one_file_is_tested_like_its_folder(run: Run, finished: Path, tmp_path: 
     assert refused.code == 2 and "b.safetensors" in refused.err and "Traceback" not in refused.err
 
 
-def test_places_that_cannot_be_written(refused: Any, finished: Path, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written(refused: Refused, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "adapter", tmp_path / "own")
     (tmp_path / "file").write_text("x")
     for output in ("file/copy", "file/copy.safetensors"):
@@ -91,3 +71,26 @@ def test_places_that_cannot_be_written(refused: Any, finished: Path, tmp_path: P
         assert f"--output {output} would replace the adapter own" in message
     message = refused("predict", "--adapter", "own", "--images", "file", "--output", "own", "--overwrite")
     assert "own is a folder or a device; name a file" in message
+
+
+def test_lora_that_predicts_the_same(run: Run, finished: Path, tmp_path: Path) -> None:
+    adapter, output = str(finished / "adapter"), "lora.safetensors"
+    result = run("adapter", "export", adapter, "--to", "lora", "--error", "1e-6", "--output", output)
+    assert result.code == 0, result.err
+    file = read_adapter(tmp_path / output)
+    count = sum(tensor.numel() for tensor in file.tensors.values())
+    assert isinstance(file.adapter, LoRA) and f"{output}: LoRA, {count:,} parameters, " in result.out
+    assert "largest difference of outputs on random images" in result.out
+    with torch.no_grad():
+        found, expected = (load_task(path).class_logits(images(3)) for path in (tmp_path / output, adapter))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_words_that_lora_needs(refused: Refused, finished: Path, tmp_path: Path) -> None:
+    base = ("adapter", "export", str(finished / "adapter"), "--to", "lora", "--output")
+    assert "--error" in refused(*base, "lora")
+    assert "--rank" in refused(*base, "lora", "--rank", "0")
+    assert "--error" in refused(*base, "lora", "--error", "2")
+    copy_adapter(finished / "adapter", tmp_path / "one")
+    again = ("adapter", "export", "one", "--to", "lora", "--rank", "2", "--output", "one", "--overwrite")
+    assert "would replace" in refused(*again)

@@ -1,14 +1,14 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.cli import Run
+from tests.lab.report.sweeps import METHODS, description, write_sweep
+from tests.support.cli import Refused, Run
 
 
 def copy(
@@ -20,9 +20,8 @@ def copy(
     content = yaml.safe_load((finished / "config.yaml").read_text())
     content["model"]["init_args"]["adapter"]["init_args"] |= options or {}
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    (folder / "results.json").write_text(
-        json.dumps(json.loads((finished / "results.json").read_text()) | (figures or {}))
-    )
+    results = json.loads((finished / "results.json").read_text()) | (figures or {})
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -37,10 +36,8 @@ def test_two_runs(run: Run, finished: Path) -> None:
     result = run("compare", "runs/one", "runs/two")
     assert result.code == 0 and not result.err
     assert row(result.out, "option") == ["one", "two"]
-    assert row(result.out, "model.adapter.rank") == ["6", "8"] and row(result.out, "model.adapter.alpha") == [
-        "10.0",
-        "1.0",
-    ]
+    assert row(result.out, "model.adapter.rank") == ["6", "8"]
+    assert row(result.out, "model.adapter.alpha") == ["10.0", "1.0"]
     assert "model.adapter.basis  " not in result.out  # the same in both
     assert row(result.out, "test/acc, %") == ["50.00", "62.50", "+12.50"]
     assert row(result.out, "fit_seconds") == ["2", "3", "+1"]
@@ -53,22 +50,13 @@ def test_two_runs(run: Run, finished: Path) -> None:
     assert "data.dataset digits" in common and "model.name tiny" in common
 
 
-def test_columns_are_headed_by_the_names_of_the_runs(run: Run, finished: Path) -> None:
+def test_columns_are_headed_by_what_tells_the_runs_apart(run: Run, finished: Path) -> None:
     times = ["a/2026-01-02_03-04-05", "b/2026-01-02_03-04-05", "a/2026-01-02_03-04-05_2"]
-    folders = [str(copy(finished, name)) for name in times]
+    folders = [str(copy(finished, name)) for name in (*times, "one/2026-01-01", "two/2026-01-01")]
     assert row(run("compare", *folders[:2]).out, "result") == ["a", "b", "difference"]
-    assert row(run("compare", *folders).out, "result") == times
-
-
-def test_three_runs_have_no_difference_column(run: Run, finished: Path) -> None:
-    folders = [str(copy(finished, name)) for name in ("a", "b", "c")]
-    result = run("compare", *folders)
-    assert "No option differs." in result.out and row(result.out, "result") == ["a", "b", "c"]
-
-
-def test_runs_of_one_name_are_told_apart(run: Run, finished: Path) -> None:
-    folders = [str(copy(finished, f"{name}/2026-01-01")) for name in ("a", "b")]
-    assert row(run("compare", *folders).out, "result")[:2] == ["a/2026-01-01", "b/2026-01-01"]
+    three = run("compare", *folders[:3]).out
+    assert row(three, "result") == times and "No option differs." in three
+    assert row(run("compare", *folders[3:]).out, "result")[:2] == ["one/2026-01-01", "two/2026-01-01"]
 
 
 def test_json(run: Run, finished: Path) -> None:
@@ -92,6 +80,10 @@ def test_damaged_and_unfinished_runs_are_told(run: Run, finished: Path) -> None:
     Path("cut/results.json").write_text('{"test/acc": 0.')
     Path("cut/config.yaml").write_text("model: [")
     Path("early/results.json").unlink()
+    Path("bare").mkdir()
+    shutil.copy(finished / "results.json", "bare/results.json")
+    bare = run("compare", "whole", "bare")
+    assert bare.code == 0 and "config.yaml" in bare.err
     result = run("compare", "whole", "edited", "cut", "early")
     assert result.code == 0
     assert row(result.out, "model.adapter.rank") == ["6", "12", "?", "6"]
@@ -106,33 +98,55 @@ def test_damaged_and_unfinished_runs_are_told(run: Run, finished: Path) -> None:
         assert f"randlora-pl: warning: {line}" in result.err
 
 
-def test_a_run_without_a_config(run: Run, finished: Path) -> None:
-    shutil.copytree(finished, "whole")
-    Path("bare").mkdir()
-    shutil.copy(finished / "results.json", "bare/results.json")
-    result = run("compare", "whole", "bare")
-    assert result.code == 0 and "config.yaml" in result.err
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "compare: give two runs"),
-        (["whole"], "compare: give two runs"),
-        (["whole", "./whole"], "compare: whole is there twice"),
-        (["whole", "none"], "none is not a run folder: it has no config.yaml"),
-        (["whole", "none", "--jsn"], "Did you mean '--json'"),
+        (["compare"], "compare: give two runs"),
+        (["compare", "whole"], "compare: give two runs"),
+        (["compare", "whole", "./whole"], "compare: whole is there twice"),
+        (["compare", "whole", "none"], "none is not a run folder: it has no config.yaml"),
+        (["compare", "whole", "none", "--jsn"], "Did you mean '--json'"),
+        (["report", "none"], "none does not exist. A sweep is a folder such as runs/sweeps/NAME"),
+        (["report", "."], "Did you mean sweep?"),
+        (["report", "sweep/cells"], "sweep/cells is not a sweep"),
+        (["report", "sweep", "--ouput", "x"], "Did you mean '--output'"),
+        (["report", "sweep", "--output", "sweep/sweep.yaml"], "sweep/sweep.yaml is a file; give a folder"),
+        (["report", "sweep", "--output", "sweep"], "sweep exists and is not empty"),
     ],
 )
-def test_mistakes(refused: Callable[..., str], finished: Path, words: list[str], message: str) -> None:
-    shutil.copytree(finished, "whole")
-    assert message in refused("compare", *words)
+def test_mistakes(refused: Refused, finished: Path, sweep: Path, words: list[str], message: str) -> None:
+    shutil.copytree(finished, "whole", dirs_exist_ok=True)
+    assert message in refused(*words)
 
 
-def test_compare_needs_no_pytorch() -> None:
-    import subprocess
-    import sys
+SMALL = description(
+    models={"CLIP-ViT-B/32": {}},
+    datasets=["cars", "dtd"],
+    budgets=[1, "100%"],
+    methods={name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")},
+)
 
-    verbs = "randlora_pl.commands.results, randlora_pl.commands.results"
-    code = f"import sys; import {verbs}; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    return write_sweep(tmp_path / "sweep", SMALL, fail=lambda labels: "broken" if labels["seed"] == 3 else None)
+
+
+def test_report(run: Run, sweep: Path) -> None:
+    result = run("report", "sweep")
+    assert result.code == 0 and not result.err
+    assert result.out.startswith("18 of 26 runs are finished, 8 failed\n")
+    for line in result.out.splitlines()[1:-1]:
+        name, _, size = line.partition(": ")
+        assert Path(name).stat().st_size == int(size.removesuffix(" bytes").replace(",", ""))
+    assert result.out.endswith("Next: open sweep/report/index.html in a browser\n")
+    again = run("report", "sweep")
+    assert again.code == 2 and "sweep/report" in again.err and "--overwrite" in again.err
+    assert run("report", "sweep", "--output", "elsewhere/deep").code == 0
+    assert Path("elsewhere/deep/index.html").read_bytes() == Path("sweep/report/index.html").read_bytes()
+    cell = next(path for path in sorted((sweep / "cells").iterdir()) if (path / "results.json").exists())
+    (cell / "results.json").write_text("{")
+    result = run("report", "sweep", "--overwrite")
+    assert result.code == 0 and "17 of 26 runs are finished" in result.out and "1 damaged" in result.out
+    assert result.err.startswith(f"randlora-pl: warning: cells/{cell.name}/results.json is cut off or damaged")
+    assert f"cells/{cell.name}/results.json is cut off" in Path("sweep/report/index.html").read_text()

@@ -1,16 +1,14 @@
 """``compare-methods``: a sweep, and its table."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.sweep.grids import GRID, written
 
 PROBE = {"config": "linear_probe", "head_learning_rate": 1e-2}
 METHODS = {"probe": PROBE, "RandLoRA-6": {"adapter": "RandLoRA", "rank": 6}}
-Refused = Callable[..., str]
 
 
 @pytest.mark.slow  # the README's command is run by default
@@ -39,28 +37,6 @@ def test_failed_cells_have_no_table(run: Run, tmp_path: Path) -> None:
     assert "Retry them: randlora-pl compare-methods --config small.yaml --methods LoRA-4 --retry-failed" in failed.out
 
 
-@pytest.mark.slow
-def test_search_then_comparison(run: Run, tmp_path: Path) -> None:
-    tune = {"search": {"learning_rate": [1e-2, 1e-1]}, "seeds": [0]}
-    written(tmp_path, methods={"probe": PROBE}, tune=tune)
-    done = run("compare-methods", "--config", "small.yaml", "--tune")
-    assert done.code == 0 and "| validation | " in done.out
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("model: {name: tiny}\ndata: {dataset: digits}\nmethods: {a: {method: LoRA}}\n", "Did you mean 'models'"),
-        ("methods: 5\n", "models is missing"),
-        (None, "Unknown config"),
-    ],
-)
-def test_what_is_no_sweep_is_refused(refused: Refused, tmp_path: Path, text: str | None, said: str) -> None:
-    if text:
-        (tmp_path / "bad.yaml").write_text(text)
-    assert said in refused("compare-methods", "--config", "bad.yaml")
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -69,13 +45,13 @@ def test_what_is_no_sweep_is_refused(refused: Refused, tmp_path: Path, text: str
         (["--seeds", "-1"], "--seeds"),
         (["--seeds", "1", "--tune"], "--seeds"),
         (["--lists"], "unrecognized"),
+        (["--data.root", "own"], "--data.root own is not read"),
+        (["--config", "typo.yaml"], "Did you mean 'models'"),
+        (["--config", "gone.yaml"], "Unknown config"),
     ],
 )
-def test_bad_words_are_refused(refused: Refused, words: list[str], said: str) -> None:
+def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str], said: str) -> None:
+    typo = "model: {name: tiny}\ndata: {dataset: digits}\nmethods: {a: {method: LoRA}}\n"
+    (tmp_path / "typo.yaml").write_text(typo)
     text = refused("compare-methods", *words)
     assert said in text and "sweep --help" not in text
-
-
-def test_a_root_that_no_dataset_reads_is_refused(refused: Refused) -> None:
-    message = refused("compare-methods", "--data.root", "own")
-    assert "--data.root own is not read" in message and "(digits)" in message and "your_own_data.md" in message

@@ -4,8 +4,6 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject, merge
@@ -55,23 +53,6 @@ def test_large_batches_agree_with_the_common_formula() -> None:
     biased = float((a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm()))  # Kornblith et al., section 3
     assert cka(x, y) == pytest.approx(biased, abs=0.01)
     assert cka(x, noise(3, 3000, 6)) == pytest.approx(0, abs=0.01)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 10_000), st.integers(4, 20), st.integers(1, 8), st.floats(0.01, 100))
-def test_rotations_scales_and_shifts_change_nothing(seed: int, n: int, width: int, scale: float) -> None:
-    x, y = noise(seed, n, width), noise(seed + 1, n, width + 1)
-    turn, _ = torch.linalg.qr(noise(seed + 2, width, width))
-    moved = scale * x @ turn + noise(seed + 3, 1, width)
-    before, after = MinibatchCKA(), MinibatchCKA()
-    before.update(gram(x), gram(y))
-    after.update(gram(moved), gram(y))
-    factor = torch.tensor([scale**2, scale**4, 1.0], dtype=torch.float64)
-    size = (after.sums[1] * after.sums[2]).abs().sqrt() + after.sums[0].abs() + 1e-9 * scale**2
-    assert float((after.sums - before.sums * factor)[0].abs() / size) < 1e-4
-    assert float(hsic1(gram(moved), gram(x)) ** 2) == pytest.approx(
-        float(hsic1(gram(x), gram(x)) * hsic1(gram(moved), gram(moved))), rel=1e-3, abs=1e-9 * scale**4
-    )
 
 
 def test_constant_activations_have_no_cka() -> None:

@@ -13,7 +13,7 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.commands.analyze import Images
 from randlora_pl.commands.analyze.models import forgetting
 from randlora_pl.data.unlabelled import batches, framed, random_samples
-from randlora_pl.lab.analysis.models import Forgetting, check_task, prompts_of
+from randlora_pl.lab.analysis.models import check_task, prompts_of
 from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import DePT, PromptTask
@@ -40,10 +40,6 @@ def test_accuracy_is_the_share_of_images_nearest_to_their_class() -> None:
     batches = zip(images.split(16), labels.split(16), strict=True)
     assert zero_shot_accuracy(Eye(), classes[None], batches, told.append) == ([pytest.approx(100 * right / 40)], 40)
     assert told == [16, 16, 8] and 0 < right < 40
-
-
-def test_change() -> None:
-    assert Forgetting("digits", 10, 2, before=60.0, after=45.5).change == -14.5
 
 
 def saved(kind: str, folder: Path, **options: Any) -> Any:

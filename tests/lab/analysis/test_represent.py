@@ -1,6 +1,8 @@
 """Fits of LoRA and RandLoRA to given matrices, against slow references and the modules that train."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,19 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randlora_pl.adapters import LoRA, RandLoRA
+from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject, read_adapter, save_adapter
+from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.lab.analysis.weights import (
     combined,
+    common_layers,
+    curve,
     directions,
     fit,
+    layer_spectrum,
+    matrix_updates,
     mean_error,
+    means,
     orthonormal,
     remaining,
     represent,
     segments,
+    spectrum_figure,
 )
+from randlora_pl.models import load_clip
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
+from tests.tasks.small import two_blocks
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -32,11 +44,6 @@ def slow_sum(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
     return sum(  # type: ignore[return-value]
         b[:, j] @ torch.diag(lambdas[j]) @ a @ torch.diag(gammas[j]) for j in range(b.shape[1])
     )
-
-
-def test_the_sum_is_equation_4() -> None:
-    b, a, lambdas, gammas = noise(0, 7, 3, 2), noise(1, 2, 5), noise(2, 3, 2), noise(3, 3, 5)
-    torch.testing.assert_close(combined(b, a, lambdas, gammas), slow_sum(b, a, lambdas, gammas))
 
 
 @settings(max_examples=20)
@@ -65,12 +72,6 @@ def test_half_steps_are_least_squares() -> None:
     torch.testing.assert_close(
         combined(b, a, found.lambdas, found.gammas), slow_sum(b, a, lambdas, gammas), atol=1e-7, rtol=1e-6
     )
-
-
-def test_what_randlora_can_express_is_found() -> None:
-    b, a = noise(0, 12, 4, 2), noise(1, 2, 8)
-    w = slow_sum(b, a, 1 + 0.2 * noise(2, 4, 2), noise(3, 4, 8))
-    assert fit(w, b, a, sweeps=2000, tolerance=0).error < 1e-4
 
 
 def test_segments_of_a_matrix_add_up_and_bound_the_error() -> None:
@@ -144,12 +145,89 @@ def test_leads_are_captured_and_random_bases_are_as_good_as_the_product_s() -> N
     assert remaining(0 * w, orthonormal(bases.B), signs) == 0
 
 
-def test_lora_captures_more_of_every_spectrum_that_is_not_nearly_flat() -> None:
-    """At equal size, 64 x 64: RandLoRA-4 has 1,088 parameters, LoRA-8 has 1,024."""
-    shape, randlora = WeightShape("fc", 64, 64), RandLoRA(rank=4)
-    bases = randlora.bases([shape], torch.device("cpu"))
-    u, gaussian, v = torch.linalg.svd(noise(0, 64, 64))
-    place = torch.arange(1, 65, dtype=torch.float64)
-    for values, ahead in ((place**0, "randlora"), (place**-0.5, "lora"), (1 / place, "lora"), (gaussian, "lora")):
-        found = represent("fc", u * values @ v, LoRA(rank=8), randlora, bases, sweeps=30)
-        assert min(("lora", "randlora"), key=found.errors.__getitem__) == ahead
+WIDTH = {"visual": 192, "transformer": 128}
+
+
+def saved(folder: Path, adapter: Any) -> tuple[Path, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """An adapter of the tiny CLIP that has moved: its file, the base's weights and the model's."""
+    clip = load_clip("tiny", "random")
+    before = {name: value.clone() for name, value in clip.model.state_dict().items()}
+    inject(clip.model, adapter)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in clip.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    path = save_adapter(clip.model, folder, base_model=clip.identity.as_dict())
+    after = dict(clip.model.state_dict()) if adapter.trains_base else delta_weights(clip.model)
+    return path, before, after
+
+
+def test_low_and_full_rank_and_full_fine_tuning(tmp_path: Path) -> None:
+    with two_blocks():
+        adapters = {"lora": LoRA(rank=3), "randlora": RandLoRA(rank=8), "full": FullFineTuning()}
+        found = {}
+        for name, adapter in adapters.items():
+            path, before, after = saved(tmp_path / name, adapter)
+            updates = matrix_updates(read_adapter(path))
+            if name == "full":
+                assert not any("ln_" in layer or "embedding" in layer for layer in updates)
+                key = "visual.transformer.resblocks.1.attn.in_proj"
+                torch.testing.assert_close(updates[key], after[f"{key}_weight"] - before[f"{key}_weight"])
+                key = "transformer.resblocks.0.mlp.c_proj"
+                torch.testing.assert_close(updates[key], after[f"{key}.weight"] - before[f"{key}.weight"])
+            else:
+                assert updates.keys() == after.keys()
+                for layer, update in updates.items():
+                    torch.testing.assert_close(update, after[layer])
+            found[name] = [layer_spectrum(layer, update) for layer, update in updates.items()]
+    assert {one.sizes.rank for one in found["lora"]} == {3}
+    for name in ("randlora", "full"):
+        assert all(one.sizes.rank >= 0.97 * len(one.values) for one in found[name])
+    for one in found["full"]:
+        assert len(one.values) == min(one.shape) == WIDTH[one.layer.split(".")[0]]
+        assert one.sizes.norm == pytest.approx(float(one.values.norm()), rel=1e-9)
+    shared = common_layers(list(found.values()))
+    assert shared == [one.layer for one in found["lora"]] and len(shared) == 12
+    assert len(found["full"]) == 17  # the output projections and the patch embedding, too
+    assert means(found["lora"]) | {"rank": 3.0, "full_rank": 160.0} == means(found["lora"])
+    figure = spectrum_figure(found)
+    assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3, 3]
+    assert len(figure.axes[1].get_lines()[2].get_xdata()) == 12  # type: ignore[arg-type]
+
+
+def test_curves_of_layers_of_different_width_are_put_together() -> None:
+    layers = [layer_spectrum("a", torch.diag(torch.tensor([4.0, 2.0, 1.0]))), layer_spectrum("b", torch.eye(5) * 7)]
+    shares, middle, low, high = curve(layers, 5)
+    assert shares.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert high.tolist() == [1] * 5 and low.tolist() == [1, 0.75, 0.5, 0.375, 0.25]
+    assert middle.tolist() == [1, 0.875, 0.75, 0.6875, 0.625]
+    empty = curve([layer_spectrum("zero", torch.zeros(3, 3))], 5)
+    assert all(value != value for value in empty[1].tolist())
+
+
+def test_an_update_that_is_not_finite_is_named() -> None:
+    with pytest.raises(UserError, match=r"some\.layer"):
+        layer_spectrum("some.layer", torch.full((2, 2), float("nan")))
+
+
+def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
+    """GPT-2's linear layers are transformers' Conv1D, whose weights are stored (in, out)."""
+    pytest.importorskip("transformers", reason="pip install '.[language]'")
+    from tests.language.small import make
+
+    task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})
+    task.configure_model()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    updates = matrix_updates(read_adapter(task.save(tmp_path / "adapter")))
+    layers = {f"transformer.h.{block}.{name}" for block in (0, 1) for name in (
+        "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+    )}  # fmt: skip
+    assert layers <= updates.keys() <= layers | {"lm_head"}
+    for layer in layers:
+        change = task.model.state_dict()[f"{layer}.weight"] - before[f"{layer}.weight"]
+        torch.testing.assert_close(updates[layer], change.T)
+    assert updates["transformer.h.0.mlp.c_fc"].shape == (192, 48)

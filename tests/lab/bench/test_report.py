@@ -1,8 +1,7 @@
 import csv
-import json
+import re
 from pathlib import Path
 
-import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
@@ -10,18 +9,16 @@ from randlora_pl.lab.bench import METHODS
 from randlora_pl.lab.bench.report import (
     Point,
     Reading,
-    as_json,
     bars,
     cells,
     curves,
-    markdown,
-    significant,
     sweep_cells,
     write_csv,
     write_figure,
-    write_json,
 )
 from randlora_pl.lab.bench.steps import Measured
+from tests.docs.help import help_page
+from tests.docs.pages import PAGES
 
 FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, None, [0.1, 0.2, 0.4], [1e11] * 3)
 OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, None, [0.05, 0.2, 0.2], [1e11] * 3)
@@ -43,36 +40,13 @@ def test_the_peers_of_peft_have_a_column() -> None:
     assert rows[1][header.index("of PEFT's")] == "1.00 (0.50..2.00)"
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.1234, "0.12"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1,234")])
-def test_figures_have_three_digits(value: float, text: str) -> None:
-    assert significant(value) == text
-
-
-def test_the_markdown_names_the_machine_and_the_command() -> None:
-    text = markdown("A model, on a machine", ["method", "ms"], [["a", "1"]], "randlora-pl bench train")
-    assert text.splitlines() == [
-        "A model, on a machine, by `randlora-pl bench train`:", "", "| method | ms |", "|---|---:|", "| a | 1 |",
-    ]  # fmt: skip
-
-
-def test_every_round_is_in_the_json(tmp_path: Path) -> None:
-    write_json(as_json([FULL, OURS, NONE]), tmp_path / "bench.json")
-    full, ours, none = json.loads((tmp_path / "bench.json").read_text())
-    assert full["seconds"] == [0.1, 0.2, 0.4] and full["times_base"] is None and full["of_peak"] == 0.05
-    assert ours["times_base"] == {"median": 0.5, "low": 0.5, "high": 1.0} and ours["times_peer"] is None
-    assert none["problem"] and none["seconds"] == []
-
-
-def test_bars_are_drawn(tmp_path: Path) -> None:
+def test_bars_are_drawn_and_a_method_has_its_own_color(tmp_path: Path) -> None:
     figure = bars("title", [FULL, OURS, NONE])
     write_figure(figure, tmp_path / "bench.png")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["full fine-tuning", "RandLoRA-6"]
     assert [text.get_text() for text in figure.axes[0].texts] == [" 0.50"]
     assert Image.open(tmp_path / "bench.png").size[0] > 1000
     write_figure(bars("nothing", [NONE]), tmp_path / "empty.png")
-
-
-def test_a_method_has_its_own_color_in_every_picture() -> None:
     both = [patch.get_facecolor() for patch in bars("both", [FULL, OURS]).axes[0].patches]
     (alone,) = bars("one", [OURS]).axes[0].patches
     (line,) = curves("one", [Reading("depth", Point(), [OURS])]).axes[1].lines
@@ -101,3 +75,9 @@ def test_a_sweep_is_a_table_and_a_curve(tmp_path: Path) -> None:
     every = [Measured(name, name, seconds=[0.1], rates=[1e11]) for name in METHODS]
     (panel, _) = curves("every method", [Reading("depth", Point(), every)]).axes
     assert len(panel.containers) == len(METHODS)
+
+
+def test_the_switches_are_options_of_fit_and_the_figures_name_their_machine() -> None:
+    shown = help_page("fit")
+    for page in (PAGES["docs/speed.md"], PAGES["docs/measurements.md"]):
+        assert all(option in shown for option in re.findall(r"--model\.(\w+)", page)) and "AMD EPYC" in page

@@ -1,12 +1,15 @@
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from randlora_pl.lab.bench import METHODS
+from randlora_pl.lab.bench import METHODS, UnavailableError, adapted, chosen, label, layers_of
 from randlora_pl.lab.bench.steps import Setup, Training, estimated_seconds, library_of, one_training
+from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
-from tests.support.products import marked
+from tests.support.products import in_one_item, marked
 
 NAMES = list(METHODS)
 
@@ -39,21 +42,14 @@ def test_full_fine_tuning_costs_three_forward_passes(training: Training) -> None
     assert estimated_seconds(10**9, 10**9, 2, 4) == 2 * (30 + 4)
 
 
-def test_the_library_is_found_by_the_name() -> None:
-    assert library_of("vit_base_patch32_224") == library_of("vit_small_patch16_224.dino") == "timm"
-    assert library_of("ViT-B-32") == library_of("tiny") == "open_clip"
-    with pytest.raises(UserError, match="'test_vit'"):
-        library_of("tets_vit")
-    with pytest.raises(UserError, match="--library"):
-        Training(Setup("tiny", "timm", 2))
-
-
 def test_the_image_tower_of_a_clip_trains() -> None:
     training = Training(Setup("tiny", "open_clip", 2, "bf16"))
     case = training.case("randlora")
     case.count()
     assert training.words == "2 images of 32 pixels" and all(name.startswith("visual.") for name in training.layers)
     assert training.gemm().dtype == torch.bfloat16
+    assert library_of("vit_base_patch32_224") == library_of("vit_small_patch16_224.dino") == "timm"
+    assert library_of("ViT-B-32") == library_of("tiny") == "open_clip"
     assert case.trained == training.case("randlora-ternary").trained
 
 
@@ -103,6 +99,75 @@ def test_a_decoder_trains_with_its_own_ranks() -> None:
         assert not case.problem and case.loss(case.model).item() != losses[0]
 
 
-def test_a_decoder_has_no_such_option() -> None:
-    with pytest.raises(UserError, match="'num_hidden_layers'"):
-        Training(Setup("Qwen/Qwen2-0.5B-Instruct", "transformers", 2, overrides={"num_hiden_layers": 1}))
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    return load_vit("test_vit", "random").model
+
+
+def trained(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_the_layers_are_the_linear_ones_of_the_blocks(vit: nn.Module) -> None:
+    names = layers_of(vit)
+    assert names[:3] == [f"blocks.0.{name}" for name in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
+    assert len(names) == 3 * len(vit.blocks)  # type: ignore[arg-type]
+    assert len(layers_of(vit, ["all"])) == 4 * len(vit.blocks)  # type: ignore[arg-type]
+
+
+PAIRS = [(name, method.peer) for name, method in METHODS.items() if method.peer]
+
+
+@pytest.mark.parametrize(("targets",), marked([(None,), (["all"],), (["mlp"],)], lambda row: row == (None,)))
+@in_one_item(("ours", "theirs"), PAIRS)
+def test_peft_adapts_the_same_layers_with_as_many_parameters(
+    vit: nn.Module, ours: str, theirs: str, targets: list[str] | None
+) -> None:
+    pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    mine, other = adapted(vit, ours, targets=targets), adapted(vit, theirs, targets=targets)
+    wrapped = [name for name, module in other.named_modules() if isinstance(module, BaseTunerLayer)]
+    layers = layers_of(vit, targets)
+    assert wrapped == [row.layer for row in mine.adapter_report.rows] == layers  # type: ignore[union-attr]
+    assert trained(mine) == trained(other)
+    assert METHODS[ours].peer == theirs
+
+
+def test_frozen_tensors_are_shared_and_full_fine_tuning_has_its_own(vit: nn.Module) -> None:
+    own = {id(parameter) for parameter in vit.parameters()}
+    light, full = adapted(vit, "lora"), adapted(vit, "full")
+    frozen = [parameter for parameter in light.parameters() if not parameter.requires_grad]
+    assert {id(parameter) for parameter in frozen} == own
+    assert not own & {id(parameter) for parameter in full.parameters()}
+    assert trained(full) == sum(parameter.numel() for parameter in vit.parameters())
+    assert trained(light) == sum(p.numel() for name, p in light.named_parameters() if ".delta." in name)
+    assert type(vit.get_submodule("blocks.0.attn.qkv")) is nn.Linear
+
+
+def test_what_cannot_be_adapted_says_why(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft")
+    tower = ImageTower(load_clip("tiny", "random").model)
+    assert "in_proj" in layers_of(tower)[0]
+    with pytest.raises(UnavailableError, match="timm"):
+        adapted(tower, "peft-lora")
+    assert trained(adapted(tower, "randlora")) > 0
+    base = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(UnavailableError, match="32"):
+        adapted(base, "lora")
+    assert adapted(base, "lora", 4)(torch.zeros(1, 16)).shape == (1, 16)
+    monkeypatch.setattr(peft, "get_peft_model", lambda *_: None)
+    with pytest.raises(UnavailableError, match="layers"):
+        adapted(vit, "peft-lora")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for _, theirs in PAIRS:
+        with pytest.raises(UnavailableError, match="install"):
+            adapted(vit, theirs)
+
+
+def test_methods_are_chosen_by_name() -> None:
+    assert chosen(()) == [name for name, method in METHODS.items() if method.default] != list(METHODS)
+    assert chosen(["peft-lora", "full"]) == ["full", "peft-lora"]
+    with pytest.raises(UserError, match="'randlora'"):
+        chosen(["randlor"])
+    assert label("lora") == "LoRA-32" and label("randlora-ternary", 4) == "RandLoRA-4, ternary"

@@ -1,12 +1,13 @@
 """Cells copied by eye from the printed tables."""
 
 import csv
+import re
 from statistics import fmean
 
 import pytest
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.lab.paper import PaperCell, cells, column_of, datasets, numbers, table
+from randlora_pl.data.catalog import CATALOG, PAPER
+from randlora_pl.lab.paper import Note, PaperCell, cells, column_of, datasets, notes, numbers, table
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -36,7 +37,6 @@ PRINTED = [
 
 
 def value(number: int | str, *labels: str) -> float | None:
-    """The printed number of a model, method, budget and column."""
     return next((cell.value for cell in cells(number) if cell[1:5] == labels), None)
 
 
@@ -45,11 +45,7 @@ def test_cells_are_the_printed_ones(
     number: int, model: str, method: str, budget: str, column: str, printed: float
 ) -> None:
     assert value(number, model, method, budget, column) == printed
-
-
-def test_what_is_not_printed_is_none() -> None:
-    assert value(14, DINO, "FT", "100%", "ImageNet") is None
-    assert value(11, L14, "FT", "100%", "Cars") is None
+    assert value(14, DINO, "FT", "100%", "ImageNet") is value(11, L14, "FT", "100%", "Cars") is None
 
 
 @pytest.mark.parametrize("number", ["11", "12", "13", "14", "15"])
@@ -62,11 +58,10 @@ def test_printed_averages_are_means_of_the_cells(number: str) -> None:
 
 def test_shape() -> None:
     assert numbers()[:12] == ("2", "3", "4", "5", "6", "10", "11", "12", "13", "14", "15", "B.3")
-    others = ("base_to_new", "cross_dataset", "few_shot", "other_datasets", "shifted_datasets")
-    published = {number for number in numbers() if any(cell.source for cell in cells(number))}
-    assert numbers()[12:] == others and published == {*others}
-    for number, methods in (("11", 5), ("12", 5), ("13", 5), ("14", 5)):
-        here, columns = table(number), 22 if number == "14" else 23
+    published = [number for number in numbers() if any(cell.source for cell in cells(number))]
+    assert [*numbers()[12:]] == published and len(published) == 5
+    for number in ("11", "12", "13", "14"):
+        here, columns, methods = table(number), 22 if number == "14" else 23, 5
         assert list(here) == list(PaperCell._fields) and here["method"].nunique() == methods
         assert list(here["budget"].unique()) == ["1-shot", "2-shot", "4-shot", "16-shot", "50%", "100%"]
         assert here["column"].nunique() == columns and len(here) == methods * 6 * columns
@@ -74,14 +69,7 @@ def test_shape() -> None:
     assert parameters["15", "Phi3", "RandLoRA-20", "15k"] == "1.16"
     assert parameters["4", "RoBERTa-large", "RandLoRA-100", "100%"] == "1.8M"
     assert parameters["11", B32, "FT", "100%"] == ""
-
-
-def test_standard_deviations_are_kept() -> None:
-    assert all(cell.std is not None for cell in cells(4))
-    assert all(cell.std is None for cell in cells(11))
-
-
-def test_unknown_table() -> None:
+    assert all((cell.std is None) == (number == 11) for number in (4, 11) for cell in cells(number))
     with pytest.raises(UserError, match="99"):
         table(99)
 
@@ -100,15 +88,9 @@ def test_table_seven() -> None:
     rows = datasets()
     assert rows["ImageNet"] == {"classes": 1000, "train": 1276167, "val": 5000, "test": 50000, "epochs": 10}
     assert rows["EuroSAT"]["epochs"] == 12 and fmean(row["classes"] for row in rows.values()) > 100
-
-
-def test_the_catalog_agrees_with_table_seven() -> None:
-    from randlora_pl.data.catalog import CATALOG
-
-    for name in PAPER:
-        column = column_of(name)
-        assert column is not None
-        assert CATALOG[name].counts["test"] == datasets()[column]["test"], name
+    assert {column_of(name): CATALOG[name].counts["test"] for name in PAPER} == {
+        column: row["test"] for column, row in rows.items()
+    }, "the catalog agrees"
 
 
 def test_no_cell_is_there_twice() -> None:
@@ -119,3 +101,68 @@ def test_no_cell_is_there_twice() -> None:
     labels = ("table", "model", "method", "budget", "column")
     rows = [tuple(row[name] for name in labels) for file in lines for row in csv.DictReader(file)]
     assert len(rows) == len(set(rows)) == sum(len(cells(number)) for number in numbers())
+
+
+BY_KEY = {note.key: note for note in notes()}
+ALL = [cell for number in numbers() for cell in cells(number)]
+
+
+@in_one_item("note", notes())
+def test_every_note_touches_numbers_of_each_of_its_tables(note: Note) -> None:
+    touched = [cell for cell in ALL if note.touches(cell)]
+    assert {cell.table for cell in touched} == set(note.tables)
+    assert 0 < len(touched) < len(ALL)
+    assert note.text and note.source and "\n" not in note.text
+
+
+def methods(key: str, number: int) -> set[str]:
+    return {cell.method for cell in cells(number) if BY_KEY[key].touches(cell)}
+
+
+def test_who_is_touched() -> None:
+    assert methods("dead_attention", 11) == {"NoLA", "VeRA256", "LoRA32", "RandLoRA6"}
+    assert methods("dead_attention", 5) == {"LoRA-16", "RandLoRA-10"}
+    assert methods("logit_scale", 11) == {"NoLA", "VeRA256", "LoRA32", "RandLoRA6", "FT"}
+    assert methods("maple_count", 5) == {"Maple + DePT"}
+    for classes in (10, 1000):
+        assert f"{3_555_072 + 2_048 + 513 * classes:,}" in BY_KEY["maple_count"].text
+    assert methods("rank_l14", 12) == {"RandLoRA10"}
+    for key, number in (("vera_scaling_of_language_models", 15), ("vera_of_roberta", 4)):
+        assert {method[:4] for method in methods(key, number)} == {"VeRA"}
+    touched = {(cell.column, cell.budget) for cell in cells(11) if BY_KEY["flowers"].touches(cell)}
+    assert touched == {("Flowers102", "16-shot")}
+    assert not any(BY_KEY["logit_scale"].touches(cell) for cell in cells(14))  # a linear head: no logit scale
+
+
+def test_the_notes_about_averages_are_true() -> None:
+    text = BY_KEY["relative_average"].text
+    for method in ("RandLoRA6", "LoRA32"):
+        of_method = [cell for cell in cells(11) if cell[1:4] == ("CLIP-ViT-B/32", method, "100%")]
+        assert f"{fmean(cell.value for cell in of_method if cell.column != 'Average'):.1f}" in text
+    for value in (cell.value for cell in cells(2) if cell.method in ("LoRA", "RandLoRA-6")):
+        assert f"{value:.2f}" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "widths", "counts"),
+    [  # (width of the tower, layers); qkv is d x 3d, both MLP weights d x 4d
+        ("matched_b32", [(768, 12), (512, 12)], {("LoRA", 32), ("RandLoRA", 6), ("floor", 6)}),
+        ("matched_l14", [(1024, 24), (768, 12)], {("LoRA", 32), ("RandLoRA", 8), ("RandLoRA", 10)}),
+        ("matched_h14", [(1280, 32), (1024, 24)], {("LoRA", 32), ("RandLoRA", 10)}),
+        ("matched_dino", [(768, 12)], {("LoRA", 32), ("RandLoRA", 6)}),
+        ("matched_five", [(768, 12), (512, 12)], {("LoRA", 16), ("floor", 10)}),
+    ],
+)
+def test_the_notes_about_parameters_are_true(
+    key: str, widths: list[tuple[int, int]], counts: set[tuple[str, int]]
+) -> None:
+    def count(kind: str, rank: int) -> int:
+        total = 0
+        for d, layers in widths:
+            bases = d // rank + 1 if kind == "floor" else -(-d // rank)
+            per_layer = rank * (4 * d + 5 * d + 5 * d) if kind == "LoRA" else 3 * bases * (rank + d)
+            total += layers * per_layer
+        return total
+
+    expected = {f"{count(*one):,}" for one in counts}
+    assert expected == set(re.findall(r"\d{1,3}(?:,\d{3}){2}", BY_KEY[key].text))

@@ -21,13 +21,7 @@ def figures(method: str, shift: float = 0.0, trained: int = 5_956_992) -> dict[s
 
 
 def write_language_sweep(folder: Path, cells: dict[tuple[str, str, int], dict[str, Any] | str], **changes: Any) -> Path:
-    """A sweep of Qwen2 with these cells.
-
-    Args:
-        folder: Where it goes.
-        cells: By budget, method and seed: the figures, or the reason of a failure.
-        changes: Of ``sweep.yaml``.
-    """
+    """A sweep of Qwen2 with these cells."""
     methods = {"zero-shot": {}, "LoRA-16": {"adapter": "LoRA"}, "RandLoRA-10": {"adapter": "RandLoRA"}}
     content = {
         "paper": {"table": 15}, "models": {"Qwen2": {"config": "commonsense_qwen2"}}, "datasets": ["commonsense"],

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from randlora_pl.lab.report.cells import read_plan
 
 MODELS = {"CLIP-ViT-B/32": {"config": "clip_vitb32"}, "CLIP-ViT-L/14": {"config": "clip_vitl14"}}
 DATASETS = ["cars", "dtd", "eurosat", "flowers102", "oxfordpets"]
@@ -30,7 +32,6 @@ Labels = dict[str, Any]
 
 
 def description(**changes: Any) -> dict[str, Any]:
-    """The content of a ``sweep.yaml``."""
     content = {
         "title": "Made up",
         "paper": {"tables": [11, 12]},
@@ -50,7 +51,6 @@ def sweep_yaml(content: dict[str, Any]) -> str:
 
 
 def write_cell(sweep: Path, labels: Labels, figures: dict[str, Any] | None = None, failed: str | None = None) -> Path:
-    """One cell: finished with its figures, failed, or neither."""
     name = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12]
     folder = sweep / "cells" / name
     folder.mkdir(parents=True)
@@ -63,7 +63,6 @@ def write_cell(sweep: Path, labels: Labels, figures: dict[str, Any] | None = Non
 
 
 def figures_of(labels: Labels, accuracy: float, device: str = "cuda") -> dict[str, Any]:
-    """What a finished cell's ``results.json`` says."""
     method, large = labels["method"], 3 if labels["model"].endswith("L/14") else 1
     memory = {"full fine-tuning": 9.0, "LoRA-32": 7.3}.get(method, 7.0) * large
     return {
@@ -89,44 +88,20 @@ def write_sweep(
     more: Callable[[Labels], dict[str, Any]] = lambda labels: {},
     zeroshot: bool = True,
 ) -> Path:
-    """A whole sweep: what is not kept was never run, what fails says why.
-
-    Args:
-        folder: Where it goes.
-        content: Of ``sweep.yaml``.
-        keep: Which cells are there.
-        fail: The reason of a failure.
-        more: Further figures of a cell.
-        zeroshot: Whether the untrained models were tested.
-    """
+    """A whole sweep: what is not kept was never run, what fails says why."""
     content = content or description()
     if zeroshot:
         content = content | {"methods": {"zero-shot": {}, **content["methods"]}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.yaml").write_text(sweep_yaml(content))
-    for labels in cells(content):
-        if not keep(labels):
-            continue
-        reason = fail(labels)
-        figures = None if reason else figures_of(labels, accuracy(labels)) | more(labels)
-        write_cell(folder, labels, figures, reason)
+    for key in read_plan(folder).cells():
+        for seed in [1] if key.method == "zero-shot" else content["seeds"]:
+            labels = key._asdict() | {"seed": seed}
+            if keep(labels):
+                reason = fail(labels)
+                figures = None if reason else figures_of(labels, accuracy(labels)) | more(labels)
+                write_cell(folder, labels, figures, reason)
     return folder
-
-
-def cells(content: dict[str, Any]) -> Iterable[Labels]:
-    """Labels of every cell."""
-    for model in content["models"]:
-        for dataset in content["datasets"]:
-            for budget in content["budgets"]:
-                label = budget if isinstance(budget, str) else f"{budget}-shot"
-                for method in content["methods"]:
-                    if method != "zero-shot":
-                        for seed in content["seeds"]:
-                            place = {"model": model, "dataset": dataset, "budget": label, "method": method}
-                            yield place | {"seed": seed}
-            if "zero-shot" in content["methods"]:
-                place = {"model": model, "dataset": dataset, "budget": "zero-shot", "method": "zero-shot", "seed": 1}
-                yield place
 
 
 def accuracy(labels: Labels) -> float:

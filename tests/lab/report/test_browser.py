@@ -43,16 +43,12 @@ WIDTHS = [390, pytest.param(1280, marks=pytest.mark.full)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_is_as_wide_as_the_screen(driver: Any, width: int) -> None:
+def test_the_page_is_as_wide_as_the_screen_and_no_block_lies_on_another(driver: Any, width: int) -> None:
     show(driver, width)
     wide, screen = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert screen == width and wide <= width
     assert driver.get_log("browser") == []
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_block_lies_on_another(driver: Any, width: int) -> None:
-    show(driver, width)
+    assert driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
     boxes = driver.execute_script(BOXES)
     assert len(boxes) > 30
     for number, one in enumerate(boxes):
@@ -65,6 +61,9 @@ def test_no_block_lies_on_another(driver: Any, width: int) -> None:
 @pytest.mark.parametrize(("width", "scheme"), covering([390, 1280], ["light", "dark"], strength=1))
 def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
     show(driver, width, scheme)
+    styles = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    page, ink = ([int(n) for n in value[4:-1].split(",")] for value in driver.execute_script(styles))
+    assert (max(page) < 50 and min(ink) > 200) == (scheme == "dark")
     drawings = driver.find_elements("css selector", "figure svg")
     assert len(drawings) == 5
     for drawing in drawings:
@@ -76,14 +75,7 @@ def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
         assert corner > 240 if scheme == "light" else corner < 60
 
 
-def test_dark_is_dark_with_light_words(driver: Any) -> None:
-    show(driver, 1280, "dark")
-    styles = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
-    page, ink = ([int(n) for n in value[4:-1].split(",")] for value in driver.execute_script(styles))
-    assert max(page) < 50 and min(ink) > 200
-
-
-def test_headers_stay(driver: Any) -> None:
+def test_headers_stay_and_no_table_is_stretched_or_cut(driver: Any) -> None:
     """The first column while a wide table is scrolled aside, the header while the page is scrolled past a table."""
     place = """
     const frame = document.querySelector(arguments[0]).parentElement;
@@ -97,18 +89,14 @@ def test_headers_stay(driver: Any) -> None:
     show(driver, 1280)
     fits, top, left = driver.execute_script(place, "#matrix-clip-vit-b-32")
     assert fits and 0 <= top <= 2 and 0 <= left <= 2
-    show(driver, 390)
-    fits, _, left = driver.execute_script(place, "#accuracy-clip-vit-b-32")
-    assert not fits and 0 <= left <= 2
-
-
-def test_no_table_is_stretched_or_cut_at_the_bottom(driver: Any) -> None:
-    show(driver, 1280)
     found = driver.execute_script("""
     return [...document.querySelectorAll(".scroll")].map(box => [box.scrollHeight - box.clientHeight,
       box.clientWidth - box.querySelector("table").offsetWidth]);
     """)
     assert len(found) > 8 and all(cut <= 0 and stretched <= 1 for cut, stretched in found)
+    show(driver, 390)
+    fits, _, left = driver.execute_script(place, "#accuracy-clip-vit-b-32")
+    assert not fits and 0 <= left <= 2
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.full), "dark"])
@@ -150,11 +138,3 @@ def test_tables_are_sorted_by_a_click(driver: Any) -> None:
     assert state == "ascending"
     click()
     assert driver.execute_script(column, number) == planned
-
-
-def test_the_page_asks_for_nothing(driver: Any, tmp_path: Path) -> None:
-    show(driver, 1280)
-    loaded = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert loaded == []
-    (tmp_path / "page.png").write_bytes(driver.get_screenshot_as_png())
-    assert pixels((tmp_path / "page.png").read_bytes()).std() > 20

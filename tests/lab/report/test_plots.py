@@ -43,7 +43,6 @@ def drawn(sweep: Sweep, model: str = B32) -> Picture:
 
 
 def words(figure: Figure) -> list[Text]:
-    """Every text that is drawn."""
     FigureCanvasAgg(figure).draw()
     hidden = {id(label) for axes in figure.axes for label in _outside(axes)}
     found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
@@ -180,7 +179,7 @@ def test_nearly_equal_sizes_are_drawn_side_by_side(tmp_path: Path) -> None:
     assert 900 < at["LoRA-32"] < 1000 < at["RandLoRA-6"] < 1100
 
 
-def test_memory_is_that_of_gpus(tmp_path: Path) -> None:
+def test_memory_is_that_of_gpus_and_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
     """On a CPU the process itself takes most of it; what was not measured has no bar."""
     few = description(**FEW)
     none = {"peak_memory_bytes": 0}
@@ -188,18 +187,13 @@ def test_memory_is_that_of_gpus(tmp_path: Path) -> None:
     picture = memory_picture(read_sweep(made), B32)
     check(picture)
     assert picture is not None and "NoLA" not in picture.described and "VeRA-256 7.00 GB" in picture.described
+    apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
+    keep = lambda cell: apart.get(cell["method"]) == cell["dataset"]  # noqa: E731
+    sweep = read_sweep(write_sweep(tmp_path / "apart", keep=keep, zeroshot=False))
+    assert references(sweep, comparisons(sweep)) == [] and parameter_picture(sweep, "CLIP", list(MODELS)) is None
     for name, figures in (("none", none), ("cpu", {"device": "cpu"})):
         made = write_sweep(tmp_path / name, few, more=lambda labels, figures=figures: figures)  # type: ignore[misc]
         assert memory_picture(read_sweep(made), B32) is None
-
-
-def test_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
-    apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
-    sweep = read_sweep(
-        write_sweep(tmp_path, keep=lambda cell: apart.get(cell["method"]) == cell["dataset"], zeroshot=False)
-    )
-    assert references(sweep, comparisons(sweep)) == []
-    assert parameter_picture(sweep, "CLIP", list(MODELS)) is None
 
 
 def luminance(colour: str) -> float:
@@ -213,13 +207,3 @@ def luminance(colour: str) -> float:
 def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
     high, low = sorted([luminance(colour), luminance(page)], reverse=True)
     assert (high + 0.05) / (low + 0.05) >= 3
-
-
-def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
-    sweep = read_sweep(write_sweep(tmp_path, description(**FEW)))
-    for form in ("svg", "png"):
-        files = []
-        for _ in range(2):
-            picture = drawn(sweep)
-            files.append(draw(picture.figure, form, picture.name))
-        assert files[0] == files[1]

@@ -63,13 +63,8 @@ class Traced:
         return sum(call.cost.read + call.cost.written for call in self.calls)
 
     @property
-    def casts(self) -> int:
-        """Number of kernels that only change a dtype."""
-        return sum(call.cast for call in self.calls)
-
-    @property
     def cast_bytes(self) -> int:
-        """Bytes that these read and write."""
+        """Bytes that casts read and write."""
         return sum(call.cost.read + call.cost.written for call in self.calls if call.cast)
 
 

@@ -28,7 +28,7 @@ class StepSetup:
     """An optimizer step as a config describes it.
 
     Attributes:
-        task: Name of its task: `VisionLanguageTask`, `PromptTask`, `TextHeadTask`, `LinearHeadTask` or `CausalLMTask`.
+        task: Name of its task: `VisionLanguageTask`, `PromptTask`, `LinearHeadTask` or `CausalLMTask`.
         options: Options of the task, without the adapter.
         batch_size: Images or texts of a micro-batch.
         accumulate: Micro-batches of the step.
@@ -159,22 +159,11 @@ def _both_towers(task: Any) -> nn.Module:
 
 def _prompted(task: Any) -> nn.Module:
     from randlora_pl.models.clip import load_tokenizer, resolve
-    from randlora_pl.tasks.prompt.regulation import Teacher
 
     model: Any = _clip(task)
     with torch.device("cpu"):  # where texts are tokenized
         task.take_texts(model, load_tokenizer(resolve(task.name, task.pretrained).name))
-    if task.regulation is not None:
-        task.teacher = Teacher(task.regulation, torch.zeros_like(task.class_head))
     return model  # type: ignore[no-any-return]
-
-
-def _text_head(task: Any) -> nn.Module:
-    from randlora_pl.models import ImageTower
-
-    tower = ImageTower(_clip(task))
-    task.register_buffer("head", torch.zeros(len(task.classnames), task.width), persistent=False)
-    return tower
 
 
 def _linear_head(task: Any) -> nn.Module:
@@ -204,7 +193,6 @@ def _decoder(task: Any) -> nn.Module:
 _BUILDERS = {
     "VisionLanguageTask": _both_towers,
     "PromptTask": _prompted,
-    "TextHeadTask": _text_head,
     "LinearHeadTask": _linear_head,
     "CausalLMTask": _decoder,
 }

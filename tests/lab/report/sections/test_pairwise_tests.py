@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.lab.report import markdown
+from randlora_pl.lab.report import Table, TableCell, markdown
 from randlora_pl.lab.report.accuracy import Beside, accuracy_table
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.comparisons import Versus, comparisons
+from randlora_pl.lab.report.comparisons import Versus, comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.files import build, cells_csv, write_report
 from randlora_pl.lab.report.training import rate_table, untuned
 from randlora_pl.utils.text import packed
@@ -37,14 +37,8 @@ def swept(
     fail: Callable[[dict[str, Any]], str | None] = lambda labels: None,
     **changes: Any,
 ) -> Sweep:
-    content = {
-        "paper": None,
-        "models": {B32: MODELS[B32]},
-        "datasets": DATASETS,
-        "budgets": [1],
-        "seeds": [1, 2, 3, 4, 5],
-    }
-    content |= {"methods": RATED, "tuned": provenance()} | changes
+    content = {"paper": None, "models": {B32: MODELS[B32]}, "datasets": DATASETS, "budgets": [1]}
+    content |= {"seeds": [1, 2, 3, 4, 5], "methods": RATED, "tuned": provenance()} | changes
     return read_sweep(write_sweep(folder, description(**content), fail=fail, more=more))
 
 
@@ -73,11 +67,6 @@ def test_a_method_that_is_better_on_every_data_set_has_a_verdict(tmp_path: Path)
     assert "RandLoRA-6 is better (p = 0.016)" in found.sentence()
 
 
-def test_no_difference_is_found_where_data_sets_disagree(tmp_path: Path) -> None:
-    found = pair_of(swept(tmp_path, better_by({name: (-1.0) ** n for n, name in enumerate(DATASETS)})))
-    assert found.p == pytest.approx(1.0) and found.verdict == "no difference found"
-
-
 OTHER_RATE = RATED | {"LoRA-32": METHODS["LoRA-32"] | {"learning_rate": 0.02}}
 OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
 
@@ -97,8 +86,12 @@ OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
     ],
 )
 def test_why_there_is_no_verdict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    found = pair_of(swept(tmp_path, better_by(dict.fromkeys(DATASETS, 25.0)), **changes))
+    sweep = swept(tmp_path, better_by(dict.fromkeys(DATASETS, 25.0)), **changes)
+    found = pair_of(sweep)
     assert found.p is None and found.verdict == said
+    compared = references(sweep, [found])
+    assert conclusion(sweep, [found], compared)[0] == "This sweep cannot show which method is more accurate."
+    assert not any(cell.best for row in matrix_table(sweep, compared[0]).rows for cell in row)
 
 
 def test_runs_of_one_seed_are_a_pair(tmp_path: Path) -> None:
@@ -154,25 +147,11 @@ REACH = " for new samples of a, which says nothing about other datasets"
         (
             changed({2, 3, 4}, **{"test/right": None}),
             {},
-            f"points over 500 test samples of a and 2 seeds; no verdict: 2 seeds {WITH_RECORDS}",
+            f"a and 2 seeds; no verdict: 2 seeds {WITH_RECORDS}",
         ),
         (changed({5}, **{"test/right": packed([True] * 499)}), {}, f"no verdict: 4 seeds {WITH_RECORDS}"),
         (changed({1, 2, 3, 4, 5}, **{"data/metric": "matthews"}), {}, "a Matthews correlation is not a mean over test"),
         (better_by({"a": 9.0}), {}, "no record of the same test samples in two common seeds (test/right in results.js"),
-    ],
-    ids=[
-        "won",
-        "lost",
-        "tied",
-        "seeds",
-        "samples",
-        "seeds and samples",
-        "not tuned",
-        "four pictures",
-        "two records",
-        "a shorter record",
-        "correlation",
-        "no record",
     ],
 )
 def test_verdict_on_a_single_dataset(tmp_path: Path, more: Any, changes: dict[str, Any], said: str) -> None:
@@ -195,11 +174,8 @@ def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[st
     text = markdown(build(swept(tmp_path, better_by({"a": 25.0}), datasets=["a"], **changes)))
     short = text.partition("## Difference to a reference")[0]
     assert "better" not in short and ("+25.0" in short) == ("seeds" in changes)
-    why = (
-        "3 seeds, 5 are needed"
-        if "seeds" in changes
-        else "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
-    )
+    untuned = "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+    why = "3 seeds, 5 are needed" if "seeds" in changes else untuned
     assert f"No verdict for 1 of 1 pair of methods: {why}; no record of the same test samples" in short
     assert "| **" not in text, "bold is for verdicts"
 
@@ -209,25 +185,15 @@ def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
     methods = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
     sweep = swept(tmp_path, better_by(dict.fromkeys(DATASETS, 2.0)), methods=methods, tuned=provenance(methods))
     found = {(one.first, one.second): one.p for one in comparisons(sweep)}
-    assert (
-        found.pop(("LoRA-32", "VeRA-256")) == 1.0
-        if ("LoRA-32", "VeRA-256") in found
-        else found.pop(("VeRA-256", "LoRA-32"))
-    )
-    assert list(found.values()) == pytest.approx([3 * 2 / 2**7, 3 * 2 / 2**7])
-
-    more = better_by(dict.fromkeys(DATASETS, 2.0))
-    pairs = [["LoRA-32", "RandLoRA-6"]]
-    write_report(
-        swept(tmp_path / "planned", more, methods=methods, tuned=provenance(methods), pairs=pairs), tmp_path / "report"
-    )
+    assert sorted(found.values()) == pytest.approx([3 * 2 / 2**7, 3 * 2 / 2**7, 1])
+    more, facts = better_by(dict.fromkeys(DATASETS, 2.0)), {"methods": methods, "tuned": provenance(methods)}
+    write_report(swept(tmp_path / "planned", more, pairs=[["LoRA-32", "RandLoRA-6"]], **facts), tmp_path / "report")
     for folder in (tmp_path / "planned", tmp_path / "report"):
         sweep = read_sweep(folder)
         first, *others = comparisons(sweep)
         assert first.p == pytest.approx(2 / 2**7) and first.verdict == "RandLoRA-6 is better"
-        assert [(one.p, one.verdict, one.difference.half is None) for one in others] == [
-            (None, "not planned", False)
-        ] * 2
+        assert [(one.p, one.verdict) for one in others] == [(None, "not planned")] * 2
+        assert all(one.difference.half is not None for one in others)
     text = (tmp_path / "report" / "report.md").read_text()
     assert "found in 1 of the 1 pair of methods that could be tested, of 1 planned" in text
     assert "No verdict" not in text and "not planned" in text and "pairs in sweep.yaml" in text
@@ -256,20 +222,15 @@ def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -
     sweep = swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"])
     table = rate_table(sweep)
     assert table is not None
-    assert [[cell.text for cell in row][2:] for row in table.rows] == [
-        ["default", "a 1-shot", "0.01"],
-        ["default", "b 1-shot", "0.1"],
-    ]
+    rows = [[cell.text for cell in row][2:] for row in table.rows]
+    assert rows == [["default", "a 1-shot", "0.01"], ["default", "b 1-shot", "0.1"]]
 
 
 def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_path: Path) -> None:
     def figures(labels: dict[str, Any]) -> dict[str, Any]:
-        accuracy = {
-            "zero-shot": 0.222,
-            "LoRA-32": 0.22 + 0.004 * labels["seed"],
-            "RandLoRA-6": 0.5 + 0.01 * labels["seed"],
-        }
-        return {"test/acc": accuracy[labels["method"]]}
+        accuracy = {"zero-shot": (0.222, 0), "LoRA-32": (0.22, 0.004), "RandLoRA-6": (0.5, 0.01)}
+        start, slope = accuracy[labels["method"]]
+        return {"test/acc": start + slope * labels["seed"]}
 
     sweep = swept(tmp_path, figures, datasets=["a"], seeds=[1, 2, 3], tuned=None)
     assert sweep.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not sweep.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
@@ -293,16 +254,124 @@ def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:
     methods = RATED | {"probe": {"config": "linear_probe", "head_learning_rate": 0.5}}
 
     def figures(labels: dict[str, Any]) -> dict[str, Any]:
-        probe = {
-            "method": "LinearProbe",
-            "trainable_parameters": 1280,
-            "head_learning_rate": 0.5,
-            "learning_rate": 1e-3,
-        }
-        return probe if labels["method"] == "probe" else {"learning_rate": 0.01, "spectrum/rank": [4.0, 8.0]}
+        if labels["method"] != "probe":
+            return {"learning_rate": 0.01, "spectrum/rank": [4.0, 8.0]}
+        return {"method": "LinearProbe", "trainable_parameters": 1280, "head_learning_rate": 0.5, "learning_rate": 1e-3}
 
     sweep = swept(tmp_path / "sweep", figures, methods=methods, datasets=["a", "b"])
     write_report(sweep, tmp_path / "report")
-    first = {path: path.read_bytes() for path in ((tmp_path / "report" / name) for name in ("report.md", "cells.csv"))}
+    first = {path: path.read_bytes() for path in map((tmp_path / "report").joinpath, ("report.md", "cells.csv"))}
     write_report(read_sweep(tmp_path / "report"), tmp_path / "report", overwrite=True)
     assert {path: path.read_bytes() for path in first} == first, "but for the summary, which has more digits"
+
+
+THREE = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
+
+
+def told(sweep: Sweep) -> tuple[list[str], Table]:
+    """The conclusion, and the matrix of the first model."""
+    found = comparisons(sweep)
+    compared = references(sweep, found)
+    return conclusion(sweep, found, compared), matrix_table(sweep, compared[0])
+
+
+def row_of(table: Table, method: str) -> dict[str, TableCell]:
+    (cells,) = [row for row in table.rows if row[0].text == method]
+    return {f"{title.text} {title.below}".strip(): cell for title, cell in zip(table.header, cells, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("methods", "reference"),
+    [
+        (["LoRA-16", "LoRA-32", "RandLoRA-6", "full fine-tuning"], "LoRA-32"),  # the nearest to RandLoRA's size
+        (["VeRA-256", "RandLoRA-6", "full fine-tuning"], "full fine-tuning"),
+        (["VeRA-256", "NoLA"], "VeRA-256"),
+    ],
+)
+def test_the_reference(tmp_path: Path, methods: list[str], reference: str) -> None:
+    content = description(models={B32: {}}, datasets=["cars"], methods={name: METHODS[name] for name in methods})
+    sweep = read_sweep(write_sweep(tmp_path, content))
+    (found,) = references(sweep, comparisons(sweep))
+    assert found.method == reference and list(found.pairs) == [name for name in methods if name != reference]
+    assert all((one.first, one.second) == (name, reference) for name, one in found.pairs.items())
+
+
+def test_a_verdict_is_told_and_marked_from_both_sides(tmp_path: Path) -> None:
+    """RandLoRA is better than both; LoRA and VeRA do not differ, although VeRA's mean is higher by noise."""
+    more = better_by(dict.fromkeys(DATASETS, 2.0))
+    lines, table = told(swept(tmp_path, more, methods=THREE, tuned=provenance(THREE)))
+    assert lines[0] == f"{B32}: RandLoRA-6 is better than LoRA-32, VeRA-256."
+    assert lines[1] == "A difference was found in 2 of the 3 pairs of methods that could be tested (adjusted p < 0.05)."
+    better, same = row_of(table, "RandLoRA-6"), row_of(table, "VeRA-256")
+    assert (better["Verdict"].text, better["Verdict"].below, better["Verdict"].best) == ("better", "p = 0.047", True)
+    assert (same["Verdict"].text, same["Verdict"].best) == ("no difference found", False)
+    assert [cell.best for row in table.rows for cell in row].count(True) == 1
+    assert (better["a 1-shot"].text, better["a 1-shot"].below) == ("+2.0", "± 0.0")
+    assert better["a 1-shot"].tint == pytest.approx(0.5) and same["a 1-shot"].tint == 0
+    assert better["Mean difference"].text == "+2.00 ± 0.00"
+
+
+@pytest.mark.parametrize(
+    ("gains", "said", "verdict"),
+    [
+        ([-2.0] * 7, f"{B32}: LoRA-32 is better than RandLoRA-6.", ("worse", "p = 0.016")),
+        (
+            [(-1.0) ** n for n in range(7)],
+            "No difference was found in the 1 pair of methods that could be tested.",
+            ("no difference found", "p = 1"),
+        ),
+    ],
+)
+def test_a_method_that_is_worse_or_as_good_is_not_marked(
+    tmp_path: Path, gains: list[float], said: str, verdict: tuple[str, str]
+) -> None:
+    sweep = swept(tmp_path, better_by(dict(zip(DATASETS, gains, strict=True))))
+    lines, table = told(sweep)
+    cell = row_of(table, "RandLoRA-6")["Verdict"]
+    assert lines[0] == said and (cell.text, cell.below, cell.best) == (*verdict, False)
+    (pair,) = versus_table(comparisons(sweep)).rows
+    assert (pair[3].text == "LoRA-32 is better") == pair[3].best == (verdict[0] == "worse")
+
+
+@pytest.mark.parametrize("gone", ["VeRA-256", "RandLoRA-6"])
+def test_planned_pairs_without_common_runs_are_named(tmp_path: Path, gone: str) -> None:
+    """One of two pairs has runs, or none has: then no sentence is about the pair that was not planned."""
+    pairs = [["RandLoRA-6", "LoRA-32"], ["VeRA-256", "RandLoRA-6"]]
+    content = {"methods": THREE, "tuned": provenance(THREE), "pairs": pairs, "paper": None, "budgets": [1]}
+    content |= {"models": {B32: MODELS[B32]}, "datasets": DATASETS, "seeds": [1, 2, 3, 4, 5]}
+    more = better_by(dict.fromkeys(DATASETS, 2.0))
+    folder = write_sweep(tmp_path, description(**content), keep=lambda labels: labels["method"] != gone, more=more)
+    sweep = read_sweep(folder)
+    found = comparisons(sweep)
+    lines = conclusion(sweep, found, references(sweep, found))
+    without = [
+        f"No verdict for {first} against {second} on {B32}: they have no finished training runs in common."
+        for first, second in pairs
+        if gone in (first, second)
+    ]
+    if gone == "RandLoRA-6":
+        assert lines == ["This sweep cannot show which method is more accurate.", *without] and len(without) == 2
+    else:
+        assert lines[0] == f"{B32}: RandLoRA-6 is better than LoRA-32." and lines[2:-1] == without
+        assert "in 1 of the 1 pair of methods that could be tested, of 2 planned" in lines[1] and len(without) == 1
+        assert lines[-1].startswith(f"{B32}: RandLoRA-6 against LoRA-32, ")
+
+
+def test_cells_are_differences_seed_by_seed(sweep: Sweep) -> None:
+    found = references(sweep, comparisons(sweep))
+    assert [(one.model, one.method) for one in found] == [(B32, "LoRA-32"), ("CLIP-ViT-L/14", "LoRA-32")]
+    table = matrix_table(sweep, found[0])
+    ours, theirs = (sweep.by_seed(Key(B32, "cars", "4-shot", name)) for name in ("NoLA", "LoRA-32"))
+    mean = sum(ours[seed] - theirs[seed] for seed in (1, 2, 3)) / 3
+    cell = row_of(table, "NoLA")["cars mean over budgets"]  # 20 columns would be too many
+    assert f"4-shot: {mean:+.2f} ± " in cell.title and "over 3 seeds" in cell.title
+    assert cell.text == f"{cell.sort:+.1f}" and len(table.header) == 4 + 5
+
+
+def test_a_cell_without_a_pair_says_why(tmp_path: Path) -> None:
+    content = description(models={B32: {}}, datasets=["cars", "dtd"], budgets=[1, 4])
+    gone = {"method": "NoLA", "dataset": "cars", "budget": "1-shot"}
+    fails = lambda labels: "out of memory" if gone.items() <= labels.items() else None  # noqa: E731
+    table = told(read_sweep(write_sweep(tmp_path, content, fail=fails)))[1]
+    cell = row_of(table, "NoLA")["cars 1-shot"]
+    assert (cell.text, cell.missing, cell.sort, cell.title) == ("-", True, None, "failed: out of memory")

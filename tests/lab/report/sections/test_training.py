@@ -21,7 +21,6 @@ SLOPES = {"LoRA-16": 1.0, "LoRA-32": 1.0, "RandLoRA-6": 2.0, "full fine-tuning":
 def logged(
     folder: Path, loss: Callable[[int], object], validated: dict[int, float], every: int = 1, name: str = "csv"
 ) -> None:
-    """Write the log of a run of 80 steps."""
     lines = ["step,train/loss,val/acc"]
     for step in range(1, 81):
         lines += [f"{step},{loss(step)},"] * (step % every == 0)

@@ -1,7 +1,6 @@
 import json
 import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,9 @@ import pytest
 from randlora_pl.commands import inspect
 from randlora_pl.commands.data import datasets
 from randlora_pl.commands.inspect import cached
-from tests.support.cli import Run
+from randlora_pl.run.options.shipped import config_folder, config_names, find_config, headline
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused, Run
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_section_is_printed(run: Run) -> None:
     out = run("doctor", "--all").out
-    for word in (
+    for word in [
         "Versions",
         "Devices",
         "Data sets",
@@ -32,7 +33,7 @@ def test_every_section_is_printed(run: Run) -> None:
         "cpu",
         "digits",
         "OFFLINE",
-    ):
+    ]:
         assert word in out
     assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (prints the steps)" in out
 
@@ -44,21 +45,11 @@ def test_the_verdict_comes_first_and_what_is_absent_is_counted(run: Run, monkeyp
     absent = sum(text.startswith("missing: ") for text in datasets().values())
     assert f"{absent} not downloaded " in out and "digits " in out
     assert json.loads(run("doctor", "--json").out)["Data sets"]["digits"] == "built in"
+    monkeypatch.setitem(inspect.OPTIONAL, "no-such-extra", ("--data.dataset hf", "hf"))
+    wanted = "not installed; for --data.dataset hf: pip install '.[hf]' in the checkout"
+    assert inspect.versions()["no-such-extra"] == wanted
     monkeypatch.setattr(inspect, "PACKAGES", ("no-such-package",))
     assert run("doctor").out.startswith("NOT READY: no-such-package MISSING: pip install no-such-package\n")
-
-
-def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(inspect.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
-    assert inspect.versions()["no-such-package"] == (
-        "not installed; for --data.dataset hf: pip install '.[hf]' in the checkout"
-    )
-
-
-def test_data_that_are_there_are_found(tmp_path: Path) -> None:
-    assert "missing" in datasets()["mnist"]
-    (tmp_path / "data" / "MNIST").mkdir(parents=True)
-    assert "found" in datasets()["mnist"]
 
 
 def test_cached_weights_are_found(tmp_path: Path) -> None:
@@ -70,11 +61,13 @@ def test_cached_weights_are_found(tmp_path: Path) -> None:
     assert not cached("open_clip", "ViT-B-32", "openai")
 
 
-def test_data_sets_of_texts_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
+def test_data_sets_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
+    assert "missing" in datasets()["mnist"]
+    (tmp_path / "data" / "MNIST").mkdir(parents=True)
+    assert "found" in datasets()["mnist"]
     lead = "missing: randlora-pl datasets e2e (prints the steps)"
     assert datasets()["e2e"] == lead
     root = tmp_path / "data"
-    root.mkdir()
     for name in ("train", "valid", "test"):
         assert datasets()["e2e"] == lead, "a part is not all"
         (root / f"{name}.txt").write_text("")
@@ -132,5 +125,35 @@ def test_broken_libraries_are_told(run: Run, monkeypatch: pytest.MonkeyPatch, li
     assert "Data sets" in result.out and "digits" in result.out and "Folders" in result.out
 
 
-def test_doctor_refuses_other_options(refused: Callable[..., str]) -> None:
-    assert "unrecognized arguments: --fix" in refused("doctor", "--fix")
+def test_names_paths_and_short_names_find_the_same_file(tmp_path: Path) -> None:
+    file = config_folder() / "adapters" / "lora.yaml"
+    for name in ("lora", "adapters/lora", "adapters/lora.yaml", "configs/adapters/lora.yaml", str(file)):
+        assert find_config(name).read_text() == file.read_text()
+    own = tmp_path / "lora"
+    own.write_text("data: {}")
+    assert find_config(str(own)) == own
+    for wrong, meant in (("quikstart", "'quickstart'"), ("randlra", "'adapters/randlora'")):
+        with pytest.raises(UserError, match=meant):
+            find_config(wrong)
+
+
+def test_every_config_opens_with_what_it_is_and_its_command() -> None:
+    for name, file in config_names().items():
+        text = file.read_text()
+        assert text.startswith("# ") and headline(file), name
+        head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        assert "randlora-pl " in head, name
+        if "/" not in name:
+            assert "Cost" in head or "minutes" in head, name
+
+
+def test_list_cat_and_cp(run: Run, refused: Refused, tmp_path: Path) -> None:
+    listed = run("config", "list").out
+    assert all(name in listed for name in config_names())
+    assert run("config", "cat", "lora").out == find_config("lora").read_text()
+    assert run("config", "cp", "lora").code == 0
+    assert (tmp_path / "lora.yaml").read_text() == find_config("lora").read_text()
+    assert "overwritten" in refused("config", "cp", "lora")
+    assert "exist" in refused("config", "cp", "lora", "nowhere/lora.yaml")
+    assert run("config", "cp", "lora", "mine.yaml").code == 0
+    assert "'list'" in refused("config", "lst")

@@ -1,4 +1,4 @@
-"""Adapter files that no program has written: a line or two, code 2, before anything large is made of them."""
+"""Adapters and configs that are no sane input: a line or two, code 2, before anything large is made of them."""
 
 import json
 import shutil
@@ -14,6 +14,9 @@ from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject, save_load
 from randlora_pl.interop import peft_import as peft_files
 from randlora_pl.utils.errors import UserError
 from tests.adapters.zoo import mlp
+from tests.data.download.test_archives import BOMB
+from tests.support.cli import Refused
+from tests.support.products import in_one_item
 
 DEEP = '{"a":' + "[" * 100_000
 
@@ -51,7 +54,7 @@ def replace_tensors(adapter: Path, edit: Callable[[torch.Tensor], torch.Tensor])
     ],
 )
 def test_nonsense_in_a_description(
-    refused: Callable[..., str], adapter: Path, tmp_path: Path, edit: Callable[[Any], object], word: str
+    refused: Refused, adapter: Path, tmp_path: Path, edit: Callable[[Any], object], word: str
 ) -> None:
     change(adapter, edit)
     (tmp_path / "0.png").touch()  # images are found before the adapter is read
@@ -59,12 +62,12 @@ def test_nonsense_in_a_description(
 
 
 @pytest.mark.parametrize("side", [10**12, 0])
-def test_weights_of_no_size(refused: Callable[..., str], adapter: Path, side: int) -> None:
+def test_weights_of_no_size(refused: Refused, adapter: Path, side: int) -> None:
     change(adapter, lambda config: config["layers"].update({next(iter(config["layers"])): [192, side]}))
     assert f"[192, {side}]" in refused("adapter", "info", "adapter")
 
 
-def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) -> None:
+def test_deeply_nested_descriptions(refused: Refused, adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(DEEP)
     for words in (("predict", "--images", "."), ("test",), ("serve",)):
         assert "nested" in refused(words[0], "--adapter", "adapter", *words[1:])
@@ -79,9 +82,7 @@ def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) 
 @pytest.mark.parametrize(
     "value", [1e38, pytest.param(1e10, marks=pytest.mark.slow)]
 )  # of the weights, and of what comes out of finite ones
-def test_weights_that_overflow_give_no_figures(
-    refused: Callable[..., str], adapter: Path, tmp_path: Path, value: float
-) -> None:
+def test_weights_that_overflow_give_no_figures(refused: Refused, adapter: Path, tmp_path: Path, value: float) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
@@ -96,14 +97,14 @@ def test_weights_that_overflow_give_no_figures(
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool])
-def test_weights_are_real_numbers(refused: Callable[..., str], adapter: Path, dtype: torch.dtype) -> None:
+def test_weights_are_real_numbers(refused: Refused, adapter: Path, dtype: torch.dtype) -> None:
     replace_tensors(adapter, lambda tensor: tensor.to(dtype))
     assert str(dtype) in refused("adapter", "info", "adapter")
 
 
 @pytest.mark.parametrize("name", [save_load.CONFIG, save_load.TENSORS])
 def test_an_adapter_that_may_not_be_read_is_named_and_not_the_output(
-    refused: Callable[..., str], adapter: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    refused: Refused, adapter: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     plain = Path.open
 
@@ -122,3 +123,65 @@ def test_adapters_are_not_much_larger_than_their_model() -> None:
         with pytest.raises(UserError, match="num_bases"):
             inject(mlp(), method, ["enter"])
     inject(mlp(), LoRA(rank=2), ["enter"])
+
+
+LONG = "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("init_args: 3\n", "Unknown key"),
+        ("1: 2\n", "the key 1"),
+        ("model: {adapter: {null: 2}}\n", "the key None"),
+        ("model: {adapter: collections.OrderedDict}\n", "subclass of Adapter"),
+        ("data: {classnames: !!set {a, b}}\n", "constructor"),
+        ("data:\n  root: a\x07b\n", "line 2"),
+        ("methods: {a: {}}\nmodels: {b: {}}\n", "sweep c.yaml"),
+        ("methods: {a: {}}\nseeds: [1]\n", "sweep c.yaml"),
+        ("help: 3\n", "Unknown key"),
+        ("seed_everything: " + "1" * 5000, "digits"),
+        ("data: {shots: {init_args: 3}}\n", "shots"),
+        ("model: ../../../../etc\n", "Unknown task"),
+        ("model: {adapter: ..x}\n", "Unknown adapter"),
+        (BOMB, "aliases"),
+        ("a: &a [*a]\n", "itself"),
+        ("data: " + "[" * 600 + "]" * 600, "nested"),
+        ("trainer: {plugins: ['[']}\n", "name of a class, or {class_path: NAME, init_args: {...}}, not ["),
+        (f"run: {{root: {LONG}}}\n", "File name too long. Use another folder"),
+        (f"model: {LONG}\n", "Unknown task"),
+        (f"data: {LONG}\n", "expected"),
+        (f"data: {{dataset: {LONG}}}\n", "dataset"),
+        (f"? {LONG}\n: 1\n", "Unknown key"),
+    ],
+)
+def test_a_bad_config_is_refused(refused: Refused, tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    message = refused("fit", "--model.name", "tiny", "--config", "c.yaml")
+    assert word in message and len(message) < 1600
+
+
+@in_one_item(
+    "words",
+    [
+        ("--seed_everything", "1" * 5000),
+        ("--model.targets", "[" * 600 + "]" * 600),
+        ("--model", "../../etc"),
+        ("--trainer.accumulate_grad_batches", "0"),
+        ("--trainer.accumulate_grad_batches", str(2**62)),
+        ("--data.batch_size", str(2**63)),
+        ("--trainer.precision", "64-true"),
+        ("--trainer.devices", "5000"),
+        ("--model.adapter", LONG),
+        (f"--{LONG}", "1"),
+        ("--data.dataset", LONG),
+        ("--config", LONG),
+        ("--data.classnames", LONG),
+        ("--data.root", f"/dev/null/{LONG}", "--data.dataset", "folder"),
+        ("--data.root", LONG, "--data.dataset", "table"),
+        ("--data.root", LONG),
+        ("--model", "CausalLMTask", "--model.num_beams", "1000000", "--data.dataset", "e2e"),
+    ],
+)
+def test_bad_options_are_refused(refused: Refused, words: tuple[str, ...]) -> None:
+    assert len(refused("fit", "--config", "quickstart", *words)) < 1600

@@ -1,28 +1,39 @@
-"""``adapter import``: from PEFT's folders and official checkpoints to adapters that predict."""
+"""``adapter import`` and ``adapter export --to peft``: to and from PEFT, and from official checkpoints."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, RandLoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, RandLoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
-from randlora_pl.adapters import LoRA, RandLoRA, load_adapter, read_adapter
+from randlora_pl.adapters import Adapter, LoRA, NoLA, RandLoRA, load_adapter, read_adapter
 from randlora_pl.interop.peft_import import PeftAdapter, named_base
 from randlora_pl.models import ImageTower, load_clip, load_vit
-from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
-from tests.commands.adapter.test_export_peft import VIT, adapter
+from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from tests.fake_hub import Repo, fake_hub
 from tests.interop.test_official import by_hand, checkpoint
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
+from tests.tasks.small import shake
 
 PEFT = ("adapter", "import", "peft", "--from", "peft", "--output", "ours")
+
+
+VIT = "test_vit.r160_in1k"
+"""timm's own small model for tests: one million numbers, 160 pixels."""
+
+
+def adapter(kind: type[AdaptationTask], name: str, method: Adapter, path: Path, **options: Any) -> Path:
+    """A task with random weights and values, saved."""
+    task: Any = kind(name=name, pretrained="random", adapter=method, **options)  # type: ignore[call-arg]
+    task.set_classes(["zero", "one", "two"], ["a {}"])
+    task.configure_model()
+    shake(task, 0.1)
+    return Path(task.save(path))
 
 
 def trained_peft(config: Any, path: Path, classes: int = 0, zero_bias: bool = False) -> nn.Module:
@@ -124,33 +135,29 @@ def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.Mon
 
 
 @in_one_item(
-    ("config", "base"),
+    ("name", "kind", "base"),
     [
-        (
-            {"base_model_name_or_path": "timm/vit_tiny_patch16_224.augreg"},
-            ("vit_tiny_patch16_224.augreg", "timm"),
-        ),
-        ({"base_model_name_or_path": "ViT-B-32/openai", "task_type": None}, ("ViT-B-32", "openai")),
-        ({"base_model_name_or_path": "Qwen/Qwen2-0.5B", "task_type": "CAUSAL_LM"}, ("Qwen/Qwen2-0.5B", None)),
-        ({"base_model_name_or_path": "../model", "task_type": "CAUSAL_LM"}, None),
-        ({"base_model_name_or_path": ["gpt2"]}, None),
-        ({}, None),
+        ("timm/vit_tiny_patch16_224.augreg", None, ("vit_tiny_patch16_224.augreg", "timm")),
+        ("ViT-B-32/openai", None, ("ViT-B-32", "openai")),
+        ("Qwen/Qwen2-0.5B", "CAUSAL_LM", ("Qwen/Qwen2-0.5B", None)),
+        ("../model", "CAUSAL_LM", None),
+        ("models/x", "CAUSAL_LM", None),  # a folder here is no base model of a stranger
+        (["gpt2"], None, None),
+        (None, None, None),
     ],
 )
-def test_base_models_that_configs_of_peft_name(config: dict[str, Any], base: tuple[str, str | None] | None) -> None:
-    assert named_base(PeftAdapter(config, {})) == base
-
-
-def test_a_folder_here_is_no_base_model_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_models_that_configs_of_peft_name(
+    name: Any, kind: str | None, base: tuple[str, str | None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "x").mkdir(parents=True)
-    config = {"base_model_name_or_path": "models/x", "task_type": "CAUSAL_LM"}
-    assert named_base(PeftAdapter(config, {})) is None
+    config = {"base_model_name_or_path": name, "task_type": kind} if name else {}
+    assert named_base(PeftAdapter(config, {})) == base
     assert named_base(PeftAdapter({}, {}, task={"base_model": {"name": "models/x", "pretrained": "models/x"}})) is None
 
 
 @pytest.mark.usefixtures("deep")
-def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Refused, tmp_path: Path) -> None:
     adapter(TextHeadTask, "tiny", RandLoRA(rank=6), tmp_path / "first", targets=["fc2"])
     assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
     message = refused(*PEFT, "--model", "tiny")
@@ -163,18 +170,8 @@ def test_official(run: Run, tmp_path: Path) -> None:
     state = checkpoint(weights, 6)
     torch.save(state, tmp_path / "official.pt")
     (tmp_path / "classes").write_text("zero\none\n")
-    command = (
-        "adapter",
-        "import",
-        "official.pt",
-        "--from",
-        "official",
-        "--model",
-        "tiny",
-        "--output",
-        "ours.safetensors",
-    )
-    result = run(*command, "--classnames", "classes")
+    words = ("--from", "official", "--model", "tiny", "--output", "ours.safetensors", "--classnames", "classes")
+    result = run("adapter", "import", "official.pt", *words)
     assert result.code == 0, result.err
     assert "Not compared: the official code is not available. Scaled by 1 / r." in result.out
     assert "a TextHeadTask of 2 classes" in result.out
@@ -184,7 +181,7 @@ def test_official(run: Run, tmp_path: Path) -> None:
     layer = tower.visual.transformer.resblocks[1].mlp.c_fc
     expected = before + by_hand(state, "visual.transformer.resblocks.1.mlp.c_fc.", 768, 192, 6)
     torch.testing.assert_close(layer.delta.effective_weight(before), expected, rtol=1e-4, atol=1e-5)
-    assert run(*command, "--classnames", "classes", "--overwrite", "--alpha", "6").code == 0
+    assert run("adapter", "import", "official.pt", *words, "--overwrite", "--alpha", "6").code == 0
     other = ImageTower(load_clip("tiny").model)
     load_adapter(other, tmp_path / "ours.safetensors")
     delta = other.visual.transformer.resblocks[1].mlp.c_fc.delta.change(torch.empty(0))
@@ -192,15 +189,13 @@ def test_official(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("deep")
-def test_bad_input(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_bad_input(refused: Refused, tmp_path: Path) -> None:
     trained_peft(LoraConfig(r=2, target_modules=["fc1"]), tmp_path / "peft")
     config = tmp_path / "peft" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "timm/some_vit"}))
     assert "--model" in refused(*PEFT)
-    assert "--from" in refused(*PEFT[:3], "--from", "pfet", "--output", "x")
     assert "nothing" in refused("adapter", "import", "nothing", "--from", "peft", "--output", "x")
     assert "--alpha" in refused(*PEFT, "--alpha", "3")
-    assert "--modle" in refused(*PEFT, "--modle", "x")
     assert "adapter_config.json" in refused(*PEFT[:2], ".", *PEFT[3:], "--model", VIT, "--pretrained", "random")
     message = refused(*PEFT, "--model", "tiny")
     assert "blocks.0.mlp.fc1" in message
@@ -214,7 +209,7 @@ def test_bad_input(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "--overwrite" in refused(*PEFT, *vit)
 
 
-def test_head_and_class_names_must_agree(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_head_and_class_names_must_agree(refused: Refused, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
     trained_peft(config, tmp_path / "peft", 3, True)
     (tmp_path / "classes").write_text("cat\ndog\n")
@@ -225,11 +220,63 @@ def test_head_and_class_names_must_agree(refused: Callable[..., str], tmp_path: 
     assert "norm." in message and "trained" in message
 
 
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys; from randlora_pl.commands.main import main; main(['adapter', 'import', '--help']); "
-        "main(['adapter', 'export', '--help']); sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--from NAME" in done.stdout
+def test_a_vit_with_its_head(run: Run, tmp_path: Path) -> None:
+    adapter(LinearHeadTask, VIT, RandLoRA(rank=6), tmp_path / "ours")
+    result = run("adapter", "export", "ours", "--to", "peft", "--output", "peft")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert "largest difference to PEFT's outputs" in lines[0]
+    gap, change = (float(word.strip(",")) for word in lines[0].split() if "e-0" in word or "e+0" in word)
+    assert gap < 1e-5 < change
+    assert lines[1].startswith("PEFT warns of missing keys")
+    assert lines[2] == "The head is the model's own classifier (head), its classes are in task.json."
+    assert lines[3] == "Its base model has random weights (seed 0), which no other program builds."
+    assert json.loads((tmp_path / "peft" / "task.json").read_text())["classnames"] == ["zero", "one", "two"]
+    base: Any = load_vit(VIT, "random").model
+    base.reset_classifier(3)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    task = load_task(tmp_path / "ours")
+    x = torch.randn(2, 3, task.image_spec.size, task.image_spec.size)
+    torch.testing.assert_close(theirs(x), task.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_clip_model_keeps_its_head_beside(run: Run, tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", LoRA(rank=2), tmp_path / "ours", targets=["mlp"])
+    result = run("adapter", "export", "ours", "--to", "peft", "--output", "peft")
+    assert result.code == 0, result.err
+    assert "PEFT cannot store the head. It is in peft/head.safetensors" in result.out
+    task: Any = load_task(tmp_path / "ours")
+    head = load_file(tmp_path / "peft" / "head.safetensors")["head"]
+    assert torch.equal(head, task.head)
+    theirs: Any = PeftModel.from_pretrained(load_clip("tiny", "random").model.eval(), tmp_path / "peft")
+    x = torch.randn(2, 3, 32, 32)
+    features = torch.nn.functional.normalize(theirs.get_base_model().encode_image(x), dim=-1)
+    torch.testing.assert_close(features @ head.T, task.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_code_that_loads_it(tmp_path: Path) -> None:
+    from randlora_pl.commands.adapter.export import _code
+    from randlora_pl.models import ModelIdentity
+
+    classes = tmp_path / "task.json"
+    classes.write_text('{"classnames": ["a", "b"]}')
+    vit, dino = "vit_tiny_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"
+    overlay = """pretrained_cfg_overlay={"file": "/w.pt"}"""
+    for base, names, code in (
+        (("timm", vit, "augreg_in21k"), classes, f'timm.create_model("{vit}", pretrained=True, num_classes=2)'),
+        (("timm", dino, "/w.pt"), None, f'("{dino}", pretrained=True, num_classes=0, img_size=224, {overlay})'),
+        (("open_clip", "ViT-B-32", "/w.pt"), None, 'open_clip.create_model("ViT-B-32", pretrained="/w.pt")'),
+    ):
+        identity = ModelIdentity(*base, 224, sha256="00" if base[2] == "/w.pt" else None)
+        assert _code(identity, names).endswith(code)
+
+
+def test_refused(refused: Refused, tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", RandLoRA(rank=6), tmp_path / "ours")
+    message = refused("adapter", "export", "ours", "--to", "peft", "--output", "peft")
+    assert "nn.MultiheadAttention" in message
+    adapter(TextHeadTask, "tiny", NoLA(rank=2, num_bases=4), tmp_path / "nola", targets=["mlp"])
+    message = refused("adapter", "export", "nola", "--to", "peft", "--output", "peft")
+    assert "(NoLA)" in message
+    (tmp_path / "peft").mkdir()
+    assert "--output" in refused("adapter", "export", "ours", "--to", "peft", "--output", "peft")

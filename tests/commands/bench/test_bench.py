@@ -1,9 +1,9 @@
 import csv
 import json
-import pickle
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.cli import Run
 from tests.support.products import in_one_item, marked
@@ -41,29 +41,6 @@ def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
     assert f"`{report['command']}`" in (folder / "table.md").read_text()
 
 
-@pytest.mark.slow
-def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def elsewhere(work: object, *arguments: object) -> int:  # a process takes many seconds to start
-        assert pickle.loads(pickle.dumps((work, arguments)))[1] == arguments
-        return 123_000_000
-
-    monkeypatch.setattr("randlora_pl.lab.bench.rss_elsewhere", elsewhere)
-    done = run("bench", *SMALL, "--methods", "lora", "--rss", "--output", "new/figures")
-    assert done.code == 0, done.err
-    report = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())
-    (case,) = report["cases"]
-    assert report["command"].endswith("--methods lora --rss")
-    assert case["rss"] == 123_000_000 and "RSS MB" in done.out and "of full" not in done.out
-    assert "exists" in run("bench", *SMALL, "--output", "new/figures").err
-
-
-@pytest.mark.slow
-def test_without_peft_a_line_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    done = run("bench", *SMALL, "--methods", "peft-lora", "full")
-    assert done.code == 0 and "peft is not installed: pip install peft" in done.out
-
-
 TINY = "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 48, vocab_size: 50, num_attention_heads: 2, "
 TINY += "num_key_value_heads: 1}"
 QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", "2", "--threads", "1")
@@ -71,17 +48,6 @@ QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", 
 
 GPT2 = ("--model", "openai-community/gpt2-medium")
 GPT2 += ("--overrides", "{n_embd: 32, n_layer: 1, n_head: 2, vocab_size: 50, n_positions: 20}")
-
-
-@pytest.mark.slow
-def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
-    words = ("train", *QWEN, "--tokens", "8", "--dropout", "0.05", "--methods", "randlora", "peft-randlora")
-    done = run("bench", *words)
-    assert done.code == 0, done.err
-    assert "(transformers), 4 samples of 8 tokens, float32, num_hidden_layers 1" in done.out
-    assert ", dropout 0.05" in done.out and "RandLoRA-10" in done.out and "of PEFT's" in done.out
-    report = json.loads((only(tmp_path / "runs" / "bench-train") / "bench.json").read_text())
-    assert report["setup"]["overrides"]["vocab_size"] == 50 and report["setup"]["tokens"] == 8
 
 
 @pytest.mark.slow
@@ -128,34 +94,26 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
     [
         (["train", "--model", "vit_base_patch32_22"], "Did you mean 'vit_base_patch32_224'"),
         (["train", "--model", "tiny", "--library", "timm"], "--library open_clip has one"),
-        (["train", "--methods", "lroa"], "Did you mean 'lora'"),
-        (["train", "--batch-size", "-1"], "--batch-size is -1"),
         (["train", "--rounds", "0"], "--rounds is 0"),
-        (["train", "--threads", "0"], "--threads is 0"),
-        (["train", "--precision", "16"], "invalid choice: '16'"),
         (["train", "--device", "cuda"], "PyTorch sees no GPU"),
         (["train", "--output", "."], "exists and is not overwritten"),
-        (["train", "--bath-size", "3"], "Did you mean '--batch-size'"),
         (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be created"),
         (["train", *QWEN, "--dropout", "1"], "dropout is 1.0"),
         (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
-        (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "Did you mean 'hidden_size'"),
-        (["train", *QWEN[:2], "--overrides", "{1: 4}"], "--overrides is '{1: 4}'"),
         (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "error: --overrides: qwen2 has no"),
-        (
-            ["train", *QWEN[:2], "--overrides", "{hidden_size: a}"],
-            "TypeError: Field 'hidden_size' expected int, got str",
-        ),
+        (["train", *QWEN[:2], "--overrides", "{hidden_size: a}"], "Field 'hidden_size' expected int, got str"),
         (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "makes no model: hidden_size"),
         (["train", *QWEN[:2], "--overrides", TINY.replace("50", "1")], "vocab_size 1"),
         (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides needs a decoder"),
-        (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
         (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),
         (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),
         (["trian"], "Did you mean 'train'"),
-        (["adapters", "--widths", "64", "-3"], "--widths is -3"),
-        (["adapters", "--sweeps", "dept"], "Did you mean 'depth'"),
         (["adapters", "--ranks", "769"], "--ranks: 769 is larger"),
+        (["data", "digits", "--images", "100"], "too few to measure 2 workers"),
+        (["data", "pairs", "--root", "x.csv"], "captions"),
+        (["data", "digits", "--output", "nowhere/x.json"], "mkdir -p nowhere"),
+        (["data", "cifar10", "--root", "."], "cifar10 is not in"),
+        (["data", "folder"], "needs --root"),
     ],
 )
 def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
@@ -163,3 +121,26 @@ def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wor
     done = run("bench", *words)
     assert done.code == 2 and says in done.err and done.err.count("\n") <= 2
     assert not list(tmp_path.iterdir())
+
+
+QUICK = ("--image-size", "16", "--batch-size", "16", "--images", "80", "--rounds", "2", "--workers", "1")
+
+
+def test_stages_of_the_input_pipeline_are_measured(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = run("bench", "data", "digits", *QUICK, "--output", str(file))
+    assert done.code == 0 and "plain torchvision" in done.out and "times plain" in done.out
+    report = json.loads(file.read_text())
+    assert report["machine"]["cores"] >= 1 and report["options"]["images"] == 80
+    assert len(report["stages"]["training"]["images_per_second"]) == 2
+    assert "times_plain" in report["stages"]["training"] and "times_plain" not in report["stages"]["decode"]
+    assert "exists" in run("bench", "data", "digits", *QUICK, "--output", str(file)).err
+
+
+def test_a_folder_is_recognized_and_may_have_too_few_images(run: Run, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "own" / name / f"{number}.png")
+    result = run("bench", "data", "--root", "own")
+    assert result.code == 2 and "folder has 8 training images, and 512 are needed" in result.err

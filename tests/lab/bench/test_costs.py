@@ -1,0 +1,140 @@
+import os
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from randlora_pl.adapters import RandLoRA, inject
+from randlora_pl.lab import bench
+from randlora_pl.lab.bench import (
+    Gemm,
+    Spread,
+    counter,
+    in_turns,
+    is_out_of_memory,
+    machine,
+    max_rss,
+    processor,
+    ratios,
+    rss_elsewhere,
+    saved_tensors,
+)
+
+
+def test_a_linear_layer_keeps_its_input() -> None:
+    layer, x = nn.Linear(8, 16), torch.randn(5, 8)
+    with saved_tensors(layer.parameters()) as saved:
+        layer(x).sum().backward()
+    assert sum(saved.values()) == 5 * 8 * 4
+    with saved_tensors([*layer.parameters(), x]) as saved:
+        layer(x).sum().backward()
+    assert sum(saved.values()) == 0
+
+
+def test_a_storage_counts_once_and_whole() -> None:
+    x = torch.randn(10, 4, requires_grad=True) * 1
+    with saved_tensors([]) as saved:
+        (x[:2].exp() + x[1:3].sin()).sum().backward()
+    assert sum(saved.values()) == 10 * 4 * 4 + 2 * 4 * 4  # all of x for the two rows of sin; exp keeps its result
+
+
+def big() -> None:
+    bytearray(300_000_000)[::4096] = b"x" * (300_000_000 // 4096 + 1)
+
+
+@pytest.mark.slow
+def test_the_resident_set_is_that_of_a_process_of_its_own() -> None:
+    assert max_rss() > 10_000_000
+    small = rss_elsewhere(len, "")
+    large = rss_elsewhere(big)
+    assert small is not None and large is not None and large - small > 200_000_000
+    assert rss_elsewhere(os._exit, 9) is None and rss_elsewhere(divmod, 1, 0) is None
+
+
+def test_without_a_status_file_the_system_call_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module("randlora_pl.run.callbacks.progress")  # its packages read files
+    monkeypatch.setattr(bench.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    assert max_rss() > 10_000_000
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert max_rss() == 0
+
+
+def test_allocators_without_memory_are_recognised() -> None:
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"))
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_linear_layer_costs_three_products() -> None:
+    layer, x = nn.Linear(8, 16), torch.randn(5, 8, requires_grad=True)
+    with counter() as operations:
+        layer(x).sum().backward()
+    assert operations.get_total_flops() == 3 * (2 * 5 * 8 * 16)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 16), (16, 8)])
+def test_the_products_of_a_custom_function_are_counted(rows: int, columns: int) -> None:
+    model, x = nn.Sequential(nn.Linear(rows, columns)), torch.randn(400, rows, requires_grad=True)
+    inject(model, RandLoRA(rank=2, memory="fast"), ["all"])
+    with counter() as operations:
+        model(x).sum().backward()
+    layer = 3 * (2 * 400 * 8 * 16)  # the layer itself, both gradients
+    build = 2 * (2 * 16 * 8 * 8)  # B (16, n r = 8) times the stack (8, 8), and B^T times the gradient
+    reduce = 2 * (2 * 4 * 2 * 8)  # to lambda and gamma, over (n, r, d)
+    assert operations.get_total_flops() == layer + build + reduce
+
+
+def test_fused_attention_on_a_cpu_is_counted() -> None:
+    q, k, v = (torch.randn(2, 3, 7, 4, requires_grad=True) for _ in range(3))
+    with counter() as operations:
+        result = F.scaled_dot_product_attention(q, k, v)
+    product = 2 * (2 * 3) * 7 * 7 * 4
+    assert operations.get_total_flops() == 2 * product
+    with counter() as operations:
+        result.sum().backward()
+    assert operations.get_total_flops() == 5 * product  # the scores are computed again
+
+
+def test_a_large_product_has_a_rate() -> None:
+    gemm = Gemm(torch.device("cpu"), torch.float32, side=64)
+    assert gemm.rate() > 2 * 64**3
+    assert not any(isinstance(value, torch.Tensor) for value in vars(gemm).values())  # it takes no memory of the cases
+
+
+def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None:
+    order: list[str] = []
+    numbers = iter(range(100))
+
+    def case(name: str) -> float:
+        order.append(name)
+        return next(numbers)
+
+    figures = in_turns({"a": lambda: case("a"), "b": lambda: case("b")}, 2)
+    assert order == [*"ab", *"ab", *"ba"]
+    assert figures == {"a": [2, 5], "b": [3, 4]}
+    seen: list[dict[str, list[float]]] = []
+    in_turns({"a": lambda: case("a")}, 2, warm_up=False, after_round=seen.append)
+    assert seen == [{"a": [6]}, {"a": [6, 7]}]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    spread = ratios([2.0, 40.0, 9.0], [1.0, 10.0, 3.0])
+    assert (spread.median, spread.low, spread.high) == (3, 2, 4)
+    assert f"{spread:.1f}" == "3.0 (2.0 .. 4.0)"
+    assert Spread.over([1.0]) == Spread(1.0, 1.0, 1.0)
+
+
+def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    facts = machine()
+    assert facts["cores"] >= 1 and facts["processor"] and facts["torch"]
+    assert list(facts) == ["processor", "cores", "threads", "torch", "gpu", "python"]
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    assert processor()
