@@ -133,11 +133,6 @@ def test_fashion_mnist_pixels_and_balance(fashion_root: Path) -> None:
     assert not set(data.samples("train").keys) & set(data.samples("val").keys)
 
 
-@pytest.mark.slow
-def test_fashion_mnist_few_shots(fashion_root: Path) -> None:
-    check_few_shots(few("fashion_mnist", fashion_root, 28), 0.6)
-
-
 def test_mnist_few_shots(mnist_root: Path) -> None:
     check_few_shots(few("mnist", mnist_root, 28), 0.65)
 

@@ -110,11 +110,6 @@ def test_is_image(name: str, expected: bool) -> None:
     assert is_image(Path(name)) == expected
 
 
-def test_names() -> None:
-    assert ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "digits").name(1) == "digits 1"
-    assert FileImages([Path("x/a.png")]).name(0) == "x/a.png"
-
-
 def test_transparent_images_lie_on_the_background(tmp_path: Path) -> None:
     half = np.full((2, 2, 4), (200, 0, 0, 51), np.uint8)  # a fifth of red
     Image.fromarray(half, "RGBA").save(tmp_path / "half.png")
@@ -135,7 +130,8 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
         decode(tmp_path / "float.tiff")
 
 
-def test_paths_are_made_when_asked_for(tmp_path: Path) -> None:
+def test_paths_and_names_are_made_when_asked_for(tmp_path: Path) -> None:
+    assert ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "digits").name(1) == "digits 1"
     paths = PathsBelow(tmp_path, ["a/b.jpg", "c.jpg", "d.jpg"])
     assert len(paths) == 3 and list(paths) == [tmp_path / "a/b.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"]
     assert paths[-1] == tmp_path / "d.jpg"

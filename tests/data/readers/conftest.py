@@ -32,6 +32,20 @@ class Copy:
         return samples
 
 
+def read_split(name: str, root: Path | str, split: str = "train") -> Samples | None:
+    return read(find(name), root if isinstance(root, Path) else Path(root), split)
+
+
+def samples_in(name: str, root: Path | str, split: str = "train") -> Samples:
+    samples = read_split(name, root, split)
+    assert samples is not None
+    return samples
+
+
+def pixels(samples: Samples) -> list[bytes]:
+    return [samples.images.load(row).tobytes() for row in samples.rows.tolist()]
+
+
 Copies = Callable[[str], Copy]
 
 _FOUND: dict[str, Copy] = {}  # outside the fixture, of which each test file that imports it has its own

@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import trees as listing
-from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.sources import Strings
 from randlora_pl.utils.machine import cache_folder
 from tests.data.conftest import Tree, save_image
 from tests.data.readers import BUILDERS
+from tests.data.readers.conftest import samples_in
 from tests.support.products import in_one_item
+
+must = partial(samples_in, "folder")
 
 SETTLED = listing.SETTLED_NS
 
@@ -47,12 +50,6 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(listing, "list_tree", counting)
     return counts
-
-
-def must(root: Path, split: str = "train") -> Samples:
-    samples = folder(find("folder"), root, split)
-    assert samples is not None
-    return samples
 
 
 def same(first: Samples, second: Samples) -> bool:

@@ -1,29 +1,19 @@
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from randlora_pl.data.catalog import find
-from randlora_pl.data.readers import Samples
-from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.unlabelled import find_images
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import Tree, save_image
+from tests.data.readers.conftest import read_split, samples_in
 
-ROW = find("folder")
-
-
-def read(root: Path, split: str = "train") -> Samples | None:
-    return folder(ROW, root, split)
-
-
-def must(root: Path, split: str = "train") -> Samples:
-    samples = read(root, split)
-    assert samples is not None
-    return samples
+read = partial(read_split, "folder")
+must = partial(samples_in, "folder")
 
 
 def test_classes_are_sub_folders(tree: Tree) -> None:
@@ -139,4 +129,4 @@ def test_a_folder_that_may_not_be_listed_is_named(tree: Tree, monkeypatch: pytes
     with pytest.raises(UserError, match="locked cannot be listed"):
         find_images([root])
     with pytest.raises(UserError, match="locked cannot be listed"):
-        folder(ROW, root, "train")
+        read(root)

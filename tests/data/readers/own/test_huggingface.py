@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import find
-from randlora_pl.data.readers import Samples
-from randlora_pl.data.readers.huggingface import HubImages, hub
+from randlora_pl.data.readers.huggingface import HubImages
 from randlora_pl.utils.errors import UserError
+from tests.data.readers.conftest import read_split, samples_in
 from tests.support.products import marked
+
+read = partial(read_split, "hf")
+must = partial(samples_in, "hf")
 
 datasets = pytest.importorskip("datasets", reason='Hugging Face folders need datasets: pip install ".[hf]"')
 
@@ -79,16 +82,6 @@ def shards(tmp_path: Path) -> Path:
     images(4).to_parquet(folder / "data/test-00000-of-00001-0a1b2c.parquet")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
-
-
-def read(root: Path, split: str = "train") -> Samples | None:
-    return hub(find("hf"), root, split)
-
-
-def must(root: Path, split: str = "train") -> Samples:
-    samples = read(root, split)
-    assert samples is not None
-    return samples
 
 
 def test_saved_splits(saved: Callable[..., Path]) -> None:

@@ -4,23 +4,23 @@ import copy
 import os
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import find
 from randlora_pl.data.image_batches import EvalBatches
 from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.locations import root_of
-from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import tar_shards as tars
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.download.server import Server, serving
+from tests.data.readers.conftest import pixels, samples_in
 from tests.data.readers.own.tars import write_shards, write_tar
 
-ROW = find("webdataset")
+must = partial(samples_in, "webdataset")
 
 
 @pytest.fixture
@@ -31,16 +31,6 @@ def server(
     monkeypatch.setattr(tars.time, "sleep", lambda seconds: None)
     with serving(tmp_path) as served:
         yield served
-
-
-def must(root: Path | str, split: str = "train") -> Samples:
-    samples = read(ROW, root if isinstance(root, Path) else Path(root), split)
-    assert samples is not None
-    return samples
-
-
-def pixels(samples: Samples) -> list[bytes]:
-    return [samples.images.load(row).tobytes() for row in samples.rows.tolist()]
 
 
 def test_images_are_read_by_range(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
