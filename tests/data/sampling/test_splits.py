@@ -121,6 +121,12 @@ def test_validation_counts_of_the_paper(size: int, val: int) -> None:
     assert (len(found.train), len(found.val), len(found.full)) == (size - val, val, size)
 
 
+def test_a_set_of_train_images_alone_gives_a_fifth_for_the_test() -> None:
+    caltech256 = samples_of(np.arange(30_607, dtype=np.int64) % 6)
+    found = Splits({"train": caltech256, "val": None, "test": None}.get)
+    assert (len(found.train), len(found.val), len(found.test)) == (22_037, 2_448, 6_122)
+
+
 def test_digits_split_is_fixed_for_ever() -> None:
     row = find("digits")
     found = Splits(lambda split: read(row, Path(), split))
