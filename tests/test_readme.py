@@ -18,11 +18,8 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
-from randlora_pl.commands.common import Command
 from randlora_pl.commands.main import main
-from randlora_pl.commands.serve import serve
 from randlora_pl.run.command import prepare
-from randlora_pl.run.options.shipped import find_config
 from tests.docs.pages import PAGES, joined, prose_of
 
 ROOT = Path(__file__).parents[1]
@@ -146,25 +143,6 @@ def test_fit(
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/2*/results.json")
     assert (results.parent / "adapter" / "adapter.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_the_other_tasks(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    others = {command.split()[0]: command for command in TASKS if command not in FITS}
-    assert set(others) == {"compare-methods", "adapter", "serve", "fit", "sweep"} and len(FITS) == 4
-    assert prepare("fit", others["fit"].split()[1:]).flat()["trainer.devices"] == 2
-    assert Command("serve", serve).arguments(others["serve"].split()[1:])["options"].adapter.is_dir()
-    run(others["sweep"])
-    assert re.search(r"\d+ (cells|trials): \d+ open", capsys.readouterr().out)
-    settings = yaml.safe_load(find_config("compare_methods").read_text())
-    settings |= {"budgets": [2], "set": {"data.steps": 1, "trainer.limit_val_batches": 0}}
-    (quickstart / "short.yaml").write_text(yaml.safe_dump(settings))
-    methods = ("--methods", "linear probe", "RandLoRA-6")
-    run(others["compare-methods"], "--config", "short.yaml", "--seeds", "1", *methods, "--output", "out")
-    assert "RandLoRA-6" in (quickstart / "out" / "table.md").read_text()
-    pytest.importorskip("onnxruntime", reason='the export needs the extra: pip install ".[onnx]"')
-    run(others["adapter"])
-    assert (quickstart / "demo.onnx").is_file()
 
 
 def test_methods_to_choose(quickstart: Path) -> None:

@@ -106,7 +106,7 @@ SEARCHED = {
     "lora": "methods/lora",
     "memory": "troubleshooting",
 }
-"""Words, and the page that a search finds first; `test_site_browser` types them."""
+"""Words, and the page that a search finds first; `test_site_browser` types some of them."""
 
 
 @in_one_item(("word", "name"), SEARCHED.items())

@@ -137,18 +137,6 @@ def test_figures_are_added_to_older_ones(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_results(tmp_path, {"a": 1})
-
-    def broken(self: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(KeyboardInterrupt):
-        write_results(tmp_path, {"a": 2})
-    assert read_results(tmp_path) == {"a": 1}
-
-
 def test_nested_values_get_flat_keys() -> None:
     assert flat("a", {"b": 1, "c": {"d": [2], "e": {}}}) == {"a/b": 1, "a/c/d": [2]}
 

@@ -28,7 +28,7 @@ WRONG = {command for command, output in shown(PAGES["docs/troubleshooting.md"]) 
 
 MISSING = {
     "weights or a dataset": r"clip_vit\w+ (?!--data.root DATA)|compare_bases_fashion|glue_|pretrained openai|"
-    r"texts/minilm|table11 --skip|imagenet_a|cifar10$|coop$|analyze forgetting|--model vit_base|regenerate it from|--jobs 2",
+    r"texts/minilm|table11 --skip|imagenet_a|cifar10$|coop$|analyze forgetting|--model vit_base|regenerate|--jobs 2",
     "a package index, docker or an account": r"-m venv|conda create|pip uninstall|docker (build|run)|wandb|mlflow",
     "a run of a language model; docs/prompts.md has one": "QUESTIONS.jsonl --output",
     "several machines; test_several_machines.py runs two processes": "^(RESTARTS|NODES|sbatch)",
