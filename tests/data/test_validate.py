@@ -68,6 +68,7 @@ from tests.support.products import in_one_item
         ({"on_error": "stop"}, "Set raise or skip"),
         ({"templates": "prompts.txt"}, r"prompts.txt does not exist \(--data.templates\)"),
         ({"templates": []}, "--data.templates is empty"),
+        ({"dataset": "pairs", "root": "pairs.csv", "templates": ["a photo of {}"]}, "templates"),
         ({"templates": ["a photo"]}, "must have {} once"),
         ({"templates": ["a {} {}"]}, "must have {} once"),
     ],

@@ -1,6 +1,5 @@
 """The Python on the written pages runs as pasted, block after block."""
 
-import copy
 import json
 import os
 import re
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from randlora_pl.adapters import Adapter, DoRA, LoRA, inject
 from randlora_pl.language.prompt_sets import read_training
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import marked
@@ -50,30 +48,6 @@ def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytes
     assert not any(re.match(r"\.\.\.", line) for block in blocks_of(page) for line in block.splitlines())
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ({"r": 4, "lora_alpha": 8}, LoRA(rank=4, alpha=8)),
-        ({}, LoRA(rank=8, alpha=8)),
-        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, LoRA(rank=4, alpha=8, rslora=True)),
-        ({"r": 4, "lora_alpha": 8, "use_dora": True}, DoRA(LoRA(rank=4, alpha=8))),
-    ],
-)
-def test_options_of_lora_mean_what_the_table_of_peft_says(theirs: dict[str, Any], ours: Adapter) -> None:
-    peft = pytest.importorskip("peft", reason="the page needs peft")
-    model = torch.nn.Sequential(torch.nn.Linear(16, 12))
-    other = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["0"], **theirs))
-    inject(model, ours, targets=["0"])
-    mine = {name.rpartition(".")[2]: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    with torch.no_grad():
-        for name in ("A", "B"):
-            pair = getattr(other.base_model.model[0], f"lora_{name}")["default"].weight
-            pair.copy_(mine[name].normal_())
-    images = torch.randn(3, 16)
-    assert not torch.allclose(model(images), other.base_model.model[0].base_layer(images), atol=1e-2)
-    assert torch.allclose(model(images), other(images), atol=1e-5)
-
-
 def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("MINE").mkdir()
@@ -82,10 +56,6 @@ def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pyt
     exec(compile(next(block for block in blocks_of("prompts") if "alpaca" in block), "prompts.md", "exec"), {})
     written, _ = read_training("jsonl", Path("MINE"), 0)
     assert written == [("Add.\n2 and 2\n", "4"), ("Greet.\n", "Hello")]
-
-
-def test_the_blocks_are_found() -> None:
-    assert len(blocks_of("python")) >= 8
 
 
 def test_the_extras_are_those_of_the_package() -> None:

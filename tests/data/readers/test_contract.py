@@ -1,12 +1,9 @@
 """What holds for every dataset, over a copy of its true on-disk format."""
 
-import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from randlora_pl.utils.errors import UserError
 from tests.data.readers import BUILDERS
 from tests.data.readers.conftest import Copies, Copy
 from tests.data.readers.pictures import SIZE, label_of
-from tests.support.products import in_one_item, marked
+from tests.support.products import in_one_item
 
 SPLITS = ("train", "val", "test")
 
@@ -124,67 +121,6 @@ def shots_are_exact(copy: Copy) -> None:
     assert set(subset(samples, 1, None, 3, samples.classes).keys) < set(chosen.keys) <= set(samples.keys)
     other = subset(samples, 1, None, 4, samples.classes)
     assert set(other.keys) != set(subset(samples, 1, None, 3, samples.classes).keys)
-
-
-@pytest.mark.parametrize(("name",), marked(zip(BUILDERS), lambda row: list(BUILDERS).index(row[0]) % 3 == 0))
-def test_shots_do_not_depend_on_the_order_of_files(
-    name: str, copies: Copies, own_copy: Copies, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def drawn(copy: Copy) -> tuple[list[str], list[str], list[int]]:
-        found = Splits(copy.read)
-        shots = subset(found.train, 2, None, 0, found.train.classes)
-        return list(shots.keys), list(found.val.keys), found.test.labels.tolist()
-
-    before = drawn(copies(name))
-    turned = own_copy(name)
-    reverse_lists(turned.root)
-    listdir, scandir = os.listdir, os.scandir
-    monkeypatch.setattr(os, "listdir", lambda *path: sorted(listdir(*path), reverse=True))
-    monkeypatch.setattr(os, "scandir", lambda *path: Reversed(scandir(*path)))
-    assert drawn(turned) == before
-
-
-class Reversed:
-    """A folder's entries in the reverse of their alphabetical order."""
-
-    def __init__(self, entries: Any) -> None:
-        with entries:
-            self._entries = sorted(entries, key=lambda entry: str(entry.name), reverse=True)
-
-    def __enter__(self) -> "Reversed":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._entries)
-
-    def __next__(self) -> Any:  # os.walk takes one at a time
-        if not self._entries:
-            raise StopIteration
-        return self._entries.pop(0)
-
-
-def reverse_lists(root: Path) -> None:
-    """Reverses the annotation files in which the order of lines means nothing."""
-    ordered = {"classes.txt", "ClassName.txt", "variants.txt", "class_names.txt", "fold_indices.txt"}
-    for path in root.rglob("*.txt"):
-        if path.name not in ordered:
-            path.write_text("".join(f"{line}\n" for line in reversed(path.read_text().splitlines())))
-    for path in root.rglob("*.csv"):
-        header, *lines = path.read_text().splitlines()
-        path.write_text("".join(f"{line}\n" for line in [header, *reversed(lines)]))
-    for path in root.rglob("*.json"):
-        path.write_text(json.dumps(_reversed(json.loads(path.read_text()))))
-
-
-def _reversed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _reversed(value[key]) for key in reversed(value)}
-    if isinstance(value, list) and value and (isinstance(value[0], list) or all(isinstance(v, str) for v in value)):
-        return value[::-1]
-    return value
 
 
 @in_one_item("name", BUILDERS)

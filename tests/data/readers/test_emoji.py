@@ -83,20 +83,15 @@ def test_damaged_lists_are_named(own_copy: Copies, subtests: pytest.Subtests) ->
     path = copy.root / "emoji/emoji.json"
     entry = emoji(0x1F000, "a")
     first = f"{path} has other content: "
+    wrong: list[dict[str, Any]] = [{"short_names": []}, {"short_names": [1]}, {"image": None}, {"unified": 1}]
+    wrong += [{"skin_variations": []}, {"category": 3}, {"category": None}, {"subcategory": ["animal-bug"]}]
     for content, why in (
         ("[{", f"{path} cannot be read: "),
         ("{}", f"{path} cannot be read: it is not a list"),
         ('["a"]', f"{path} has other content: TypeError: "),
         (json.dumps([entry | {"image": "../1f000.png"}]), "'../1f000.png' is not the name of an image"),
         (json.dumps([{"name": "A", "short_names": ["a"]}]), f"{first}KeyError: 'has_img_google'"),
-        (json.dumps([entry | {"short_names": []}]), first),
-        (json.dumps([entry | {"short_names": [1]}]), first),
-        (json.dumps([entry | {"image": None}]), first),
-        (json.dumps([entry | {"skin_variations": []}]), first),
-        (json.dumps([entry | {"category": 3}]), first),
-        (json.dumps([entry | {"category": None}]), first),
-        (json.dumps([entry | {"subcategory": ["animal-bug"]}]), first),
-        (json.dumps([entry | {"unified": 1}]), first),
+        *((json.dumps([entry | part]), first) for part in wrong),
     ):
         with subtests.test(content):
             path.write_text(content)
