@@ -13,9 +13,7 @@ import pytest
 from randlora_pl.commands.data import datasets
 from randlora_pl.data import catalog
 from randlora_pl.data import catalog as prompts
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, find
+from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.validate import class_names, read_classnames
 from randlora_pl.utils.errors import UserError
