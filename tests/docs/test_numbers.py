@@ -19,7 +19,7 @@ from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.description import chosen_for
 from randlora_pl.sweep.expand import counts
-from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.tasks.objective import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT, prose_of
 from tests.prompts.test_counts import COUNTS
@@ -143,7 +143,7 @@ def check_sizes(name: str) -> None:
     assert SWEEPS[name][1:] == [f"{runs:,}", f"{len(cells):,}"]
 
 
-def first_seed(name: str) -> list[Trial]:
+def first_seed(name: str) -> list[Cell]:
     _, description = find_sweep(name)
     return plan(replace(description, seeds=description.seeds[:1]))
 

@@ -20,7 +20,7 @@ from randlora_pl.lab.report.files import write_report
 from randlora_pl.language import LabelledTexts
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.sweep.search import Search
 from randlora_pl.tasks import ImageTask
 from randlora_pl.utils.errors import UserError
@@ -168,7 +168,7 @@ def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
     assert len(description.seeds) == 5
 
 
-def swept(folder: Path, cells: list[Trial], accuracies: dict[str, float], tuned: Any = None, **facts: float) -> Sweep:
+def swept(folder: Path, cells: list[Cell], accuracies: dict[str, float], tuned: Any = None, **facts: float) -> Sweep:
     """The sweep of some cells that are finished; without an accuracy it is 50 with the first seed, 70 with the next."""
     for cell in cells:
         place = folder / "cells" / cell.hash
@@ -214,7 +214,7 @@ def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
 ) -> None:
     cells = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2])
 
-    def fails(cell: Trial) -> None:
+    def fails(cell: Cell) -> None:
         raise UserError("the folder has no test texts")
 
     monkeypatch.setattr("randlora_pl.lab.baselines.baselines_of", fails)

@@ -19,7 +19,7 @@ from randlora_pl.run.options.classes import classes, is_text_task
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
-from randlora_pl.sweep.plan import Trial, is_text, plan
+from randlora_pl.sweep.plan import Cell, is_text, plan
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused, Run
 
@@ -55,7 +55,7 @@ GRID: dict[str, Any] = {
 """Tiny random Qwen2 on files of the true format; texts are cut to 64 bytes."""
 
 
-def cells_of(**changes: Any) -> list[Trial]:
+def cells_of(**changes: Any) -> list[Cell]:
     return plan(SweepConfig.from_content(GRID | changes))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from randlora_pl.sweep.description import SweepConfig
-from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.plan import Cell, plan
 
 GRID: dict[str, Any] = {
     "title": "small",
@@ -23,7 +23,7 @@ GRID: dict[str, Any] = {
 """Two cells of about a second each."""
 
 
-def cells_of(**changes: Any) -> list[Trial]:
+def cells_of(**changes: Any) -> list[Cell]:
     return plan(SweepConfig.from_content(GRID | changes))
 
 

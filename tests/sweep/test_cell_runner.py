@@ -17,7 +17,7 @@ from randlora_pl.models import load_clip
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import DONE, SweepFolder
 from randlora_pl.sweep.loop import Runner
-from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
@@ -43,7 +43,7 @@ def _small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         yield
 
 
-def run(cell: Trial, folder: SweepFolder, runner: Runner | None = None) -> Path:
+def run(cell: Cell, folder: SweepFolder, runner: Runner | None = None) -> Path:
     place = folder.begin(cell)
     (runner or Runner())(cell, place)
     return place

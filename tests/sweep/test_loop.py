@@ -12,7 +12,7 @@ from rich.console import Console
 from randlora_pl.sweep import loop as module
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop
-from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import Terminated, UserError
 from randlora_pl.utils.lease import acquired, lease_on
@@ -29,7 +29,7 @@ class Fake:
         self.ran: list[str] = []
         self.errors = errors
 
-    def __call__(self, cell: Trial, place: Path) -> None:
+    def __call__(self, cell: Cell, place: Path) -> None:
         self.ran.append(str(cell.labels))
         if error := self.errors.get(cell.labels.method.partition("-")[0]):
             raise error
@@ -75,7 +75,7 @@ def test_an_early_end_is_a_failure_and_an_unknown_error_keeps_its_traceback(fold
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt("later"), UserError("the disk is full")])
 def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: BaseException) -> None:
-    def run(cell: Trial, place: Path) -> None:
+    def run(cell: Cell, place: Path) -> None:
         raise stop
 
     with pytest.raises(type(stop)):
@@ -133,7 +133,7 @@ def test_a_retry_by_another_process_is_enough(folder: SweepFolder) -> None:
     fake = Fake(LoRA=UserError("no"))
     Loop(folder, CELLS, fake).work()
 
-    def run(cell: Trial, place: Path) -> None:
+    def run(cell: Cell, place: Path) -> None:
         other = next(c for c in CELLS if c.labels == cell.labels._replace(seed=2))
         folder.fail(other, "no, too")  # meanwhile, by another process
         raise UserError("no")
@@ -152,7 +152,7 @@ def progress_of(folder: SweepFolder, stream: io.StringIO) -> Progress:
     return Progress(folder, CELLS, stream)
 
 
-def finish(folder: SweepFolder, cell: Trial) -> None:
+def finish(folder: SweepFolder, cell: Cell) -> None:
     figures = {"finished": True, "test/acc": 0.5, "cell_seconds": 60.0}
     (folder.begin(cell) / "results.json").write_text(json.dumps(figures))
 
@@ -223,7 +223,7 @@ def test_progress_is_linear_in_cells(count: int, tmp_path: Path, monkeypatch: py
     cells = [replace(CELLS[0], labels=CELLS[0].labels._replace(seed=n), flat={"n": n}) for n in range(count)]
     folder = SweepFolder(tmp_path)
 
-    def run(cell: Trial, place: Path) -> None:
+    def run(cell: Cell, place: Path) -> None:
         (place / "results.json").write_text('{"finished": true, "test/acc": 0.5, "cell_seconds": 1.0}')
 
     stream = io.StringIO()

@@ -11,7 +11,7 @@ from randlora_pl.data.catalog import PAPER
 from randlora_pl.models import load_clip
 from randlora_pl.sweep.description import SweepConfig, budget, budget_options, is_zero_shot
 from randlora_pl.sweep.expand import check_first, counts, data_of
-from randlora_pl.sweep.plan import Labels, digest, only, result_key, shard, trial_config
+from randlora_pl.sweep.plan import Labels, cell_config, digest, only, result_key, shard
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, cells_of
@@ -317,7 +317,7 @@ def test_counts_are_those_of_the_model() -> None:
 def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
     adamw = {"model.optimizer": "adamw", "model.schedule": "cosine"}
     options = {"rank": 10, "set": adamw} if isinstance(configs, list) else {}
-    tree = trial_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
+    tree = cell_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
     found = counts(tree)
     assert found is not None and found.trainable == trainable
 

@@ -11,7 +11,7 @@ import torch
 
 from randlora_pl.sweep.description import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.sweep.search import Search
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
@@ -32,7 +32,7 @@ def search_in(folder: Path, **changes: Any) -> Search:
     return Search(description, SweepFolder(folder, "tune.yaml"))
 
 
-def end(search: Search, cells: list[Trial]) -> None:
+def end(search: Search, cells: list[Cell]) -> None:
     """Finish the cells of candidates; the best has a rate of 0.01 and a low rank."""
     for cell in cells:
         value = 1 - abs(cell.facts["learning_rate"] - 0.01) - cell.facts["rank"] / 100

@@ -17,7 +17,7 @@ from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep.description import FILE, RATES, SweepConfig, checked
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
-from randlora_pl.sweep.plan import Trial, is_text, only, shard
+from randlora_pl.sweep.plan import Cell, is_text, only, shard
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Count, Folder, Option, Positive
@@ -46,8 +46,8 @@ class Job:
     """
 
     description: SweepConfig
-    cells: list[Trial]
-    chosen: list[Trial]
+    cells: list[Cell]
+    chosen: list[Cell]
     folder: SweepFolder
     same: str
     absent: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
         return file, SweepConfig.from_content(content)
 
 
-def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
+def check_root_is_read(cells: Iterable[Cell], root: str | None) -> None:
     """Refuse a data folder that no dataset of a sweep reads.
 
     Raises:
@@ -164,7 +164,7 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
         raise UserError("no cells left: --only, --shard and --skip-missing exclude all of them.")
 
 
-def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
+def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """Return the missing datasets, and the commands that get them."""
     absent: list[str] = []
     commands: list[str] = []
@@ -220,7 +220,7 @@ def check(job: Job) -> None:
     from randlora_pl.sweep import expand
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
-    different: dict[tuple[str, str, str], Trial] = {}
+    different: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:  # a search changes more than rates
         changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
         different[cell.labels.model, str(cell.facts.get("tunes", cell.labels.method)), str(changed)] = cell

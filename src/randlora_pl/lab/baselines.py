@@ -17,7 +17,7 @@ from randlora_pl.language import LabelledTexts
 from randlora_pl.language.metrics import grades
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.expand import data_of
-from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, write_text
 from randlora_pl.utils.lease import acquired, lease_on
@@ -25,7 +25,7 @@ from randlora_pl.utils.lease import acquired, lease_on
 log = logging.getLogger("randlora_pl")
 
 
-def measure(folder: Path, cells: Sequence[Trial]) -> None:
+def measure(folder: Path, cells: Sequence[Cell]) -> None:
     """Measure the baselines of these cells that the folder does not have yet, unless another process does."""
     lease = lease_on(folder / "locks" / "baselines.lock")
     with disk_errors(folder, ""):
@@ -55,9 +55,9 @@ def measure(folder: Path, cells: Sequence[Trial]) -> None:
         lease.release()
 
 
-def measured_with(cells: Iterable[Trial]) -> list[Trial]:
+def measured_with(cells: Iterable[Cell]) -> list[Cell]:
     """Return a cell for each dataset, budget and seed; all training samples are the same for every seed, so for one."""
-    found: dict[tuple[str, str], dict[int, Trial]] = {}
+    found: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
         if not cell.untrained:
             found.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
@@ -68,7 +68,7 @@ def measured_with(cells: Iterable[Trial]) -> list[Trial]:
     ]
 
 
-def baselines_of(cell: Trial) -> Iterator[tuple[str, float, int, int]]:
+def baselines_of(cell: Cell) -> Iterator[tuple[str, float, int, int]]:
     """Yield name, score, training samples and how many there are, for the data of a cell."""
     data = data_of({**cell.tree, "data": cell.tree["data"] | {"seed": cell.labels.seed}})
     limit = cell.tree.get("trainer", {}).get("limit_test_batches")
@@ -163,7 +163,7 @@ def _square(image: Any) -> Any:
     return np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
+def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
     """Return Markdown: a table of each model, dataset and budget, in which no method is ranked.
 
     Cells without a result are left out.
@@ -200,7 +200,7 @@ def _mean(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.1f}" + ("" if estimate.error is None else f" ± {estimate.error:.1f}")
 
 
-def _plain(sweep: Sweep, cells: Sequence[Trial]) -> list[list[str]]:
+def _plain(sweep: Sweep, cells: Sequence[Cell]) -> list[list[str]]:
     """Return rows of the plain classifiers, with the samples of each seed of these cells; none if one has an error."""
     known: dict[tuple[str, str, int], list[tuple[str, float]]] = {}
     for one in sweep.baselines:

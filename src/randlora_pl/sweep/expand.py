@@ -12,7 +12,7 @@ from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
-from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -95,7 +95,7 @@ def counts(tree: Tree) -> Counts | None:
     return Counts(trainable, total)
 
 
-def check_first(cell: Trial) -> None:
+def check_first(cell: Cell) -> None:
     """Refuse a method that cannot start from the LoRA that its cell trains before.
 
     Raises:

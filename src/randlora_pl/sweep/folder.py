@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from randlora_pl.sweep.description import SweepConfig
-from randlora_pl.sweep.plan import Labels, Trial
+from randlora_pl.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, parse_json, parse_yaml, write_text
 from randlora_pl.utils.lease import holder
@@ -50,21 +50,21 @@ class SweepFolder:
     file: str = "sweep.yaml"
     _done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def cell_path(self, cell: Trial) -> Path:
+    def cell_path(self, cell: Cell) -> Path:
         """Return the run folder of a cell."""
         return self.path / "cells" / cell.hash
 
-    def lock(self, cell: Trial) -> Path:
+    def lock(self, cell: Cell) -> Path:
         """Return the lock file of a cell."""
         return self.path / "locks" / f"{cell.hash}.lock"
 
-    def state(self, cell: Trial) -> str:
+    def state(self, cell: Cell) -> str:
         """``done``, ``failed`` or ``open``."""
         if self.results(cell):
             return DONE
         return FAILED if (self.cell_path(cell) / "failed.json").is_file() else OPEN
 
-    def results(self, cell: Trial) -> dict[str, Any]:
+    def results(self, cell: Cell) -> dict[str, Any]:
         """Return the results of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
             found = _read(self.cell_path(cell) / "results.json")
@@ -73,28 +73,28 @@ class SweepFolder:
             self._done[cell.hash] = found
         return self._done[cell.hash]
 
-    def failure(self, cell: Trial) -> dict[str, Any]:
+    def failure(self, cell: Cell) -> dict[str, Any]:
         """``reason``, ``time`` and ``tries`` of a cell that failed; empty for any other."""
         return _read(self.cell_path(cell) / "failed.json")
 
-    def worker(self, cell: Trial) -> str:
+    def worker(self, cell: Cell) -> str:
         """Name the process that runs a cell; empty if none does."""
         return holder(self.lock(cell))
 
-    def begin(self, cell: Trial) -> Path:
+    def begin(self, cell: Cell) -> Path:
         """Make the folder of a cell, with what it is called and what decides its result."""
         labels = cell.labels._asdict() | ({"family": cell.family} if cell.family else {}) | cell.facts
         _write_json(self.cell_path(cell) / "cell.json", labels | {"config": cell.flat})
         return self.cell_path(cell)
 
-    def fail(self, cell: Trial, reason: str, traceback: str = "") -> None:
+    def fail(self, cell: Cell, reason: str, traceback: str = "") -> None:
         """Record that a cell failed, and why."""
         facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
         self.begin(cell)
         _write_json(self.cell_path(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
 
-    def succeed(self, cell: Trial, keep_adapters: bool) -> None:
+    def succeed(self, cell: Cell, keep_adapters: bool) -> None:
         """Remove checkpoints and a former failure of a finished cell, and adapters unless keep_adapters is set."""
         cell_path = self.cell_path(cell)
         for name in ("checkpoints", f"{FIRST}/checkpoints"):
@@ -104,7 +104,7 @@ class SweepFolder:
             for name in ("adapter", "adapter-best", FIRST):
                 shutil.rmtree(cell_path / name, ignore_errors=True)
 
-    def open(self, description: SweepConfig, cells: Sequence[Trial]) -> None:
+    def open(self, description: SweepConfig, cells: Sequence[Cell]) -> None:
         """Make the folder for a sweep, or extend the grid of the existing one.
 
         Raises:
@@ -134,7 +134,7 @@ class SweepFolder:
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 
-    def check(self, cells: Sequence[Trial]) -> None:
+    def check(self, cells: Sequence[Cell]) -> None:
         """Raise a UserError with the differences if cells of the same names have other configs here."""
         planned = {cell.labels: cell for cell in cells}
         hashes = {cell.hash for cell in cells}
@@ -189,18 +189,18 @@ class Times:
     def __init__(self) -> None:
         self._found: dict[tuple[str, ...], list[float]] = {}
 
-    def add(self, cell: Trial, seconds: float) -> None:
+    def add(self, cell: Cell, seconds: float) -> None:
         """Add a finished cell."""
         for kind in self._kinds(cell):
             self._found.setdefault(kind, []).append(seconds)
 
-    def expected(self, cell: Trial) -> float | None:
+    def expected(self, cell: Cell) -> float | None:
         """Return the expected seconds of a cell; None before a similar one has finished."""
         found = next(filter(None, map(self._found.get, self._kinds(cell))), None)
         return fmean(found) if found else None
 
     @staticmethod
-    def _kinds(cell: Trial) -> list[tuple[str, ...]]:
+    def _kinds(cell: Cell) -> list[tuple[str, ...]]:
         model, dataset, budget, method, _ = cell.labels
         method = str(cell.facts.get("tunes", method))
         return [(model, method, dataset, budget), (model, method, dataset), (model, method), (model,)]
@@ -216,17 +216,17 @@ class Progress:
     """
 
     def __init__(
-        self, folder: SweepFolder, cells: Sequence[Trial], stream: IO[str] | None = None, jobs: int = 1
+        self, folder: SweepFolder, cells: Sequence[Cell], stream: IO[str] | None = None, jobs: int = 1
     ) -> None:
         self.folder, self.jobs = folder, jobs
         self.stream = sys.stdout if stream is None else stream
         self.console = Console(file=self.stream)
         self.lines: list[str] = []
-        self.own: tuple[Trial, float] | None = None
+        self.own: tuple[Cell, float] | None = None
         self.times = Times()
         self._states: dict[str, str] = {}
         self._seconds: list[float] = []  # of finished cells
-        self._running: list[tuple[Trial, str]] = []
+        self._running: list[tuple[Cell, str]] = []
         self._scanned, self._cost = 0.0, 0.0
         self.follow(cells)
         self.scan()
@@ -235,7 +235,7 @@ class Progress:
             redirect_stderr=False,
         )  # fmt: skip
 
-    def follow(self, cells: Sequence[Trial]) -> None:
+    def follow(self, cells: Sequence[Cell]) -> None:
         """Count these cells, of which a search finds more as it goes on."""
         self.cells = cells
         self._tally = Counter(dict.fromkeys((DONE, FAILED, OPEN), 0))
@@ -246,18 +246,18 @@ class Progress:
         """Within it the table is on the terminal; elsewhere nothing happens."""
         return self.live if self.console.is_terminal else nullcontext()
 
-    def started(self, cell: Trial) -> None:
+    def started(self, cell: Cell) -> None:
         """Record that a cell begins in this process."""
         self.own = (cell, time.monotonic())
 
-    def ended(self, cell: Trial) -> None:
+    def ended(self, cell: Cell) -> None:
         """Print one line per finished or failed cell."""
         self.own = None
         self._look(cell)
         self.look()
         self.print_line(cell)
 
-    def print_line(self, cell: Trial) -> None:
+    def print_line(self, cell: Cell) -> None:
         """Print the result of a cell: why it failed, or its accuracy, or the metric of its texts."""
         found = self.folder.results(cell)
         if found:
@@ -278,12 +278,12 @@ class Progress:
         else:
             print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
 
-    def look(self, every: float = 10.0) -> list[Trial]:
+    def look(self, every: float = 10.0) -> list[Cell]:
         """Scan, unless the last scan was a short time ago, in seconds or in units of its own time."""
         recent = time.monotonic() - self._scanned < max(every, 50 * self._cost)  # the folder may be far away
         return [] if recent else self.scan()
 
-    def scan(self) -> list[Trial]:
+    def scan(self) -> list[Cell]:
         """Look at every cell that was not finished the last time; return those that have ended since."""
         start = time.monotonic()
         ended = [cell for cell in self.cells if self._states[cell.hash] != DONE and self._look(cell)]
@@ -293,7 +293,7 @@ class Progress:
         self._cost = self._scanned - start
         return ended
 
-    def _look(self, cell: Trial) -> bool:
+    def _look(self, cell: Cell) -> bool:
         """Look at one cell; return True if its state is another one than before."""
         before, state = self._states[cell.hash], self.folder.state(cell)
         self._states[cell.hash] = state
@@ -320,7 +320,7 @@ class Progress:
         """Return the number of processes that run a cell now, this one included."""
         return len(self._elsewhere()) + (self.own is not None)
 
-    def _elsewhere(self) -> list[tuple[Trial, str]]:
+    def _elsewhere(self) -> list[tuple[Cell, str]]:
         return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
 
     def time_left(self) -> str:

@@ -28,7 +28,7 @@ from randlora_pl.run.options.compose import Command, Tree, merge, normalize, rea
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.run_folder import FILE, check_run, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
-from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
 from randlora_pl.utils.files import disk_errors
@@ -52,8 +52,8 @@ class Outcome:
         stopped: Why it stopped before the end, empty where it did not.
     """
 
-    done: list[Trial] = field(default_factory=list)
-    failed: list[Trial] = field(default_factory=list)
+    done: list[Cell] = field(default_factory=list)
+    failed: list[Cell] = field(default_factory=list)
     elsewhere: int = 0
     stopped: str = ""
 
@@ -75,15 +75,15 @@ class Loop:
     """
 
     folder: SweepFolder
-    cells: Sequence[Trial]
-    run: Callable[[Trial, Path], bool | None]
+    cells: Sequence[Cell]
+    run: Callable[[Cell, Path], bool | None]
     watch: "Progress | None" = None
     fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
-    seconds: Callable[[Trial], float] = lambda cell: 0.0
+    seconds: Callable[[Cell], float] = lambda cell: 0.0
     keep_adapters: bool = True
-    dropped: Callable[[Trial], bool] = lambda cell: False
+    dropped: Callable[[Cell], bool] = lambda cell: False
     _leases: dict[str, SoftFileLease] = field(default_factory=dict)
     _tries: dict[str, int] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class Loop:
         outcome = Outcome()
         left, patience = list(self.cells), time.monotonic() + 2 * leases.LEASE
         while left:
-            passed: list[Trial] = []
+            passed: list[Cell] = []
             for cell in left:
                 if self._settled(cell) or self.dropped(cell):
                     continue
@@ -120,13 +120,13 @@ class Loop:
             left = passed
         return outcome
 
-    def _settled(self, cell: Trial) -> bool:
+    def _settled(self, cell: Cell) -> bool:
         state = self.folder.state(cell)
         if state == FAILED and self.retry_failed:  # unless another process has just done so
             return bool(self.folder.failure(cell).get("tries", 0) != self._tries[cell.hash])
         return state in (DONE, FAILED)
 
-    def _one(self, cell: Trial, outcome: Outcome) -> bool:
+    def _one(self, cell: Cell, outcome: Outcome) -> bool:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         with disk_errors(self.folder.path, ""):
@@ -171,10 +171,10 @@ class Runner:
         watcher: Returns a callback that may end a cell early, or None.
     """
 
-    def __init__(self, test: bool = True, watcher: "Callable[[Trial], Callback | None]" = lambda cell: None) -> None:
+    def __init__(self, test: bool = True, watcher: "Callable[[Cell], Callback | None]" = lambda cell: None) -> None:
         self.test, self.watcher = test, watcher
 
-    def __call__(self, cell: Trial, folder: Path) -> bool:
+    def __call__(self, cell: Cell, folder: Path) -> bool:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
 
         Returns:
@@ -194,7 +194,7 @@ class Runner:
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
-    def _run(self, cell: Trial, folder: Path, start: float) -> bool:
+    def _run(self, cell: Cell, folder: Path, start: float) -> bool:
         from randlora_pl.run import fit_results, lightning_cli, session, stages
         from randlora_pl.utils.run_files import read_results, write_results
 
@@ -220,7 +220,7 @@ class Runner:
                 write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
             return app.trainer.received_sigterm
 
-    def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
+    def command(self, cell: Cell, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""
         if cell.first and again:  # its method depends on the LoRA, and is in the config that the run wrote
             may_differ = (("data", "root"), ("trainer", "accelerator"))
@@ -237,7 +237,7 @@ class Runner:
         return command
 
     @staticmethod
-    def _resumable(cell: Trial, folder: Path) -> bool:
+    def _resumable(cell: Cell, folder: Path) -> bool:
         """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
         from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 

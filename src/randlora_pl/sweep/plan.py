@@ -24,7 +24,7 @@ from randlora_pl.sweep.description import METHOD, RATES, ZERO_SHOT, SweepConfig,
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 
-def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
+def cell_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
     """Return the config of a model with a method, with every class name checked.
 
     The facts of a model are its ``config`` (names of configs, or a config itself) and ``set``. A ``root`` overrides the
@@ -104,7 +104,7 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Cell:
     """One run of a sweep.
 
     Attributes:
@@ -136,7 +136,7 @@ class Trial:
         return self.labels.budget == ZERO_SHOT
 
 
-def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
+def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
     """Return every cell in the order in which they are run: models and datasets change least often, then seeds.
 
     A pretrained model has one cell for each dataset: nothing in it depends on a budget or a seed. The cells of a
@@ -146,7 +146,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
         UserError: A name is unknown, with its place in the description; or two cells are one run, whose folder could
             have the name of one of them only.
     """
-    cells: dict[str, Trial] = {}
+    cells: dict[str, Cell] = {}
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
         stages = {label: _stages(description, model, label) for label in methods_of(description, model)}
@@ -170,7 +170,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
                     flat |= {f"first.{name}": value for name, value in before.items()}
                 labels = Labels(model, dataset, budget, method, seed)
                 family = str(facts.get("family") or "")
-                cell = Trial(labels, tree, flat, family, first=first[0] if first else {}, form=form)
+                cell = Cell(labels, tree, flat, family, first=first[0] if first else {}, form=form)
                 if cell.hash in cells:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell
@@ -193,7 +193,7 @@ def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tre
     for place, stage in {f"methods.{method}": facts, f"methods.{method}.first": first}.items():
         if stage or stage is facts:
             with errors_in(f"models.{model} with {place}"):
-                tree = trial_config(description.models[model], stage, options, description.root, is_zero_shot(method))
+                tree = cell_config(description.models[model], stage, options, description.root, is_zero_shot(method))
                 flat = flatten(tree)
                 for option in ("trainer.devices", "trainer.num_nodes"):
                     if flat.get(option, 1) not in (1, "1", "auto"):
@@ -247,7 +247,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def only(cells: Sequence[Trial], choices: Sequence[str]) -> list[Trial]:
+def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
     """Return the cells with the labels that ``key=value[,value]`` words choose.
 
     Raises:
@@ -274,7 +274,7 @@ def labels_of(word: str, text: str, known: Sequence[str]) -> list[str]:
     return values
 
 
-def shard(cells: Sequence[Trial], text: str | None) -> list[Trial]:
+def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
     """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n; a UserError refuses others."""
     if text is None:
         return list(cells)

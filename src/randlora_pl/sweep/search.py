@@ -35,7 +35,7 @@ from randlora_pl.sweep.description import (
 )
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
-from randlora_pl.sweep.plan import Trial, digest, methods_of, plan, trial_config
+from randlora_pl.sweep.plan import Cell, cell_config, digest, methods_of, plan
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -134,14 +134,14 @@ class Search:
             options = [*RATES, *(name for method in self.names for name in self._options(method))]
             raise UserError(f"tune.search has {unknown[0]!r}, which no method has.{near(unknown[0], options)}")
         self._grids: dict[str, tuple[list[list[Any]], tuple[int, int] | None]] = {}
-        self._cells: dict[tuple[str, Values, int], list[Trial]] = {}
+        self._cells: dict[tuple[str, Values, int], list[Cell]] = {}
         self._studies: dict[str, Study] = {}
 
     def _tree(self, method: str) -> Tree:
         facts = self.small.methods[method]
         with errors_in(f"methods.{method}"):
             model = next(model for model in self.small.models if method in methods_of(self.small, model))
-            return trial_config(self.small.models[model], facts, self.small.options, None, untrained=False)
+            return cell_config(self.small.models[model], facts, self.small.options, None, untrained=False)
 
     def _options(self, method: str) -> list[str]:
         kind = getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
@@ -156,7 +156,7 @@ class Search:
         self.names = {method: names for method, names in self.names.items() if method in left}
         self._cells = {}
 
-    def cells(self, method: str, values: Values, seed: int) -> list[Trial]:
+    def cells(self, method: str, values: Values, seed: int) -> list[Cell]:
         """Return the cells of a candidate with a seed."""
         key = (method, values, seed)
         if key not in self._cells:
@@ -211,13 +211,13 @@ class Search:
             found += [(rate, *rest) for rate in rates[low : high + 1]]
         return sorted(found, key=lambda values: values[0])
 
-    def known(self, ask: bool = False) -> list[Trial]:
+    def known(self, ask: bool = False) -> list[Cell]:
         """Return the cells to run, as far as is known by now.
 
         Args:
             ask: If True, Optuna begins another trial.
         """
-        found: list[Trial] = []
+        found: list[Cell] = []
         for method in self.names:
             if self.sampler == TPE and self._begun():
                 study = self.study(method)
@@ -255,12 +255,12 @@ class Search:
         beyond = [(rate, *rest) for rate in rates[low : high + 1] if rate not in begun]
         return pairs + [(values, seed) for values in beyond for seed in self.seeds]
 
-    def dropped(self, cell: Trial) -> bool:
+    def dropped(self, cell: Cell) -> bool:
         """Return True if a cell is not worth running, because its candidate has failed elsewhere."""
         cells = self.cells(*self._candidate(cell), cell.labels.seed)
         return self.folder.state(cell) == OPEN and any(self.folder.state(other) == FAILED for other in cells)
 
-    def _candidate(self, cell: Trial) -> tuple[str, Values]:
+    def _candidate(self, cell: Cell) -> tuple[str, Values]:
         method = cell.facts["tunes"]
         return method, tuple(cell.facts[name] for name in self.names[method])
 
@@ -286,7 +286,7 @@ class Search:
             return False
         return all(self.folder.state(cell) != OPEN for cell in self.known())
 
-    def watcher(self, cell: Trial) -> "Pruning | None":
+    def watcher(self, cell: Cell) -> "Pruning | None":
         """Return the callback that may end a cell early."""
         if not self.pruner or cell.labels.seed != self.seeds[0]:
             return None

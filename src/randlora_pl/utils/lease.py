@@ -1,4 +1,4 @@
-"""Leases on files: one process owns a run folder or a trial of a sweep, and another takes over if the owner is dead.
+"""Leases on files: one process owns a run folder or a cell of a sweep, and another takes over if the owner is dead.
 
 A lease also works on network folders, where locks of the operating system may apply to one machine only. A dead owner
 on this machine is detected at once. An owner on another machine is dead if its file does not change for `LEASE`

@@ -132,7 +132,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from randlora_pl.data import download as archives, install
-from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.catalog import find
 add, calls = archives._Meter.add, []
 def dying(self, count):
     calls.append(count)

@@ -21,7 +21,7 @@ from randlora_pl.lab.report.cells import read_baselines
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.sweep import loop as cli_cells
 from randlora_pl.sweep.loop import Outcome
-from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.utils.errors import UserError
 from tests.faults.child import Command
 from tests.support.cli import Refused, Run
@@ -209,7 +209,7 @@ SHIPPED = [name.removeprefix("sweeps/") for name in config_names() if name.start
 
 
 @functools.cache
-def first_seed(name: str) -> list[Trial]:
+def first_seed(name: str) -> list[Cell]:
     description = find_sweep(name)[1]
     return plan(replace(description, seeds=description.seeds[:1]))
 
@@ -297,7 +297,7 @@ def test_rates_are_searched_and_then_run_as_one_command(
     written(tmp_path, methods=methods, set=steps, tune={"search": {"learning_rate": [1e-3, 1e-2]}, "seeds": [0]})
     plain, begun = cli_cells.Runner.__call__, []
 
-    def interrupted(self: cli_cells.Runner, cell: Trial, folder: Path) -> None:
+    def interrupted(self: cli_cells.Runner, cell: Cell, folder: Path) -> None:
         begun.append(cell.labels)
         if len(begun) in (2, 5):
             raise KeyboardInterrupt

@@ -152,7 +152,7 @@ def peak_bytes(device: torch.device) -> int:
 
     Args:
         device: Device of the model. CUDA: peak of PyTorch's allocator since the last reset. Others: peak resident set
-            of the process since it started, or since Linux reset the counter, as before each trial of a sweep.
+            of the process since it started, or since Linux reset the counter, as before each cell of a sweep.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
