@@ -22,7 +22,7 @@ from tests.support.products import in_one_item
 
 
 def first_answer(text: str, answers: tuple[str, ...]) -> str | None:
-    return Item("boolq", "", "", answers).found(text)
+    return Item("boolq", "", "", answers).find_answer(text)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -132,7 +132,7 @@ def test_the_longest_of_the_answers_that_start_at_one_place_is_taken() -> None:
     assert first_answer("a.b", ("a.b", ".")) == "a.b"
     assert first_answer("axb", ("a.b",)) is None
     own = Item("test", "q", "4")  # without options any text is an answer
-    assert [own.found(text) for text in (" 4 ", "4 5", "")] == ["4", "4 5", ""]
+    assert [own.find_answer(text) for text in (" 4 ", "4 5", "")] == ["4", "4 5", ""]
 
 
 @settings(max_examples=50)

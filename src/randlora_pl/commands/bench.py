@@ -292,8 +292,8 @@ def train(
                 for case in cases:
                     tick(1)
                     sets[case.name] = rss_elsewhere(one_training, setup, case.name)
-            found = measure(cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results)))
-        return whole(found)
+            measured = measure(cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results)))
+        return whole(measured)
 
     about: dict[str, Any] = {
         "command": words.command("bench train", "--output"),
@@ -394,16 +394,16 @@ def adapters(
     about = {"command": typed, "machine": facts, "gemm_flops_per_second": rate}
 
     def work(keep: Callable[[list[bench.Reading]], None]) -> list[bench.Reading]:
-        found: list[bench.Reading] = []
+        finished: list[bench.Reading] = []
         total = sum(ticks(len(bench.methods_at(sweep, names)), timing.rounds) for sweep, _ in points)
         with measuring(total) as tick:
             for sweep, point in points:
                 these = bench.methods_at(sweep, names)
                 made, missing = bench.cases(point, these, device, timing.precision)
                 measured = measure(made, gemm, timing.rounds, lambda _: tick(1)) + missing
-                found.append(bench.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
-                keep(list(found))
-        return found
+                finished.append(bench.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
+                keep(list(finished))
+        return finished
 
     def note(results: list[bench.Reading], folder: Path) -> None:
         rows = [row for reading in results for row in reading.as_rows()]

@@ -158,8 +158,8 @@ def sections(docstring: str | None) -> dict[str, str]:
 
 def _explained(text: str) -> dict[str, str]:
     """Return the explanations in a section by name, without their last stop."""
-    found = re.findall(r"^(\w+): (.*(?:\n .*)*)", text, flags=re.M)
-    return {name: " ".join(words.split()).removesuffix(".") for name, words in found}
+    entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", text, flags=re.M)
+    return {name: " ".join(words.split()).removesuffix(".") for name, words in entries}
 
 
 def first_sentence(text: str) -> str:
@@ -232,10 +232,10 @@ class Command:
         Raises:
             UserError: A word is wrong.
         """
-        found: dict[str, Any] = {name: Words(words) for name, kind in self.hints.items() if kind is Words}
+        values_by_name: dict[str, Any] = {name: Words(words) for name, kind in self.hints.items() if kind is Words}
         rest = next((name for name, kind in self.hints.items() if kind is Rest), "")
         if rest:
-            parsed, found[rest] = self.parser().parse_known_args(words)
+            parsed, values_by_name[rest] = self.parser().parse_known_args(words)
         else:
             parsed = self.parser().parse_intermixed_args(words)
         typed = vars(parsed)
@@ -243,11 +243,13 @@ class Command:
         for each in self.parameters:
             if typed.get(each.name) is not None:
                 owned[each.owner][each.name] = each.read(typed[each.name])
-        found |= owned.pop("", {})
+        values_by_name |= owned.pop("", {})
         for owner, values in owned.items():
             default = self.signature[owner].default
-            found[owner] = self.hints[owner](**values) if default is _NEEDED else dataclasses.replace(default, **values)
-        return found
+            values_by_name[owner] = (
+                self.hints[owner](**values) if default is _NEEDED else dataclasses.replace(default, **values)
+            )
+        return values_by_name
 
 
 def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:
@@ -319,9 +321,9 @@ def counting(shown: bool, text: str = "{task.completed:,} images decoded", total
         yield lambda count: progress.advance(task, count)
 
 
-def print_json(found: object) -> int:
+def print_json(content: object) -> int:
     """Print a listing for another program; return the exit code of the command."""
-    print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+    print(json.dumps(content, indent=2, ensure_ascii=False, default=str))
     return 0
 
 

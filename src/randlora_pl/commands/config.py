@@ -75,8 +75,8 @@ def check(file: Config) -> int:
     Returns:
         0, or 2 if there are mistakes.
     """
-    if not (found := mistakes_in(find_config(file))):
+    if not (mistakes := mistakes_in(find_config(file))):
         print(f"{file}: no mistakes found")
         return 0
-    print("\n".join(found))
-    raise UserError(f"{file} has {len(found)} mistake{'s' * (len(found) > 1)}.")
+    print("\n".join(mistakes))
+    raise UserError(f"{file} has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}.")

@@ -88,7 +88,7 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
                 "note": row.note,
             }
         ]
-    found = []
+    facts = []
     for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
         source = {"files": f"below --data.root PATH, see {page}"}
         if name in glue.TASKS:
@@ -99,11 +99,11 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
                 tree, get = prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE
             source = {"files": f"{tree}; below --data.root PATH", "get it": get}
         if name in known:
-            found.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
-    if not found:
+            facts.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
+    if not facts:
         hint = near(name, [*CATALOG, *DATASETS, *LABELLED])
         raise UserError(f"Unknown dataset {name!r}.{hint} See: randlora-pl datasets")
-    return found
+    return facts
 
 
 def state_of(row: DatasetSpec, root: Path) -> str:
@@ -124,18 +124,18 @@ def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
 def datasets() -> dict[str, str]:
     """Return the datasets on this machine, and the commands to get the others."""
     root = default_root()
-    found = {}
+    states = {}
     for row in CATALOG.values():
         if row.own:
             continue
         state, steps = state_of(row, root), "" if row.package or row.download else " (prints the steps)"
         known = {"built in": "built in", "here": f"found: {dataset_path(row, root)}"}
-        found[row.name] = known.get(state, f"missing: {get_command(row, root)}{steps}")
+        states[row.name] = known.get(state, f"missing: {get_command(row, root)}{steps}")
     for name in DATASETS | LABELLED:
         if name not in OWN_TEXTS:
             steps = f"missing: randlora-pl datasets {name} (prints the steps)"
-            found[name] = steps if absent(name, root) else f"found below {root}"
-    return found | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
+            states[name] = steps if absent(name, root) else f"found below {root}"
+    return states | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
 
 
 if TYPE_CHECKING:

@@ -155,12 +155,12 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         for each in matrix():
             rows_of.setdefault(each["name"], []).append(each)
         picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in names]
-        found = list(chain(*picked)) or matrix()
+        listed = list(chain(*picked)) or matrix()
         if json:
-            return print_json(found)
+            return print_json(listed)
         methods = {name for _, name, _ in _methods()}
         cells = []
-        for row in found:
+        for row in listed:
             adapted = " / ".join(row[method] or "-" for method in row if method in methods)
             equal = f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights"
             why = row["refused"] or "; ".join(

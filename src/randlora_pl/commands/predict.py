@@ -313,10 +313,10 @@ def classify(options: PredictOptions) -> PredictionTable:
             for held in _together(zip(*loaders, strict=True), _HELD if len(turns) > 1 else 0):
                 for name, task, form in turns:
                     for batch in (batches[form] for batches in held):
-                        found = task.predictions(task.class_logits(batch["image"].to(device))).cpu()
+                        scores = task.predictions(task.class_logits(batch["image"].to(device))).cpu()
                         known = batch["weight"] > 0
                         numbers = batch["index"][known].tolist()
-                        table.add_answers(name, numbers, task, found[known], options.top_k)
+                        table.add_answers(name, numbers, task, scores[known], options.top_k)
                 turns.reverse()  # the last adapter is already in the model
     if skipped := len(loaders[0].skipped):
         table.note += f"; unreadable and skipped: {skipped:,}"

@@ -198,13 +198,13 @@ def report(
     from randlora_pl.lab.report.files import write_report
     from randlora_pl.sweep.folder import REPORT
 
-    found = read_sweep(sweep)
-    for line in found.warnings:
+    cells = read_sweep(sweep)
+    for line in cells.warnings:
         print(f"randlora-pl: warning: {line}", file=sys.stderr)
-    files = write_report(found, output or sweep / REPORT, overwrite)
-    states = Counter(found.cells["state"])
+    files = write_report(cells, output or sweep / REPORT, overwrite)
+    states = Counter(cells.cells["state"])
     others = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
-    print(f"{states[FINISHED]} of {len(found.cells)} runs are finished{others}")
+    print(f"{states[FINISHED]} of {len(cells.cells)} runs are finished{others}")
     for file in files:
         print(f"{file}: {file.stat().st_size:,} bytes")
     print(f"Next: open {files[0]} in a browser")

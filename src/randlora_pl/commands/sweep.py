@@ -428,9 +428,9 @@ def markdown(report: Tree, measure: "Measure") -> str:
     for method, facts in report["methods"].items():
         for entry in facts["tried"]:
             values = {key: value for key, value in entry.items() if key not in (monitor, "failed")}
-            found = entry[monitor]
-            cells = [shown_as(found[str(s)]) if str(s) in found else "" for s in report["seeds"]]
-            mean = shown_as(fmean(found.values())) if found else ""
+            by_seed = entry[monitor]
+            cells = [shown_as(by_seed[str(s)]) if str(s) in by_seed else "" for s in report["seeds"]]
+            mean = shown_as(fmean(by_seed.values())) if by_seed else ""
             reason = shortened(entry.get("failed", ""), 120)
             failed = f"failed: {reason}" if reason and not reason.startswith(PRUNED) else reason
             mark = "chosen" if values == facts["chosen"] else failed

@@ -272,14 +272,14 @@ def place_of(job: Job) -> str:
 
 def child_words(words: list[str], typed: WorkOptions, job: Job) -> list[str]:
     """Return the command of one of several processes: with the typed options, this folder and without their number."""
-    found = [*words, "--output", str(job.folder.path.resolve()), *import_words().split()]
+    command = [*words, "--output", str(job.folder.path.resolve()), *import_words().split()]
     for name in ("only", "seeds", "search", "shard", "max_hours", "sampler", "trials", "pruner"):
         if value := getattr(typed, name, None):
-            found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+            command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
     if isinstance(typed, CellOptions) and typed.root is not None:
-        found += ["--data.root", typed.root]
+        command += ["--data.root", typed.root]
     names = ("retry_failed", "skip_missing")
-    return found + [f"--{name.replace('_', '-')}" for name in names if getattr(typed, name, False)]
+    return command + [f"--{name.replace('_', '-')}" for name in names if getattr(typed, name, False)]
 
 
 _PAUSE = 1.0

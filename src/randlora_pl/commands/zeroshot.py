@@ -69,7 +69,7 @@ def zeroshot(
     clip = models.load_clip(name, pretrained)
     _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
     clip.model.to(place)
-    found: dict[str, lab.ZeroShot] = {}
+    results: dict[str, lab.ZeroShot] = {}
     failed: dict[str, str] = {}
     folder: Path | None = None
     for row in rows:
@@ -79,7 +79,7 @@ def zeroshot(
                 data = lab.prepare(clip, row.name, folder_of_data, batch)
                 total = len(data.samples("test"))
                 with counting(True, f"{row.name}: {{task.completed:,}} of {total:,} images") as tick:
-                    found[row.name] = lab.evaluate(clip, data, place, tick)
+                    results[row.name] = lab.evaluate(clip, data, place, tick)
         except UserError as error:
             if dataset != "all":
                 raise
@@ -92,12 +92,12 @@ def zeroshot(
             "single_prompt": lab.SINGLE,
             "published_source": lab.SOURCE,
             "unit": "percent of the test images",
-            "datasets": {name: one.as_dict() for name, one in found.items()},
+            "datasets": {name: one.as_dict() for name, one in results.items()},
             "failed": failed,
             "missing": absent,
         }  # after each dataset, so that an interrupted command keeps finished ones
         write_text(folder / "zeroshot.json", json.dumps(content, indent=1) + "\n")
-    _print(clip, found, failed)
+    _print(clip, results, failed)
     if absent:
         print(f"\nMissing in {folder_of_data}: {', '.join(absent)}")
         below = "" if folder_of_data == default_root() else f" --root {folder_of_data}"
@@ -123,14 +123,14 @@ def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[Da
     return there, [row.name for row in rows if row not in there], root
 
 
-def _print(clip: "models.LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str]) -> None:
+def _print(clip: "models.LoadedClip", results: dict[str, "ZeroShot"], failed: dict[str, str]) -> None:
     """Print the table, and below it why datasets could not be tested."""
     from randlora_pl.lab.zeroshot import OTHER_SPLIT, SINGLE, SOURCE
 
-    known = any(one.published is not None for one in found.values())
+    known = any(one.published is not None for one in results.values())
     header = ["dataset", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]
     rows = []
-    for name, one in found.items():
+    for name, one in results.items():
         images = f"{one.images:,}" if one.expected in (None, one.images) else f"{one.images:,} of {one.expected:,}"
         cells = [name, images, one.classes, one.templates, f"{one.ensemble:.2f}", f"{one.single:.2f}"]
         if known:
@@ -142,7 +142,7 @@ def _print(clip: "models.LoadedClip", found: dict[str, "ZeroShot"], failed: dict
         print(table([*header, "published %", "difference"] if known else header, rows))
     if known:
         print(f"\nPublished: {SOURCE}.")
-        other = [name for name in OTHER_SPLIT if name in found]
+        other = [name for name in OTHER_SPLIT if name in results]
         if other:
             print(f"Published for other test images, drawn at random: {', '.join(other)}.")
     for name, message in failed.items():

@@ -69,19 +69,19 @@ def check(row: DatasetSpec, root: Path, sample: int | None, tick: Tick = lambda 
         report.missing = True
         report.problems.append(UserError(how_to_get(row, root)))
         return report
-    found: dict[str, Samples | None] = {}
+    by_split: dict[str, Samples | None] = {}
     names = ("test",) if row.trains_on else SPLITS
     for split in names:
         try:
             with ignore_stored():  # do not trust listings of earlier runs
-                found[split] = read(row, root, split)
+                by_split[split] = read(row, root, split)
         except UserError as error:
             if error.args not in [problem.args for problem in report.problems]:
                 report.problems.append(error)
-    if len(found) < len(names):
+    if len(by_split) < len(names):
         return report
     try:
-        splits = Splits(found.__getitem__)
+        splits = Splits(by_split.__getitem__)
         parts: dict[str, Samples] = {split: getattr(splits, split) for split in names}
     except UserError as error:
         report.problems.append(error.within(row.title))
@@ -154,8 +154,8 @@ def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[Use
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            found = list(threads.map(look, chunk))
-            yield [each for each in found if isinstance(each, UserError)], len(chunk), found.count(True)
+            results = list(threads.map(look, chunk))
+            yield [each for each in results if isinstance(each, UserError)], len(chunk), results.count(True)
 
 
 MOST_CLASSES = 20

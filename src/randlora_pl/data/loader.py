@@ -102,7 +102,7 @@ def remarks(
     ``labels`` has the class of each sample, by split; empty splits are ignored. ``balanced`` training corrects for
     different sizes.
     """
-    counts = {split: np.bincount(found, minlength=len(names)) for split, found in labels.items() if len(found)}
+    counts = {split: np.bincount(numbers, minlength=len(names)) for split, numbers in labels.items() if len(numbers)}
     lines = []
     if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
         parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())

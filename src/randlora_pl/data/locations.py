@@ -101,12 +101,12 @@ def braces(pattern: str) -> list[str]:
         width = max(map(len, (first, last))) if any(re.match("0.", number) for number in (first, last)) else 0
         step = 1 if begin <= end else -1
         parts = [f"{number:0{width}d}" for number in range(begin, end + step, step)]
-    found: list[str] = []
+    names: list[str] = []
     for part in parts:
-        found += braces(pattern[: match.start()] + part + pattern[match.end() :])
-        if len(found) > MOST:
+        names += braces(pattern[: match.start()] + part + pattern[match.end() :])
+        if len(names) > MOST:
             raise UserError(f"{pattern!r} stands for more than {MOST:,} files")
-    return found
+    return names
 
 
 def expanded(pattern: str, home: Path | None = None) -> list[str]:
@@ -117,20 +117,20 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
     """
     if is_command(pattern):
         raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
-    found = []
+    locations = []
     for location in braces(pattern):
         if is_url(location):
             if "*" in location:
                 raise UserError(f"{location!r}: * works for local files only; write {{000..099}} in a URL")
-            found.append(location)
+            locations.append(location)
         elif any(sign in location for sign in "*?["):
             matching = sorted(glob.glob(location, root_dir=home))  # noqa: PTH207 (absolute patterns too)
             if not matching:
                 raise UserError(f"No file matches {location!r}")
-            found += matching if home is None else [str(home / name) for name in matching]
+            locations += matching if home is None else [str(home / name) for name in matching]
         else:
-            found.append(location if home is None else str(home / location))
-    return found
+            locations.append(location if home is None else str(home / location))
+    return locations
 
 
 def listed(path: Path) -> list[str]:

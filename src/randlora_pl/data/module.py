@@ -185,9 +185,9 @@ class ImageData(PlannedData):
             if self.found is None:
                 row, root = self.row, self.root  # the closure must not keep this object
                 make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
-                found = self.found = cached("splits", (row.name, self.split, root), make)
-                own_test = stage in ("test", "predict") and found.own_test
-                first = found.test if own_test else found.full
+                parts = self.found = cached("splits", (row.name, self.split, root), make)
+                own_test = stage in ("test", "predict") and parts.own_test
+                first = parts.test if own_test else parts.full
                 names = class_names(row, first.classes, self.classnames_file)
                 kept = splits.labels_of(len(names), self.classes)
                 if self.classes != "all" and len(kept) < 2:
@@ -304,12 +304,12 @@ class ImageData(PlannedData):
         self.held[split] = samples
         return samples
 
-    def _chosen(self, found: splits.Splits) -> Samples:
+    def _chosen(self, parts: splits.Splits) -> Samples:
         """Return the training samples: drawn, listed in a file, or a new choice that is written to it."""
-        samples = found.full if self.train_split == "full" else found.train
+        samples = parts.full if self.train_split == "full" else parts.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
         if path is not None and is_draw(path):
-            listed = splits.read_draw(path, samples if found.own_val else found.full)
+            listed = splits.read_draw(path, samples if parts.own_val else parts.full)
             chosen = splits.of_half(listed, self.classes)
             counts = np.bincount(chosen.labels, minlength=len(chosen.classes))
             most = int(counts.max(initial=0))

@@ -238,13 +238,13 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
     """
     try:
         loaded = parse_json(read_plain(path))
-        found, classes = dict(loaded["key"]), [list(map(str, names)) for names in loaded["classes"].values()]
+        key_of_file, classes = dict(loaded["key"]), [list(map(str, names)) for names in loaded["classes"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The shots file {path} cannot be read ({error}). Delete it, or set another") from error
     different = [
-        f"{name} is {found.get(name)!r}, not {key.get(name)!r}"
-        for name in key | found
-        if found.get(name) != key.get(name)
+        f"{name} is {key_of_file.get(name)!r}, not {key.get(name)!r}"
+        for name in key | key_of_file
+        if key_of_file.get(name) != key.get(name)
     ]
     if different:
         raise UserError(f"The shots file {path} is of another run: {'; '.join(different)}. Set another file")

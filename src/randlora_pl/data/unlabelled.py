@@ -58,20 +58,20 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: A path does not exist, or a folder has no images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
             here = [path / name for name in image_names(path, Counter(), os.fspath)]
             if not here:
                 raise UserError(f"The folder {path} has no images (.jpg, .png ...)")
-            found += here
+            files += here
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise UserError(f"{path} does not exist. Name image files, or folders with images")
-    if not found:
+    if not files:
         raise UserError("No images were given")
-    return found
+    return files
 
 
 def open_images(

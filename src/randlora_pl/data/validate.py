@@ -153,13 +153,13 @@ def check_templates(templates: Sequence[str] | None, captions: bool) -> None:
             raise UserError(f"The template {template!r} must have {{}} once, where the class name goes")
 
 
-def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None) -> list[str]:
-    """Return the class names by label, ``found`` in the dataset's files or read from a file; captions for captions.
+def class_names(row: DatasetSpec, in_files: Sequence[str], file: str | None = None) -> list[str]:
+    """Return the class names by label, ``in_files`` in the dataset's files or read from a file; captions for captions.
 
     Raises:
         UserError: The file is invalid, or two classes have the same name.
     """
-    own = row.classnames or found
+    own = row.classnames or in_files
     if row.captions:
         return list(own)
     if file is not None:
@@ -231,12 +231,12 @@ def format_of(root: Path) -> str:
     Raises:
         UserError: The files are of no known format, or of several; the message has the choices.
     """
-    found = list(formats_of(root))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        what = " and ".join(f"{FORMATS[name]} ({name})" for name in found)
-        raise UserError(f"{root} has {what}.", f"Choose: --data.dataset {' or --data.dataset '.join(found)}")
+    formats = list(formats_of(root))
+    if len(formats) == 1:
+        return formats[0]
+    if formats:
+        what = " and ".join(f"{FORMATS[name]} ({name})" for name in formats)
+        raise UserError(f"{root} has {what}.", f"Choose: --data.dataset {' or --data.dataset '.join(formats)}")
     if not root.exists():
         raise UserError(f"The data folder {root} does not exist. Set it with --data.root PATH")
     raise UserError(f"{root} is not data of a known format: {', '.join(FORMATS.values())}. See docs/your_own_data.md")

@@ -32,8 +32,8 @@ def measure(folder: Path, cells: Sequence[Cell]) -> None:
         if not acquired(lease):
             return
     try:
-        found = read_baselines(folder, log.warning)
-        done = {(one.dataset, one.budget, one.seed) for one in found}
+        known = read_baselines(folder, log.warning)
+        done = {(one.dataset, one.budget, one.seed) for one in known}
         failed: set[tuple[str, str]] = set()
         for cell in measured_with(cells):
             _, dataset, budget, _, seed = cell.labels
@@ -45,11 +45,11 @@ def measure(folder: Path, cells: Sequence[Cell]) -> None:
                 log.warning("no baselines for %s: %s", dataset, error)
                 failed.add((dataset, budget))
                 continue
-            found += rows
+            known += rows
             for row in rows:
                 log.info("%s, %s, seed %s: %s %.1f %%", dataset, budget, seed, row.name, 100 * row.score)
             with disk_errors(folder, ""):
-                lines = ",\n".join(json.dumps(asdict(one)) for one in found)
+                lines = ",\n".join(json.dumps(asdict(one)) for one in known)
                 write_text(folder / BASELINES, f"[\n{lines}\n]\n")
     finally:
         lease.release()
@@ -57,13 +57,13 @@ def measure(folder: Path, cells: Sequence[Cell]) -> None:
 
 def measured_with(cells: Iterable[Cell]) -> list[Cell]:
     """Return a cell for each dataset, budget and seed; all training samples are the same for every seed, so for one."""
-    found: dict[tuple[str, str], dict[int, Cell]] = {}
+    by_data: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
         if not cell.untrained:
-            found.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
+            by_data.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
     return [
         by_seed[seed]
-        for (_, budget), by_seed in found.items()
+        for (_, budget), by_seed in by_data.items()
         for seed in sorted(by_seed)[: 1 if budget == "100%" else None]
     ]
 
@@ -176,7 +176,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
         rows = _plain(sweep, [cell for cell in trained if cell.labels[:3] == group])
         for method in sweep.plan.methods:
             key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
-            runs = shown.of(**key._asdict())
+            runs = shown.select(**key._asdict())
             if len(runs):
                 seconds = runs["fit_seconds"][runs["fit_seconds"] > 0]
                 rate, how = runs.iloc[0][["learning_rate", "rate_chosen_by"]]
@@ -205,7 +205,7 @@ def _plain(sweep: Sweep, cells: Sequence[Cell]) -> list[list[str]]:
     known: dict[tuple[str, str, int], list[tuple[str, float]]] = {}
     for one in sweep.baselines:
         known.setdefault((one.dataset, one.budget, one.seed), []).append((one.name, one.score))
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for cell in measured_with(cells):
         _, dataset, budget, _, seed = cell.labels
         try:
@@ -214,5 +214,5 @@ def _plain(sweep: Sweep, cells: Sequence[Cell]) -> list[list[str]]:
             log.warning("no baselines for %s: %s", dataset, error)
             return []
         for name, score in rows:
-            found.setdefault(name, []).append(100 * score)
-    return [[name, "-", "-", "-", _mean(Estimate(tuple(values))), "-"] for name, values in found.items()]
+            accuracies.setdefault(name, []).append(100 * score)
+    return [[name, "-", "-", "-", _mean(Estimate(tuple(values))), "-"] for name, values in accuracies.items()]

@@ -267,12 +267,12 @@ class LabelledTexts(TokenData):
         if len(arities) > 1:
             raise UserError(f"{' and '.join(map(str, arities.values()))}: one has single texts, the other pairs.")
         if self.scores:
-            found = {split: text_files.scores(some) for split, some in rows.items()}
+            by_split = {split: text_files.scores(some) for split, some in rows.items()}
         else:
             self.classnames = text_files.class_names(rows["train"], files["train"])
-            found = {split: text_files.class_numbers(some, self.classnames) for split, some in rows.items()}
-        train = found.pop("train")
-        return (({"train": train} if "val" in found else self._hold_out(train)) if learns else {}) | found
+            by_split = {split: text_files.class_numbers(some, self.classnames) for split, some in rows.items()}
+        train = by_split.pop("train")
+        return (({"train": train} if "val" in by_split else self._hold_out(train)) if learns else {}) | by_split
 
     def _hold_out(self, examples: Examples) -> dict[str, Examples]:
         if not self.validation:
@@ -365,7 +365,7 @@ class TextData(TokenData):
 
     def facts(self) -> dict[str, Any]:
         """Return the number of questions, which are encoded after the training, and the effect of the cutoff."""
-        cut = {split: {"cut": found.cut, "dropped": found.dropped} for split, found in self.lengths.items()}
+        cut = {split: {"cut": lengths.cut, "dropped": lengths.dropped} for split, lengths in self.lengths.items()}
         tests = {"test": len(self.items)} if self.items else {}
         return tests | {"mask_prompt": self.mask_prompt} | cut.get("train", {})
 

@@ -169,8 +169,8 @@ def _losses(model: Any, states: Tensor, labels: Tensor, head: Head, smoothing: f
     if not trains and states.dtype != torch.float16:
         losses, right = _InParts.apply(states, labels, head, smoothing)  # type: ignore[no-untyped-call, unused-ignore]
         return losses, right
-    found = [checkpoint(at_once, *part, use_reentrant=False) for part in _parts(_TOKENS, states, labels)]
-    return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])
+    parts = [checkpoint(at_once, *part, use_reentrant=False) for part in _parts(_TOKENS, states, labels)]
+    return torch.cat([losses for losses, _ in parts]), torch.cat([right for _, right in parts])
 
 
 def _parts(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -188,8 +188,8 @@ class _InParts(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, labels: Tensor, head: Head, smoothing: float) -> tuple[Tensor, Tensor]:
         """Return the losses (m,), float32, and whether the likeliest token is the label (m,)."""
         need = ctx.needs_input_grad[0]
-        found = [_part(some, own, head, smoothing, need) for some, own in _parts(_TOKENS, states, labels)]
-        losses, right, gradients = (torch.cat([one[place] for one in found]) for place in range(3))
+        parts = [_part(some, own, head, smoothing, need) for some, own in _parts(_TOKENS, states, labels)]
+        losses, right, gradients = (torch.cat([one[place] for one in parts]) for place in range(3))
         ctx.save_for_backward(gradients)
         ctx.mark_non_differentiable(right)
         return losses, right
@@ -207,7 +207,7 @@ def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bo
     with torch.set_grad_enabled(need):
         inner = states.detach().requires_grad_(need)
         logits = head(inner)
-    values, found = logits.detach(), []
+    values, parts = logits.detach(), []
     step = values.new_full((_ROWS, 1), smoothing - 1, dtype=torch.float32)
     for some, wanted in _parts(_ROWS, values, labels):
         rows = some.to(torch.float32, copy=True)
@@ -215,14 +215,14 @@ def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bo
         at_label = rows.sub_(most).gather(1, wanted[:, None])  # distances from the largest
         mean = rows.mean(1, keepdim=True) if smoothing else at_label
         total = rows.exp_().sum(1, keepdim=True)
-        found.append((total, at_label, mean, likeliest))
+        parts.append((total, at_label, mean, likeliest))
         if need:  # (p - (1 - s) at the label - s / V), over the logits, which nothing else needs
             rows.div_(total)
             if smoothing:
                 rows.sub_(smoothing / rows.shape[1])
             some.copy_(rows.scatter_add_(1, wanted[:, None], step))
     (gradients,) = torch.autograd.grad(logits, inner, values) if need else (states[:0],)
-    total, at_label, mean, likeliest = (torch.cat([one[place] for one in found]) for place in range(4))
+    total, at_label, mean, likeliest = (torch.cat([one[place] for one in parts]) for place in range(4))
     losses = total.log() - (1 - smoothing) * at_label - smoothing * mean
     return losses[:, 0], likeliest[:, 0] == labels, gradients
 
@@ -311,10 +311,10 @@ def _prompt_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, b
     if not ids.shape[1] or any(getattr(module, "rope_type", None) == "dynamic" for module in model.modules()):
         return {}
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    found = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     takes = signature(GenerationMixin.prepare_inputs_for_generation).parameters
     name = "cache" if "cache" in takes else "past_key_values"  # as it was called before
-    cache: Any = getattr(found, name, None)
+    cache: Any = getattr(output, name, None)
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
         return {}

@@ -177,13 +177,13 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
     else:  # MRPC as Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train
         listed = home / _LISTED
         validation = {tuple(line.split("\t")[:2]) for line in lines_of(read_text(listed))}
-        found, path = 0, home / _MICROSOFT
+        pairs, path = 0, home / _MICROSOFT
         for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
             chosen = (first, second) in validation
-            found += chosen
+            pairs += chosen
             if chosen == (split == "validation"):
                 yield where, tuple(texts), label
-        if not found:
+        if not pairs:
             raise UserError(f"{listed} names no pair of {path}", GET)
 
 

@@ -103,9 +103,9 @@ def _program() -> Path | None:
     """Return the program in the package, which is not imported: that would load more than is needed."""
     package = importlib.util.find_spec("pycocoevalcap")
     for folder in package.submodule_search_locations or () if package else ():
-        found = Path(folder) / "meteor" / "meteor-1.5.jar"
-        if found.is_file():
-            return found
+        program = Path(folder) / "meteor" / "meteor-1.5.jar"
+        if program.is_file():
+            return program
     return None
 
 
@@ -150,13 +150,13 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise ValueError(f"{len(texts)} texts for {len(references)} groups of references, each needs one or more")
-    found = {"BLEU": bleu(texts, references), "NIST": nist(texts, references)}
+    scores = {"BLEU": bleu(texts, references), "NIST": nist(texts, references)}
     value, reason = meteor(texts, references)
     if value is None:
         log.warning("METEOR is left out. %s", reason)
     else:
-        found["METEOR"] = 100 * value
-    return {**found, "ROUGE-L": 100 * rouge_l(texts, references), "CIDEr": cider(texts, references)}
+        scores["METEOR"] = 100 * value
+    return {**scores, "ROUGE-L": 100 * rouge_l(texts, references), "CIDEr": cider(texts, references)}
 
 
 def bleu(texts: Sequence[str], references: References) -> float:
@@ -265,12 +265,12 @@ def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[flo
         return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
     seen = {*predicted, *labels}
     average = "binary" if seen <= {0, 1} else "macro"
-    found = {
+    values = {
         "acc": float(accuracy_score(labels, predicted)),
         "matthews": float(matthews_corrcoef(labels, predicted)) if len(seen) > 1 else 0.0,  # which would warn
         "f1": float(f1_score(labels, predicted, average=average, zero_division=0.0)),
     }
-    return {metric: found[metric], **found}
+    return {metric: values[metric], **values}
 
 
 class PredictionCollector(Metric):

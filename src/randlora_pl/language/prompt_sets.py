@@ -90,8 +90,8 @@ class Question:
         ARC, for instance, has questions with three, four and five options. A format that names anything but answers of
         the task, or lacks the right one, is ignored.
         """
-        found = re.search(r"answer format:\s*(\S+)", self.instruction, re.IGNORECASE)
-        offered = tuple(found[1].rstrip(".").split("/")) if found else ()
+        match = re.search(r"answer format:\s*(\S+)", self.instruction, re.IGNORECASE)
+        offered = tuple(match[1].rstrip(".").split("/")) if match else ()
         valid = self.answer in offered and set(offered) <= set(task.answers) and len(set(offered)) == len(offered)
         return offered if valid else task.answers
 
@@ -160,7 +160,7 @@ def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[
         UserError: The file is missing (with expected tree and source) or a line is wrong (file and line).
     """
     path = first_file(root, ("valid.txt" if split == "validation" else f"{split}.txt",), E2E_TREE, E2E_SOURCE)
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip():
             continue
@@ -168,10 +168,10 @@ def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[
         if len(parts) != 2 or not all(parts):
             what = f"expected 'meaning representation || reference' with one '||', not {line.strip()[:60]!r}"
             raise UserError(f"{path}, line {number}: {what}. Correct the line, or download the file again")
-        found.append((parts[0], parts[1]))
-    if not found:
+        pairs.append((parts[0], parts[1]))
+    if not pairs:
         raise UserError(f"{path} has no lines. Download the file again")
-    return found
+    return pairs
 
 
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} per sample'
@@ -202,7 +202,7 @@ class Item:
     completions: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
 
-    def found(self, text: str) -> str | None:
+    def find_answer(self, text: str) -> str | None:
         """Return the answer that occurs first in a generated text, None if there is none.
 
         As in the official evaluation, case matters and an answer is found within words, too; of answers that start at
@@ -210,16 +210,16 @@ class Item:
         """
         if not self.answers:
             return text.strip()
-        found = re.search("|".join(map(re.escape, sorted(self.answers, key=len, reverse=True))), text)
-        return found[0] if found else None
+        match = re.search("|".join(map(re.escape, sorted(self.answers, key=len, reverse=True))), text)
+        return match[0] if match else None
 
     def record(self, text: str) -> dict[str, Any]:
         """Return the entry of a text in a file of answers, JSON-ready."""
         if self.references:
             return {"test": self.task, "meaning": self.prompt, "written": text, "references": list(self.references)}
-        found = self.found(text)
-        asked = {"test": self.task, "prompt": self.prompt, "written": text, "found": found}
-        return asked | {"answer": self.answer, "right": found == self.answer}
+        answer = self.find_answer(text)
+        asked = {"test": self.task, "prompt": self.prompt, "written": text, "found": answer}
+        return asked | {"answer": self.answer, "right": answer == self.answer}
 
 
 def read_training(dataset: str, root: Path, validation: int | None) -> tuple[list[Sample], list[Sample]]:

@@ -223,18 +223,18 @@ def read_own(file: Path) -> list[Labelled]:
         rows = csv_rows(file)
     else:
         rows = read_records(file, ("label",), optional=[*TEXTS[0], *TEXTS[1]], numbers=("label",))
-    found: list[Labelled] = []
+    samples: list[Labelled] = []
     for line, fields in rows:
         where = f"{file}, line {line}"
         texts, label = texts_of(where, fields), texts_of(where, fields, (("label",),))
         if not (texts and label):
             raise UserError(f"{where}: expected {COLUMNS}; found {', '.join(fields) or 'nothing'}.")
-        if found and len(texts) != len(found[0].texts):
+        if samples and len(texts) != len(samples[0].texts):
             raise UserError(f"{where}: single texts and pairs are mixed; give each record the same columns.")
-        found.append(Labelled(where, texts, *label))
-    if not found:
+        samples.append(Labelled(where, texts, *label))
+    if not samples:
         raise UserError(f"{file} has no records. Expected: {COLUMNS}")
-    return found
+    return samples
 
 
 def texts_of(

@@ -351,9 +351,9 @@ def encode_sentences(
     lengths = Lengths(cutoff)
     for _, group in groupby(sentences, len):  # all at once: one by one takes five times as long
         texts = list(group)
-        found = tokenizer(*map(list, zip(*texts, strict=True)))
+        encoded = tokenizer(*map(list, zip(*texts, strict=True)))
         for index, own in enumerate(texts):
-            whole = {name: values[index] for name, values in found.items()}
+            whole = {name: values[index] for name, values in encoded.items()}
             size = len(whole["input_ids"])
             lengths.add(size)
             kept.append(whole if size <= cutoff else dict(tokenizer(*own, truncation=True, max_length=cutoff)))

@@ -45,8 +45,8 @@ def checked(content: Any, where: str) -> Tree:
     chosen = [] if wrong else [entry.get("chosen") or {} for entry in content["methods"].values()]
     if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Name the {FILE} that `tune` writes.")
-    found: Tree = content
-    return found
+    tuned: Tree = content
+    return tuned
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:

@@ -78,9 +78,9 @@ def counts(tree: Tree) -> Counts | None:
         UserError: The adapter does not fit the model, or trains nothing.
     """
     task = task_of(tree)
-    if task is None or (found := task.on_meta()) is None:
+    if task is None or (built := task.on_meta()) is None:
         return None
-    model, targets = found
+    model, targets = built
     prompts = getattr(task, "prompts", None)
     learned = 0
     if prompts is not None and prompts.learns:  # prompts of classes count for one class

@@ -67,10 +67,10 @@ class SweepFolder:
     def results(self, cell: Cell) -> dict[str, Any]:
         """Return the results of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
-            found = _read(self.cell_path(cell) / "results.json")
-            if found.get("finished") is not True:
+            stored = _read(self.cell_path(cell) / "results.json")
+            if stored.get("finished") is not True:
                 return {}
-            self._done[cell.hash] = found
+            self._done[cell.hash] = stored
         return self._done[cell.hash]
 
     def failure(self, cell: Cell) -> dict[str, Any]:
@@ -111,9 +111,9 @@ class SweepFolder:
             UserError: It holds cells that are called the same and have another config, or something else.
         """
         file = self.path / self.file
-        found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        writing = {name for name in found if name.startswith(f".{self.file}.part")}  # another process begins, too
-        if found - writing - {TUNE} and not file.is_file():
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        writing = {name for name in names if name.startswith(f".{self.file}.part")}  # another process begins, too
+        if names - writing - {TUNE} and not file.is_file():
             raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
         self.check(cells)
         if file.is_file():
@@ -196,8 +196,8 @@ class Times:
 
     def expected(self, cell: Cell) -> float | None:
         """Return the expected seconds of a cell; None before a similar one has finished."""
-        found = next(filter(None, map(self._found.get, self._kinds(cell))), None)
-        return fmean(found) if found else None
+        seconds = next(filter(None, map(self._found.get, self._kinds(cell))), None)
+        return fmean(seconds) if seconds else None
 
     @staticmethod
     def _kinds(cell: Cell) -> list[tuple[str, ...]]:
@@ -259,12 +259,12 @@ class Progress:
 
     def print_line(self, cell: Cell) -> None:
         """Print the result of a cell: why it failed, or its accuracy, or the metric of its texts."""
-        found = self.folder.results(cell)
-        if found:
-            took = "" if found.get("cell_seconds") is None else f" in {duration(found['cell_seconds'])}"
-            metric, what = found.get("data/metric") or found.get("metric", "acc"), "no accuracy"
+        results = self.folder.results(cell)
+        if results:
+            took = "" if results.get("cell_seconds") is None else f" in {duration(results['cell_seconds'])}"
+            metric, what = results.get("data/metric") or results.get("metric", "acc"), "no accuracy"
             for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
-                if isinstance(value := found.get(key), float):
+                if isinstance(value := results.get(key), float):
                     what = f"{100 * value:.1f} %{word}" if metric == "acc" else f"{metric} {value:.3f}{word}"
                     break
             what += took

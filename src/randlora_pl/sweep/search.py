@@ -65,7 +65,7 @@ def climbed(grid: Sequence[float], low: int, high: int, score: Callable[[float],
         or is an end of the grid.
     """
     while True:
-        scores = [found for value in grid[low : high + 1] if (found := score(value)) is not None]
+        scores = [known for value in grid[low : high + 1] if (known := score(value)) is not None]
         if len(scores) <= high - low:
             return low, high
         best = low + scores.index(max(scores))
@@ -204,12 +204,12 @@ class Search:
         (rates, *others), start = self._grid(method)
         if start is None:
             return list(product(rates, *others))
-        found: list[Values] = []
+        tried: list[Values] = []
         for rest in product(*others):
             score = partial(lambda rest, rate: self.score(method, (rate, *rest), self.seeds[:1]), rest)
             low, high = climbed(rates, *start, score)
-            found += [(rate, *rest) for rate in rates[low : high + 1]]
-        return sorted(found, key=lambda values: values[0])
+            tried += [(rate, *rest) for rate in rates[low : high + 1]]
+        return sorted(tried, key=lambda values: values[0])
 
     def known(self, ask: bool = False) -> list[Cell]:
         """Return the cells to run, as far as is known by now.
@@ -217,7 +217,7 @@ class Search:
         Args:
             ask: If True, Optuna begins another trial.
         """
-        found: list[Cell] = []
+        cells: list[Cell] = []
         for method in self.names:
             if self.sampler == TPE and self._begun():
                 study = self.study(method)
@@ -226,8 +226,8 @@ class Search:
                     study.ask()
                     ask = False
             for values, seed in self._rounds(method):
-                found += [cell for cell in self.cells(method, values, seed) if not self.dropped(cell)]
-        return found
+                cells += [cell for cell in self.cells(method, values, seed) if not self.dropped(cell)]
+        return cells
 
     def _rounds(self, method: str) -> list[tuple[Values, int]]:
         """Return the candidates that are known by now, each with its seeds."""
@@ -272,13 +272,13 @@ class Search:
         """Return the candidate that Optuna's first trial is: the method's own values where they are in the space."""
         flat = {name.removeprefix("model.adapter."): value for name, value in flatten(self._tree(method)).items()}
         flat |= {name: flat.get(f"model.{name}") for name in RATES}
-        found = []
+        own_values = []
         for name, option in self.names[method].items():
             space, own = self.space[option], flat.get(name)
             low, high = (space[0], space[-1]) if isinstance(space, list) else (space["low"], space["high"])
             inside = own in space if isinstance(space, list) else isinstance(own, type(low)) and low <= own <= high
-            found.append(own if inside else low)
-        return tuple(found)
+            own_values.append(own if inside else low)
+        return tuple(own_values)
 
     def finished(self) -> bool:
         """Return True if all rounds are over, and Optuna has no candidate left to select."""
@@ -306,8 +306,8 @@ class Search:
         metrics = [self.folder.results(cell).get(self.monitor) for cell in cells]
         if OPEN in states:
             return None
-        found = [float(metric) for metric in metrics if isinstance(metric, int | float)]
-        return self.sign * fmean(found) if len(found) == len(cells) else -math.inf
+        numbers = [float(metric) for metric in metrics if isinstance(metric, int | float)]
+        return self.sign * fmean(numbers) if len(numbers) == len(cells) else -math.inf
 
     def scores(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> dict[Values, float]:
         """Return the scores of the candidates that have worked with these seeds."""
@@ -321,17 +321,21 @@ class Search:
 
     def tried(self, method: str) -> list[Values]:
         """Return every candidate that is known by now."""
-        found = list(dict.fromkeys(values for values, _ in self._rounds(method)))
-        return sorted(found, key=lambda values: values[0]) if self.sampler == CLIMB else found
+        candidates = list(dict.fromkeys(values for values, _ in self._rounds(method)))
+        return sorted(candidates, key=lambda values: values[0]) if self.sampler == CLIMB else candidates
 
     def chosen(self) -> dict[str, Tree]:
         """Return the best candidate of each method; a method none of whose candidates worked is left out."""
         best = {method: self.best(method, self.tried(method), self.seeds)[:1] for method in self.names}
-        return {method: dict(zip(self.names[method], found[0], strict=True)) for method, found in best.items() if found}
+        return {
+            method: dict(zip(self.names[method], candidates[0], strict=True))
+            for method, candidates in best.items()
+            if candidates
+        }
 
     def report(self) -> Tree:
         """Everything that was tried, JSON-ready: the provenance of the rates."""
-        chosen, found = self.chosen(), {}
+        chosen, entries = self.chosen(), {}
         for method in self.names:
             begun = []
             for values in self.tried(method):
@@ -343,7 +347,7 @@ class Search:
                     entry = dict(zip(self.names[method], values, strict=True)) | {self.monitor: means}
                     begun.append(entry | ({"failed": reason} if reason else {}))
             facts = self.description.methods[method]
-            found[method] = {"method": facts, "chosen": chosen.get(method), "tried": begun}
+            entries[method] = {"method": facts, "chosen": chosen.get(method), "tried": begun}
         return {
             "finished": self.finished(),
             "split": "val",
@@ -356,7 +360,7 @@ class Search:
             "datasets": list(self.small.datasets),
             "budgets": self.small.budgets,
             "set": self.description.tune.get("set", {}),
-            "methods": found,
+            "methods": entries,
         }
 
     def remarks(self) -> list[str]:

@@ -87,11 +87,11 @@ class Study:
     def settle(self, score: Callable[[tuple[Any, ...]], float | None]) -> None:
         """End the trials whose scores are known: minus infinity for a failed one, None for one that is not over."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            found = score(self._values(trial))
-            if found == float("-inf"):
+            value = score(self._values(trial))
+            if value == float("-inf"):
                 self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-            elif found is not None:
-                self.study.tell(trial.number, -found if self.loss else found, skip_if_finished=True)
+            elif value is not None:
+                self.study.tell(trial.number, -value if self.loss else value, skip_if_finished=True)
 
     def full(self) -> bool:
         """Return True if no trial is left to begin."""

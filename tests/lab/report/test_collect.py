@@ -125,7 +125,7 @@ def test_accuracy_of_the_untrained_model(tmp_path: Path, name: str) -> None:
     folder = one(tmp_path)
     place = LABELS | {"budget": "zero-shot", "method": "zero-shot"}
     write_cell(folder, place, {name: 0.25, "finished": True})
-    assert list(read_sweep(folder).of(budget="zero-shot")["accuracy"]) == [25.0]
+    assert list(read_sweep(folder).select(budget="zero-shot")["accuracy"]) == [25.0]
 
 
 def test_two_configs_of_one_cell(tmp_path: Path) -> None:

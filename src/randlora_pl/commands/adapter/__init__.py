@@ -81,7 +81,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
     head += f", {known['kept_numbers']:,} numbers kept without a gradient" if known["kept_numbers"] else ""
     size = f"{known['tensor_bytes']:,} bytes of {', '.join(known['dtypes'])}, {known['file_bytes']:,} on the disk"
     options = ", ".join(f"{key} {_short(value)}" for key, value in known["options"].items() if value is not None)
-    found = {
+    texts = {
         "adapter": f"{known['path']} (format {known['format_version']})",
         "method": f"{known['method']}{': ' if options else ''}{options}",
         "trained": f"{known['parameters']:,} parameters{head}, {size}",
@@ -91,7 +91,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
     frame, names = known["training"].get("frame"), known["classnames"]
     first = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     bases = f"seed {known['seed']}, {known['generator']}, fingerprint {str(known['fingerprint'])[:12]}"
-    found |= {
+    texts |= {
         "trained whole": _short(known["trained"]) if known["trained"] else "",
         "random bases": bases if known["fingerprint"] else "",
         "task": known["task"],
@@ -102,7 +102,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "images": models.ImageSpec.of_values(frame).summary() if frame else "",
         "made from": _pairs(known["made_from"]),
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _pairs(known: Mapping[str, Any]) -> str:

@@ -95,8 +95,8 @@ def convert(
 
     adapter = peft_import.read_peft(path, name) if source == "peft" else None
     if model is None:
-        found = None if adapter is None else peft_import.named_base(adapter)
-        if found is None:
+        named = None if adapter is None else peft_import.named_base(adapter)
+        if named is None:
             given = None if adapter is None else adapter.config.get("base_model_name_or_path")
             hint = f" Its config names {brief(given)}." if given else ""
             folder = name if name == str(path) else "DIR"
@@ -105,7 +105,7 @@ def convert(
                 f"The base model of {name} is not known.{hint} Name it by --model: {download}randlora-pl adapter "
                 f"import {folder} --from {source} --model NAME --pretrained TAG --output ADAPTER"
             )
-        model, pretrained = found[0], pretrained or found[1]
+        model, pretrained = named[0], pretrained or named[1]
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and task is None
     arguments: dict[str, Any] = {}  # of a decoder's task

@@ -67,10 +67,10 @@ def cka(
     counts = []
     for name, members in groups.items():
         with analyze.advised(tested.batch_size):
-            count, found = _compare(members, dataset, tested, device)
+            count, similarities = _compare(members, dataset, tested, device)
         counts.append(f"{count:,} test images of {name}")
         for run in members[1:]:
-            values = found[str(run.path)]
+            values = similarities[str(run.path)]
             curves.setdefault(labels[run.path], []).append(values)
             fixed = {"data_set": name, "reference": str(members[0].path), "run": str(run.path)}
             fixed |= {"method": labels[run.path]}

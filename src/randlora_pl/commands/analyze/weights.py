@@ -121,18 +121,18 @@ def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.lab.analysis.weights import matrix_updates
 
-    found = matrix_updates(run.file)
+    updates = matrix_updates(run.file)
     if run.file.adapter.trains_base:
         sites = select(load_base(run.file).submodule_for(run.file), list(targets) or None, False)
         wanted = [site.shape.layer for site in sites]
-        found = {layer: found[layer] for layer in wanted if layer in found}
+        updates = {layer: updates[layer] for layer in wanted if layer in updates}
     elif targets:
         raise UserError(f"--targets choose layers of full fine-tuning; {run.path} is {run.file.adapter.method()}.")
-    _check_finite(run, found)
-    found = {layer: update for layer, update in found.items() if update.any()}
-    if not found:
+    _check_finite(run, updates)
+    updates = {layer: update for layer, update in updates.items() if update.any()}
+    if not updates:
         raise UserError(f"{run.path} ({run.file.adapter.method()}) changes no matrix of these layers.")
-    return found
+    return updates
 
 
 def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
@@ -148,14 +148,14 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
     from randlora_pl.interop.base_model import load_base, same_base, site_weights
     from randlora_pl.lab.analysis.weights import matrix_updates
 
-    found = {}
+    matrices = {}
     for name in names:
         if name == "weights":
-            found[name] = site_weights(load_base(run.file).submodule_for(run.file), updates)
+            matrices[name] = site_weights(load_base(run.file).submodule_for(run.file), updates)
             continue
         lead = open_run(find_run(name))
         same_base([run.file, lead.file])
-        mine = found[name] = matrix_updates(lead.file)
+        mine = matrices[name] = matrix_updates(lead.file)
         for layer in updates:
             if layer not in mine or not mine[layer].any():
                 raise UserError(f"--lead {name}: {lead.path} does not change {layer}. Give a run that does.")
@@ -166,7 +166,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
                 f"--lead {name}: {lead.path} was trained on the same batches as {run.path}, which flatters. Train it "
                 "with another --seed_everything."
             )
-    return found
+    return matrices
 
 
 def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
@@ -213,16 +213,16 @@ def spectrum(runs: Runs, *, output: NewFolder = None) -> int:
     from randlora_pl.lab.analysis.weights import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
 
     opened = [open_run(path) for path in runs]
-    found = {}
+    spectra = {}
     for label, run in zip(labels_of(opened), opened, strict=True):
         updates = matrix_updates(run.file)
         if not updates:
             raise UserError(f"{run.path} changes no matrix of a layer ({label}), so it has no spectrum.")
         with errors_in(run.path):
-            found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
-    shared = common_layers(list(found.values()))
+            spectra[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
+    shared = common_layers(list(spectra.values()))
     rows, cells, content = [], [], []
-    for (label, layers), run in zip(found.items(), opened, strict=True):
+    for (label, layers), run in zip(spectra.items(), opened, strict=True):
         rows += [{"adapter": label} | one.as_row() for one in layers]
         mean = means([one for one in layers if one.layer in shared])
         facts = {"adapter": label, "path": str(run.path), "parameters": parameters(run), "mean": mean}
@@ -230,7 +230,7 @@ def spectrum(runs: Runs, *, output: NewFolder = None) -> int:
         count = sum(one.layer in shared for one in layers)
         ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
         cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
-    folder = write_output(output, "spectrum", rows, content, spectrum_figure(found))
+    folder = write_output(output, "spectrum", rows, content, spectrum_figure(spectra))
     header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
     print(f"Means over the {len(shared)} layers that all of them change:\n")
     print(table(header, cells))

@@ -216,14 +216,14 @@ def torchvision_files(
             pairs = held._samples
         else:
             pairs = zip(held._images if hasattr(held, "_images") else held._image_files, held._labels, strict=True)
-        found = [(Path(path).relative_to(root).as_posix(), int(label)) for path, label in pairs]
-        strays = [Path(path) for path, label in found if Path(path).parent.name != f"{label:05d}"]
+        files = [(Path(path).relative_to(root).as_posix(), int(label)) for path, label in pairs]
+        strays = [Path(path) for path, label in files if Path(path).parent.name != f"{label:05d}"]
         if part in numbered and strays:
             raise UserError(
                 f"{row.title}: the class folders of {root / strays[0].parents[1]} should be 00000 to "
                 f"{len(row.classnames) - 1:05d} without gaps; {strays[0].parent.name} is unexpected"
             )
-        entries += found
+        entries += files
         classes = list(getattr(held, "classes", row.classnames))
         if len(classes) != row.classes or (known is not None and classes != list(known)):
             odd = sorted(set(known or ()) ^ set(classes))
@@ -254,8 +254,8 @@ def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", 
 def missing(row: DatasetSpec, root: Path, why: str = "") -> UserError:
     """Return the error for a missing or damaged dataset: the expected files and the command to get them."""
     reason = f" ({why})" if why else ""
-    found = f": {why}" if row.package else f" is missing or damaged in {root}{reason}; expected {row.layout}"
-    return UserError(f"{row.title}{found}", f"Get it: {get_command(row, root)}")
+    problem = f": {why}" if row.package else f" is missing or damaged in {root}{reason}; expected {row.layout}"
+    return UserError(f"{row.title}{problem}", f"Get it: {get_command(row, root)}")
 
 
 def lines(row: DatasetSpec, root: Path, path: Path) -> Iterator[tuple[int, str]]:

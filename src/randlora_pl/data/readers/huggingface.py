@@ -124,25 +124,25 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
     saved = root / "dataset_dict.json"
-    found: Mapping[str, Path | list[Path]]
+    sources: Mapping[str, Path | list[Path]]
     if saved.is_file():
         try:
-            found = {str(name): root / str(name) for name in parse_json(saved.read_text(encoding="utf-8"))["splits"]}
+            sources = {str(name): root / str(name) for name in parse_json(saved.read_text(encoding="utf-8"))["splits"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{saved} is damaged ({error}). Save the dataset again") from error
     elif (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
         return {"train": root}
     else:
-        found = _parquet_files(root)
-        if len(found) == 1 and not SPLIT_OF.keys() & {name.lower() for name in found}:
-            return {"train": next(iter(found.values()))}
+        sources = _parquet_files(root)
+        if len(sources) == 1 and not SPLIT_OF.keys() & {name.lower() for name in sources}:
+            return {"train": next(iter(sources.values()))}
     used: dict[str, Path | list[Path]] = {}
-    for name, home in found.items():
+    for name, home in sources.items():
         split = SPLIT_OF.get(name.lower())
         if split is None:
             log.warning("%s: the split %r is not train, validation or test and is ignored", root, name)
         elif split in used:
-            raise UserError(f"{root}: two splits are named like {split!r}; keep one of them ({', '.join(found)})")
+            raise UserError(f"{root}: two splits are named like {split!r}; keep one of them ({', '.join(sources)})")
         else:
             used[split] = home
     return used
@@ -153,7 +153,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
 
     All must be there, and in one folder.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
+    files: dict[str, list[Path]] = defaultdict(list)
     expected: dict[str, int] = {}
     homes = set()
     for path in sorted(root.rglob("*.parquet")):
@@ -163,7 +163,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
         name, home = shard[1] if shard else path.stem, path.parent
         if name.lower() not in SPLIT_OF and home != root and home.name.lower() in SPLIT_OF:
             name, home = home.name, home.parent
-        found[name].append(path)
+        files[name].append(path)
         homes.add(str(home))
         if shard:
             expected[name] = int(shard[2])
@@ -172,7 +172,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
         if start[:4] != b"PAR1":
             hint = "a pointer of Git LFS; fetch it: git lfs pull" if start == b"version " else "download it again"
             raise UserError(f"{path} is not a Parquet file ({hint})")
-    if not found:
+    if not files:
         what = "has no dataset" if root.is_dir() else "is a file" if root.exists() else "does not exist"
         raise UserError(
             f"The data folder {root} {what}; expected a folder of Dataset.save_to_disk, or of Parquet files such as "
@@ -182,10 +182,10 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
         some = ", ".join(sorted(homes)[:5])
         raise UserError(f"{root} has {len(homes)} folders of Parquet files. Set one with --data.root: {some}")
     for name, count in expected.items():
-        if count != len(found[name]):
-            there = f"{len(found[name])} of {count} files of the split {name!r} exist"
+        if count != len(files[name]):
+            there = f"{len(files[name])} of {count} files of the split {name!r} exist"
             raise UserError(f"{root}: {there}; download the others")
-    return found
+    return files
 
 
 def load_split(root: Path, home: Path | list[Path]) -> Any:
@@ -221,9 +221,9 @@ def _labels(root: Path, split: str, data: Any) -> tuple[list[str], list[str] | N
     values = data.select_columns([column])[:][column]
     names: list[str] | None = getattr(data.features[column], "names", None)
     if names is None:
-        found = ["" if value is None else str(value).strip() for value in values]
+        texts = ["" if value is None else str(value).strip() for value in values]
     else:  # the Hub stores -1 for hidden labels
-        found = ["" if value is None or value < 0 else names[value] for value in values]
-    if "" in found and (any(found) or split == "train"):
-        raise UserError(f"{root}, split {split!r}, row {found.index('')}: the label ({column!r}) is empty")
-    return found, names
+        texts = ["" if value is None or value < 0 else names[value] for value in values]
+    if "" in texts and (any(texts) or split == "train"):
+        raise UserError(f"{root}, split {split!r}, row {texts.index('')}: the label ({column!r}) is empty")
+    return texts, names

@@ -86,15 +86,15 @@ def cub200(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+    numbered: dict[str, str] = {}
     for line_number, line in lines(row, root, path):
         number, _, value = line.partition(" ")
         if not number.isdecimal() or not value:
             raise wrong_line(path, line_number, line, "NUMBER VALUE")
-        if number in found:
+        if number in numbered:
             raise UserError(f"{path}, line {line_number}: {number} is listed twice")
-        found[number] = value
-    return found
+        numbered[number] = value
+    return numbered
 
 
 def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
@@ -135,7 +135,7 @@ def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[
     Corners in the file are inclusive and count from 1; results count from 0, with exclusive ends.
     """
     try:
-        found = []
+        objects = []
         for thing in ElementTree.parse(path).getroot().findall("object"):
             name, box = thing.findtext("name"), thing.find("bndbox")
             if name is None or box is None:
@@ -146,10 +146,10 @@ def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[
             )
             if right < left or lower < upper:
                 raise ValueError(f"the box {left},{upper},{right},{lower} is empty")
-            found.append((name.strip(), (max(left, 1) - 1, max(upper, 1) - 1, right, lower)))
-        if not found:
+            objects.append((name.strip(), (max(left, 1) - 1, max(upper, 1) - 1, right, lower)))
+        if not objects:
             raise ValueError("no object is annotated")
-        return found
+        return objects
     except FileNotFoundError as error:
         raise missing(row, root, f"{path} does not exist") from error
     except (ElementTree.ParseError, ValueError, OSError) as error:
@@ -198,7 +198,7 @@ def _checked(content: Any) -> tuple[dict[str, list[tuple[str, int, str]]], list[
     for _, label, name in chain.from_iterable(parts.values()):
         if names.setdefault(label, name) != name:
             raise ValueError(f"label {label} is called {brief(names[label])} and {brief(name)}")
-    gap = next((label for label, found in enumerate(sorted(names)) if label != found), None)
+    gap = next((label for label, number in enumerate(sorted(names)) if label != number), None)
     if gap is not None:
         raise ValueError(f"its {len(names)} labels should be 0 to {len(names) - 1}, but label {gap} is missing")
     return parts, [names[label] for label in sorted(names)]
@@ -251,8 +251,8 @@ def tones(row: DatasetSpec, root: Path, split: str, *, vendor: str, held_out: st
     """
     if split == "val":
         return None
-    found = sorted(listed(row, root, [vendor]), key=lambda emoji: emoji.name)
-    kept = [emoji for emoji in found if len(emoji.images) > 1 and emoji.named(words)]
+    emoji_list = sorted(listed(row, root, [vendor]), key=lambda emoji: emoji.name)
+    kept = [emoji for emoji in emoji_list if len(emoji.images) > 1 and emoji.named(words)]
     entries = [
         (image, label)
         for label, emoji in enumerate(kept)
@@ -273,13 +273,13 @@ def names(
     """
     if split == "val":
         return None
-    found = [
+    chosen = [
         emoji
         for emoji in listed(row, root, [*train, *test])
         if not emoji.alike and emoji.named(words) and all((vendor, "") in emoji.images for vendor in (*train, *test))
     ]
-    often = Counter(emoji.name for emoji in found)
-    kept = sorted((emoji for emoji in found if often[emoji.name] == 1), key=lambda emoji: emoji.name)
+    often = Counter(emoji.name for emoji in chosen)
+    kept = sorted((emoji for emoji in chosen if often[emoji.name] == 1), key=lambda emoji: emoji.name)
     entries = [
         (f"{vendor}/64/{emoji.images[vendor, '']}", label)
         for label, emoji in enumerate(kept)
@@ -319,7 +319,7 @@ def listed(row: DatasetSpec, root: Path, vendors: Sequence[str]) -> list[Emoji]:
         content = parse_json(read_plain(path, LARGEST))
         if not isinstance(content, list):
             raise ValueError("it is not a list")
-        found = []
+        kept = []
         for entry in content:
             names = (entry["short_names"][0].replace("-", " ").replace("_", " "), (entry["name"] or "").lower())
             plain = [name for name in names if re.fullmatch("[a-z]+( [a-z]+)*", name)]
@@ -339,8 +339,8 @@ def listed(row: DatasetSpec, root: Path, vendors: Sequence[str]) -> list[Emoji]:
             alike = "obsoleted_by" in entry or kinds["category"] == "flags"
             alike |= kinds["subcategory"] in ("family", "person symbol")
             name = min(plain, key=lambda name: len(name.split()), default="")
-            found.append(Emoji(entry["unified"].lower(), name, kinds, alike, images))
-        return [emoji for emoji in found if emoji.images]
+            kept.append(Emoji(entry["unified"].lower(), name, kinds, alike, images))
+        return [emoji for emoji in kept if emoji.images]
     except FileNotFoundError as error:
         raise missing(row, root, f"{path} does not exist") from error
     except (OSError, ValueError) as error:

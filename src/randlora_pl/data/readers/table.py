@@ -61,7 +61,7 @@ class Table:
         bases = [f"{way.rstrip('/')}/" for way in ways if _real(way) == real]
         real_of = cache(_real)
         first: dict[str, str] = {}  # name of each file elsewhere, by its real path
-        found = []
+        files = []
         for cell in self.filled(column):
             name = posixpath.normpath(cell.replace("\\", "/"))
             base = next((base for base in bases if name.startswith(base)), None)
@@ -71,13 +71,13 @@ class Table:
                 folder, _, file = name.rpartition("/")
                 there = f"{real_of(posixpath.join(real, folder or '/')).rstrip('/')}/{file}"
                 name = there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
-            found.append(name)
-        missing = absent(home, found)
+            files.append(name)
+        missing = absent(home, files)
         if missing:
             kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
-            where = f"{self.position(missing[0])}: {home / found[missing[0]]}"
+            where = f"{self.position(missing[0])}: {home / files[missing[0]]}"
             raise UserError(f"{self.path}: {len(missing)} {kind}, the first: {where}")
-        return found
+        return files
 
     def filled(self, column: str) -> list[str]:
         """Return the cells of a column, none of which may be empty."""
@@ -136,12 +136,12 @@ def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str
     header = [name.strip() for name in header]
     chosen = {}
     for column, names in wanted.items():
-        found = [number for number, name in enumerate(header) if name.lower() in names]
-        if len(found) > 1:
-            both = " and ".join(repr(header[number]) for number in found)
+        matching = [number for number, name in enumerate(header) if name.lower() in names]
+        if len(matching) > 1:
+            both = " and ".join(repr(header[number]) for number in matching)
             raise UserError(f"{where}: the columns {both} may both be the {column}; rename one. Expected {form}")
-        if found:
-            chosen[column] = found[0]
+        if matching:
+            chosen[column] = matching[0]
         elif column != "split":
             there = f"{', '.join(header) or 'none'}.{near(column, header)}"
             raise UserError(f"{where}: no column {column!r} among {there} Expected {form}")
@@ -221,9 +221,9 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
     del row
-    found = read_table(root, CLASS_COLUMNS, "path,label[,split]")
-    labels, parts = found.filled("label"), found.splits()
-    images = found.images("path")
+    content = read_table(root, CLASS_COLUMNS, "path,label[,split]")
+    labels, parts = content.filled("label"), content.splits()
+    images = content.images("path")
     first: dict[str, int] = {}
     for index, image in enumerate(images):
         before = first.setdefault(image, index)
@@ -234,15 +234,15 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
                 how = f"as {labels[before]!r} and {labels[index]!r}; an image has one class"
             else:
                 how = "and would count twice; delete one line"
-            what = f"the image {image} is already in {found.position(before)}"
-            raise UserError(f"{found.where(index)}: {what}, {how}")
+            what = f"the image {image} is already in {content.position(before)}"
+            raise UserError(f"{content.where(index)}: {what}, {how}")
     source = source_split(split, list(dict.fromkeys(parts)), root)
     if source is None:
         return None
     classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
     here = [index for index, part in enumerate(parts) if part == source]
     names = [images[index] for index in here]
-    numbers = numbered([labels[index] for index in here], classes, lambda index: found.where(here[index]))
+    numbers = numbered([labels[index] for index in here], classes, lambda index: content.where(here[index]))
     return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
 
 
@@ -260,10 +260,10 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The file or an image is missing, or a line is wrong; lines are numbered from 1.
     """
     del row
-    found = read_table(root, CAPTION_COLUMNS, "image,caption[,split]")
-    images, captions = found.images("image"), found.filled("caption")
+    content = read_table(root, CAPTION_COLUMNS, "image,caption[,split]")
+    images, captions = content.images("image"), content.filled("caption")
     home: dict[str, str] = {}
-    for image, part in zip(images, found.splits(), strict=True):
+    for image, part in zip(images, content.splits(), strict=True):
         if home.setdefault(image, part) != part:
             raise UserError(f"{root}: the image {image} is in the splits {home[image]!r} and {part!r}; keep it in one")
     here = sorted({pair for pair in zip(images, captions, strict=True) if home[pair[0]] == split})

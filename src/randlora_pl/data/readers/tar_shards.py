@@ -230,27 +230,27 @@ def find(root: Path) -> ShardPaths:
         files = sorted(
             path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
         )
-        found = [str(path) for path in files if path.suffix == ".tar"]
-        found = found or [str(path) for path in files if re.search(packed, path.name)]  # refused below
-        if not found:
+        locations = [str(path) for path in files if path.suffix == ".tar"]
+        locations = locations or [str(path) for path in files if re.search(packed, path.name)]  # refused below
+        if not locations:
             raise UserError(f"{root} has no .tar files; {EXPECTED}")
     elif root.is_file() and root.suffix != ".tar":
-        found, beside = listed(root), root.parent
+        locations, beside = listed(root), root.parent
     elif root.is_file() or names_files(title):
-        found = [str(root)] if root.is_file() else expanded(title)
-        beside = None if is_url(found[0]) else Path(found[0]).parent
+        locations = [str(root)] if root.is_file() else expanded(title)
+        beside = None if is_url(locations[0]) else Path(locations[0]).parent
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
-    for location in found:
+    for location in locations:
         if re.search(packed, without_query(location)):
             raise compressed(location)
         if not is_url(location) and not Path(location).is_file():
-            of = f"{len(found):,} are listed by {title}"
-            raise UserError(f"The shard {location} does not exist or is not a file ({of})")
-    if twice := len(found) - len(set(found)):
+            where = f"{len(locations):,} are listed by {title}"
+            raise UserError(f"The shard {location} does not exist or is not a file ({where})")
+    if twice := len(locations) - len(set(locations)):
         raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = defaultdict(list)
-    names = {location: PurePosixPath(without_query(location)) for location in found}
+    names = {location: PurePosixPath(without_query(location)) for location in locations}
     several = len({name.parent.name for name in names.values()}) > 1
     for location, name in names.items():
         # a common folder is not a split, even if it is named test
@@ -407,36 +407,36 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if own is None:
         return None
     class_split = "train" if "train" in there else own  # the split whose labels define the classes
-    found = index(shard_paths, own)
-    of_classes = found if class_split == own else index(shard_paths, class_split)
+    listing = index(shard_paths, own)
+    of_classes = listing if class_split == own else index(shard_paths, class_split)
     classes, by_name = _classes(shard_paths, class_split, of_classes, names)
     used = []
-    for text in found.texts["labels"]:
+    for text in listing.texts["labels"]:
         label = _number(text) if by_name is None else by_name.get(text)
         if label is None or not 0 <= label < len(classes):
             least = f"a number from 0 to {len(classes) - 1}" if by_name is None else "a class of the train shards"
             hint = near(text, by_name or ())
-            raise UserError(f"{_first(shard_paths, own, found, text)}: the label {text!r} is not {least}.{hint}")
+            raise UserError(f"{_first(shard_paths, own, listing, text)}: the label {text!r} is not {least}.{hint}")
         used.append(label)
-    labels = np.asarray(used, dtype=np.int64)[found.columns["label"]]
-    for note in found.notes:
+    labels = np.asarray(used, dtype=np.int64)[listing.columns["label"]]
+    for note in listing.notes:
         log.warning("%s", note)
-    shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
-    images = ShardImages(there[own], shard, offset, length, found.texts["members"])
-    rows = found.columns["rows"]
-    keys = found.texts.get("keys", found.texts["members"]).take(rows)
+    shard, offset, length = (listing.columns[name] for name in ("shard", "offset", "length"))
+    images = ShardImages(there[own], shard, offset, length, listing.texts["members"])
+    rows = listing.columns["rows"]
+    keys = listing.texts.get("keys", listing.texts["members"]).take(rows)
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
     with errors_in(shard_paths.beside):
         check_templates(prompts or None, captions=False)
-    numbers = found.columns["numbers"]
+    numbers = listing.columns["numbers"]
     return Samples(images, rows, labels, keys, tuple(classes), templates=prompts, known_numbers=numbers)
 
 
 def _classes(
-    shard_paths: ShardPaths, split: str, found: Listing, names: Sequence[str]
+    shard_paths: ShardPaths, split: str, listing: Listing, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
     """Return (class names, label of each name used by the shards, or None if they use numbers)."""
-    used = list(found.texts["labels"])
+    used = list(listing.texts["labels"])
     numeric = [text for text in used if _number(text) is not None]
     if numeric and len(numeric) < len(used):
         other = next(text for text in used if _number(text) is None)
@@ -444,7 +444,7 @@ def _classes(
     if numeric:
         top = max(numeric, key=int)
         if int(top) >= 1_000_000:
-            raise UserError(f"{_first(shard_paths, split, found, top)}: the label {top} cannot be a class number")
+            raise UserError(f"{_first(shard_paths, split, listing, top)}: the label {top} cannot be a class number")
         return list(names) or [f"class {number}" for number in range(int(top) + 1)], None
     classes = list(names) if set(used) <= set(names) else sorted(used)
     if names and len(classes) != len(names):
@@ -460,7 +460,7 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
-def _first(shard_paths: ShardPaths, split: str, found: Listing, label: str) -> str:
-    number = list(found.texts["labels"]).index(label)
-    image = found.columns["rows"][np.argmax(found.columns["label"] == number)]
-    return f"{shard_paths.by_split[split][found.columns['shard'][image]]}:{found.texts['members'][int(image)]}"
+def _first(shard_paths: ShardPaths, split: str, listing: Listing, label: str) -> str:
+    number = list(listing.texts["labels"]).index(label)
+    image = listing.columns["rows"][np.argmax(listing.columns["label"] == number)]
+    return f"{shard_paths.by_split[split][listing.columns['shard'][image]]}:{listing.texts['members'][int(image)]}"

@@ -101,10 +101,10 @@ def class_tree(
             labels += [label] * len(images)
         return list_tree(paths, labels)
 
-    found = read_listing((row.name, str(home.resolve()), split), (*order, "", *sorted(kinds)), find)
+    listing = read_listing((row.name, str(home.resolve()), split), (*order, "", *sorted(kinds)), find)
     name_of = dict(zip(known or (), names, strict=False))
     plain = [name_of.get(folder) or re.sub(f"^{pattern}$", r"\1", folder).replace("-", " ") for folder in order]
-    return samples_of(found, home, row.classnames or plain)
+    return samples_of(listing, home, row.classnames or plain)
 
 
 def indexed_tree(
@@ -215,21 +215,21 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 def _split_folders(root: Path) -> dict[str, Path]:
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     there = {split: [folders[name] for name in names if name in folders] for split, names in ALIASES.items()}
-    found = {split: homes[0] for split, homes in there.items() if homes}
-    if "train" not in found or not _sub_folders(found["train"]):
+    by_split = {split: homes[0] for split, homes in there.items() if homes}
+    if "train" not in by_split or not _sub_folders(by_split["train"]):
         # folders named after splits without a proper layout would be trained on as classes
-        if len(found) > 1 and len(found) == len(folders):
-            unlabelled = found.get("train", root)
+        if len(by_split) > 1 and len(by_split) == len(folders):
+            unlabelled = by_split.get("train", root)
             raise UserError(
                 f"{unlabelled} has no class folders, so its images have no labels; {TREE.format(root=root)}"
             )
         for split in ("val", "test"):
-            if split in found and _sub_folders(found[split]):
+            if split in by_split and _sub_folders(by_split[split]):
                 lacking = root / "train"
-                what = f"{found[split]} has class folders, but {lacking} does not exist"
+                what = f"{by_split[split]} has class folders, but {lacking} does not exist"
                 raise UserError(f"{what}. Put the other classes into {lacking}")
         return {"train": root}  # a class may be named "train"
-    return found
+    return by_split
 
 
 def _sub_folders(home: Path) -> dict[str, Path]:
@@ -363,14 +363,14 @@ def read_listing(
     version = 4  # of the stored format; raise it to invalidate old files
     digest = hashlib.sha256(json.dumps([version, *name]).encode()).hexdigest()
     path = cache_folder() / "listings" / digest
-    found = None if _ignore_stored.get() else _load(path, recipe, states)
+    listing = None if _ignore_stored.get() else _load(path, recipe, states)
     how = "from the stored listing"
-    if found is None:
+    if listing is None:
         begin = time.time_ns()
         seen: dict[str, Stamp] = {}
-        found = find(lambda *paths: seen.update(zip(paths, states(paths), strict=True)))
+        listing = find(lambda *paths: seen.update(zip(paths, states(paths), strict=True)))
         how = f"listed in {(time.time_ns() - begin) / 1e9:.1f} s"
-        if len(found) >= (LEAST if least is None else least):
+        if len(listing) >= (LEAST if least is None else least):
             devices = timeless_devices()
             folders = filter(os.path.isdir, seen if devices else ())
             # a later change would be visible in the states
@@ -378,11 +378,11 @@ def read_listing(
                 os.stat(folder).st_dev in devices  # noqa: PTH116 (as in `stamp`)
                 for folder in folders
             )
-            if settled and _save(path, recipe, found, seen):
+            if settled and _save(path, recipe, listing, seen):
                 how += ", stored for the next run"
-    if len(found) >= LOGGED:
-        log.info("%s: %s files, %s", name[1], f"{len(found):,}", how)
-    return found
+    if len(listing) >= LOGGED:
+        log.info("%s: %s files, %s", name[1], f"{len(listing):,}", how)
+    return listing
 
 
 def list_tree(paths: list[str], labels: list[int], keys: list[str] | None = None, notes: Sequence[str] = ()) -> Listing:
@@ -400,21 +400,21 @@ def list_tree(paths: list[str], labels: list[int], keys: list[str] | None = None
     return Listing(columns, texts, tuple(notes))
 
 
-def samples_of(found: Listing, home: Path, classes: Sequence[str]) -> Samples:
+def samples_of(listing: Listing, home: Path, classes: Sequence[str]) -> Samples:
     """Build samples from the columns of `tree` with paths below ``home``; log the notes."""
-    for note in found.notes:
+    for note in listing.notes:
         log.warning("%s", note)
-    images = FileImages(PathsBelow(home, found.texts.get("paths", found.texts["keys"])))
-    labels = found.columns["labels"]
-    keys, numbers = found.texts["keys"], found.columns["numbers"]
+    images = FileImages(PathsBelow(home, listing.texts.get("paths", listing.texts["keys"])))
+    labels = listing.columns["labels"]
+    keys, numbers = listing.texts["keys"], listing.columns["numbers"]
     return Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), known_numbers=numbers)
 
 
-def _save(path: Path, recipe: Sequence[str], found: Listing, seen: Mapping[str, Stamp]) -> bool:
-    arrays: dict[str, NDArray[Any]] = dict(found.columns)
-    for name, text in found.texts.items():
+def _save(path: Path, recipe: Sequence[str], listing: Listing, seen: Mapping[str, Stamp]) -> bool:
+    arrays: dict[str, NDArray[Any]] = dict(listing.columns)
+    for name, text in listing.texts.items():
         arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}
-    about = {"recipe": recipe, "stamps": seen, "notes": found.notes}
+    about = {"recipe": recipe, "stamps": seen, "notes": listing.notes}
     about |= {"arrays": {name: [each.dtype.str, each.nbytes, zlib.crc32(each.data)] for name, each in arrays.items()}}
     try:
         with atomic_file(path) as stream:

@@ -233,15 +233,15 @@ class Landscape:
 
         Grid points need not coincide with the models. At the ends, the models' own losses are used.
         """
-        found = {}
+        heights_by_pair = {}
         for (i, j), path in self.paths().items():
             ends = max(self.losses[i], self.losses[j])
             corners = self.corners[i], self.corners[j]
             values = self.grid.values
             between = [(y, x) for y, x in path if (values[x], values[y]) not in corners]
             top = max((self.heights[row][column] for row, column in between), default=ends)
-            found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
-        return found
+            heights_by_pair[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
+        return heights_by_pair
 
     @property
     def on_grid(self) -> bool:

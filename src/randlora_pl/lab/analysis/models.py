@@ -83,15 +83,15 @@ def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
     blocks = repeated_blocks(model)
     if any(path.startswith("visual.") for path in blocks):  # CLIP: exclude the text tower
         blocks = {path: block for path, block in blocks.items() if path.startswith("visual.")}
-    found: dict[Layer, nn.Module] = {}
+    layers: dict[Layer, nn.Module] = {}
     for number, block in enumerate(blocks.values()):
         for kind, names in KINDS.items():
             layer = next((child for name, child in block.named_children() if name in names), None)
             if layer is not None:
-                found[number, kind] = layer
-    if not found:
+                layers[number, kind] = layer
+    if not layers:
         raise UserError("the model has no blocks with attention and MLP layers. CKA needs a transformer.")
-    return found
+    return layers
 
 
 @contextmanager

@@ -213,12 +213,12 @@ def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
     """Return ||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the SVD (equation 6)."""
     u, values, v = torch.linalg.svd(w.double(), full_matrices=False)
     rank = b.shape[2]
-    found = []
+    lines = []
     for j in range(b.shape[1]):
         part = slice(j * rank, (j + 1) * rank)
         segment = u[:, part] * values[part] @ v[part]
-        found.append(fit(segment, b[:, j : j + 1], a, sweeps).error * float(segment.norm()))
-    return found
+        lines.append(fit(segment, b[:, j : j + 1], a, sweeps).error * float(segment.norm()))
+    return lines
 
 
 def represent(
@@ -325,17 +325,17 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
     Raises:
         UserError: The adapter cannot be read, or its base model is required and not available.
     """
-    found = layer_updates(file)
+    changes = layer_updates(file)
     if not file.adapter.trains_base:
-        return found
+        return changes
     base = load_base(file)
     updates: dict[str, Tensor] = {}
     for path, module in base.submodule_for(file).named_modules():
         packed = isinstance(module, nn.MultiheadAttention)
-        if packed and (key := f"{path}.in_proj_weight") in found:
-            updates[f"{path}.in_proj"] = found[key]
-        elif out_and_in(module) and (key := f"{path}.weight") in found:
-            updates[path] = found[key].T if is_conv1d(module) else found[key].flatten(1)
+        if packed and (key := f"{path}.in_proj_weight") in changes:
+            updates[f"{path}.in_proj"] = changes[key]
+        elif out_and_in(module) and (key := f"{path}.weight") in changes:
+            updates[path] = changes[key].T if is_conv1d(module) else changes[key].flatten(1)
     return updates
 
 
@@ -361,9 +361,9 @@ def means(layers: Sequence[LayerSpectrum]) -> dict[str, float]:
     """Return means over layers: rank, stable rank, effective rank, norm, full rank, and rank divided by full rank."""
     count = max(1, len(layers))
     keys = ("rank", "stable_rank", "effective_rank", "norm")
-    found = {key: sum(float(getattr(one.sizes, key)) for one in layers) / count for key in keys}
-    found["full_rank"] = sum(len(one.values) for one in layers) / count
-    return found | {"share_of_full_rank": sum(one.sizes.rank / len(one.values) for one in layers) / count}
+    averages = {key: sum(float(getattr(one.sizes, key)) for one in layers) / count for key in keys}
+    averages["full_rank"] = sum(len(one.values) for one in layers) / count
+    return averages | {"share_of_full_rank": sum(one.sizes.rank / len(one.values) for one in layers) / count}
 
 
 def curve(layers: Sequence[LayerSpectrum], points: int = 200) -> tuple[Any, Any, Any, Any]:

@@ -200,7 +200,7 @@ def in_turns(
             if number >= 0:
                 values[name].append(value)
         if number >= 0:
-            after_round({name: list(found) for name, found in values.items()})
+            after_round({name: list(numbers) for name, numbers in values.items()})
     return values
 
 

@@ -84,7 +84,7 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     crop = stage(lambda number: (number, images(indices(number))), lambda ready: pixels(*ready))
     floats = stage(lambda number: pixels(number, images(indices(number))), lambda ready: finish(ready, data.frame))
     wide = f"{workers} workers"
-    found = [
+    stages = [
         Case("decode", stage(indices, images), "one thread: read and decode"),
         Case("crop, resize", crop, "one thread: decoded images to bytes of one size"),
         Case("flip, normalize", floats, "one thread: bytes to floats"),
@@ -96,8 +96,8 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     ]
     if type(samples.images) is FileImages:  # not crops of them
         read = stage(files, lambda paths: [file.read_bytes() for file in paths])
-        return [Case("read", read, "one thread: bytes of the files"), *found]
-    return found
+        return [Case("read", read, "one thread: bytes of the files"), *stages]
+    return stages
 
 
 class Plain(Dataset[tuple[Tensor, int]]):

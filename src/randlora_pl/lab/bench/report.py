@@ -206,10 +206,10 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
     labels = {one.name: _without_rank(one, reading) for reading in here for one in reading.methods}
     rows = []
     for reading in here:
-        found = {one.name: one for one in reading.methods}
+        by_name = {one.name: one for one in reading.methods}
         values = [reading.text, f"{reading.point.bases:,}"]
-        for one in map(found.get, names):  # milliseconds, ratio to full fine-tuning and memory
-            spread, ratio = (one.spread(), one.ratio(found.get("full"))) if one else (None, None)
+        for one in map(by_name.get, names):  # milliseconds, ratio to full fine-tuning and memory
+            spread, ratio = (one.spread(), one.ratio(by_name.get("full"))) if one else (None, None)
             if one is None or spread is None:
                 values.append(one.problem if one else "")
                 continue
@@ -231,12 +231,12 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
 
 def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
     """Return every value of every round, and the ratios."""
-    found = []
+    entries = []
     for one in results:
         ratios = zip(("times_base", "times_peer"), _ratios(one, results), strict=True)
         row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios}
-        found.append(row | {"of_peak": one.of_peak()})
-    return found
+        entries.append(row | {"of_peak": one.of_peak()})
+    return entries
 
 
 def bars(title: str, results: Sequence[Measured]) -> Figure:

@@ -119,9 +119,9 @@ class Case:
 
     def seconds(self) -> float:
         """Return the seconds of a step, the mean of as many as fill some tenths of a second; NaN after a problem."""
-        found = float("nan")
+        shortest = float("nan")
         if self.problem:
-            return found
+            return shortest
         with self._guarded(), self._present():
             if self.device.type == "cuda":  # the allocator starts again each time
                 self.step()
@@ -131,8 +131,8 @@ class Case:
             for _ in range(self._repeat):
                 self.step()
             bench.synchronize(self.device)
-            found = (time.perf_counter() - start) / self._repeat
-        return found  # noqa: RET504 (still NaN where a problem ended the block)
+            shortest = (time.perf_counter() - start) / self._repeat
+        return shortest  # noqa: RET504 (still NaN where a problem ended the block)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -230,7 +230,7 @@ def measure(
         case.count()
     turns: dict[str, Callable[[], float]] = {_PEAK: gemm.rate} | {case.name: case.seconds for case in cases}
 
-    def found(values: dict[str, list[float]]) -> list[Measured]:
+    def collect(values: dict[str, list[float]]) -> list[Measured]:
         results = []
         for case in cases:
             one = Measured(case.name, case.label, case.problem)
@@ -240,7 +240,7 @@ def measure(
             results.append(one)
         return results
 
-    return found(bench.in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(found(values))))
+    return collect(bench.in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(collect(values))))
 
 
 def available(
@@ -392,8 +392,8 @@ class Training:
     """
 
     def __init__(self, setup: Setup) -> None:
-        if (found := library_of(setup.model)) != setup.library:
-            raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {found} has one.")
+        if (library := library_of(setup.model)) != setup.library:
+            raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {library} has one.")
         self.setup = setup
         self.device = torch.device(setup.device)
         if setup.library == "transformers":

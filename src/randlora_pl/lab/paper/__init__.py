@@ -47,12 +47,12 @@ class PaperCell(NamedTuple):
 
 @cache
 def _tables() -> dict[str, tuple[PaperCell, ...]]:
-    found: dict[str, list[PaperCell]] = {}
+    tables: dict[str, list[PaperCell]] = {}
     for row in [*_rows("tables.csv"), *_rows("published.csv")]:
         value, std = float(row.pop("value")), row.pop("std", "")
         cell = PaperCell(**row, value=value, std=float(std) if std else None)
-        found.setdefault(cell.table, []).append(cell)
-    return {number: tuple(cells) for number, cells in found.items()}
+        tables.setdefault(cell.table, []).append(cell)
+    return {number: tuple(cells) for number, cells in tables.items()}
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -82,19 +82,19 @@ class Beside:
 
         Where a table or a row has averages over all datasets, or all tests, only: that, None for any others.
         """
-        found = [printed.cells[0] for name in datasets if (printed := self.cell(Key(model, name, budget, method)))]
+        papers = [printed.cells[0] for name in datasets if (printed := self.cell(Key(model, name, budget, method)))]
         columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
-        if found and len(found) == len(datasets):
-            first, whole = found[0], {*columns} == averaged(found[0].table)
+        if papers and len(papers) == len(datasets):
+            first, whole = papers[0], {*columns} == averaged(papers[0].table)
             same = [cell for cell in self._rows(first.table, model, method) if cell.budget == first.budget]
             printed_mean = next((cell for cell in same if whole and cell.column == AVERAGE), None)
-            return Printed(fmean(cell.value for cell in found), tuple(found), printed_mean)
+            return Printed(fmean(cell.value for cell in papers), tuple(papers), printed_mean)
         # Tables 2, 3 and 6 average over all datasets of Table 7, or over all tests of Table 15
         every = any(sorted(map(str, columns)) == sorted(names) for names in (table_7(), averaged(15)))
         for number in self.tables:
             rows: list[PaperCell] = []
             if of_data_sets(number):
-                if not found and averaged(number) == {*columns}:
+                if not papers and averaged(number) == {*columns}:
                     of_method = self._rows(number, model, method)
                     rows = [cell for cell in of_method if (cell.budget, cell.column) == (budget, AVERAGE)]
             elif every:
@@ -112,8 +112,8 @@ class Beside:
     def parameters(self, model: str, method: str) -> str:
         """Return the printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
         printed = (cell.params for number in self.tables for cell in self._rows(number, model, method) if cell.params)
-        found = next(printed, "")
-        return found if found.endswith("M") or not found else f"{found} %"
+        count = next(printed, "")
+        return count if count.endswith("M") or not count else f"{count} %"
 
     def cost(self, model: str, method: str) -> tuple[Printed | None, Printed | None]:
         """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
@@ -383,7 +383,7 @@ def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
 
 def _elsewhere(sweep: Sweep, model: str) -> tuple[DataFrame, list[str]]:
     """Return the finished runs of a model with their accuracies on other datasets in percent, and which were tested."""
-    runs = sweep.of(model=model)
+    runs = sweep.select(model=model)
     runs = runs.assign(**{name: 100 * runs[name] for name in runs if name.startswith((BEFORE, AFTER))})
     return runs, [name.removeprefix(AFTER) for name in runs if name.startswith(AFTER) and runs[name].notna().any()]
 
@@ -399,7 +399,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
     """Return base, new and harmonic mean by dataset and on average; None if no run was tested on new classes."""
-    if NEW not in base.cells or base.of(model=model)[NEW].isna().all():
+    if NEW not in base.cells or base.select(model=model)[NEW].isna().all():
         return None
     measured = (100 * base.cells[NEW]).round(4).where(base.cells["accuracy"].notna())  # as cells.csv has it
     new = replace(base, cells=base.cells.assign(accuracy=measured))
@@ -410,7 +410,7 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
         "classes of this half. Base and New are averages over datasets, and H = 2bn / (b + n) is computed from "
         "these averages. Intervals are over seeds."
     ]
-    datasets = [name for name in base.plan.datasets if len(new.of(model=model, dataset=name))]
+    datasets = [name for name in base.plan.datasets if len(new.select(model=model, dataset=name))]
     for budget in new.budgets(model):
         methods = new.methods(model, budget)
         shared, left_out = new.common(model, budget)
@@ -449,7 +449,7 @@ def _cell(base: Sweep, new: Sweep, key: Key, printed: Sequence[Printed | None]) 
     """Return base / new of a dataset, with the harmonic mean and the printed numbers below."""
     first, second, whole = base.estimate(key), new.estimate(key), _harmonic(printed)
     mean = harmonic_mean(first.mean, second.mean) if first and second else None
-    there = " / ".join(percent(found.value) for found in printed if found)
+    there = " / ".join(percent(number.value) for number in printed if number)
     below = whole.beside(mean).replace(" ", f" {there}, H ", 1) if whole else ""
     if first is None or second is None or mean is None:
         return TableCell("not measured", below, missing=True, paper=whole)

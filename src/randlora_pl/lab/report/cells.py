@@ -210,12 +210,12 @@ class Sweep:
         """Return the runs with an accuracy."""
         return self.cells[self.cells["accuracy"].notna()]
 
-    def of(self, **labels: str) -> DataFrame:
+    def select(self, **labels: str) -> DataFrame:
         """Return the finished runs with some labels."""
-        found = self.finished
+        rows = self.finished
         for name, label in labels.items():
-            found = found[found[name] == label]
-        return found
+            rows = rows[rows[name] == label]
+        return rows
 
     @cached_property
     def accuracies(self) -> dict[Key, dict[int, float]]:
@@ -232,8 +232,8 @@ class Sweep:
     @cached_property
     def metrics(self) -> dict[str, str]:
         """Return the metric of each dataset whose metric is not the accuracy."""
-        found = self.finished[self.finished[METRIC].isin(CORRELATIONS)]
-        return {dataset: CORRELATIONS[metric] for dataset, metric in zip(found["dataset"], found[METRIC], strict=True)}
+        rows = self.finished[self.finished[METRIC].isin(CORRELATIONS)]
+        return {dataset: CORRELATIONS[metric] for dataset, metric in zip(rows["dataset"], rows[METRIC], strict=True)}
 
     @property
     def measured(self) -> str:
@@ -252,11 +252,11 @@ class Sweep:
     @cached_property
     def pretrained(self) -> dict[tuple[str, str], float]:
         """Return the accuracy of the pretrained model in percent, by model and dataset, where it was measured."""
-        beside, tested = self.cells.dropna(subset="zeroshot_accuracy"), self.of(budget=ZERO_SHOT)
-        found: dict[tuple[str, str], float] = {}
+        beside, tested = self.cells.dropna(subset="zeroshot_accuracy"), self.select(budget=ZERO_SHOT)
+        accuracies: dict[tuple[str, str], float] = {}
         for runs, name in ((beside, "zeroshot_accuracy"), (tested, "accuracy")):
-            found |= runs.groupby(["model", "dataset"])[name].agg(fmean).to_dict()
-        return found
+            accuracies |= runs.groupby(["model", "dataset"])[name].agg(fmean).to_dict()
+        return accuracies
 
     def idle(self, key: Key) -> bool:
         """Return True if a trained cell does not differ from the pretrained model, which lies within its interval."""
@@ -273,13 +273,13 @@ class Sweep:
 
     def methods(self, model: str, budget: str) -> list[str]:
         """Return the methods with a finished run, in order."""
-        found = {key.method for key in self.accuracies if (key.model, key.budget) == (model, budget)}
-        return [method for method in self.plan.methods if method in found]
+        labels = {key.method for key in self.accuracies if (key.model, key.budget) == (model, budget)}
+        return [method for method in self.plan.methods if method in labels]
 
     def budgets(self, model: str) -> list[str]:
         """Return the budgets of a model's runs, in order; the pretrained model's as well."""
-        found = {key.budget for key in self.runs if key.model == model}
-        return [budget for budget in self.plan.budgets if budget in found]
+        labels = {key.budget for key in self.runs if key.model == model}
+        return [budget for budget in self.plan.budgets if budget in labels]
 
     def trained_budgets(self, model: str) -> list[str]:
         """Return the budgets without the pretrained model's."""
@@ -351,7 +351,7 @@ class Sweep:
         known = [name for name in self.cells if name.startswith(TEST)]
         places = {f"{TEST}{name}": place for place, name in enumerate(TASKS)}
         known.sort(key=lambda name: places.get(name, len(places)))
-        there = {dataset: self.of(dataset=dataset)[known].notna().any() for dataset in self.plan.datasets}
+        there = {dataset: self.select(dataset=dataset)[known].notna().any() for dataset in self.plan.datasets}
         return {dataset: [name for name in known if some[name]] for dataset, some in there.items() if some.any()}
 
     def by_test(self) -> "Sweep":
@@ -362,9 +362,9 @@ class Sweep:
         """
         if not self.tests:
             return self
-        names = {name: name.removeprefix(TEST) for found in self.tests.values() for name in found}
+        names = {name: name.removeprefix(TEST) for table in self.tests.values() for name in table}
         titles = {column: TASKS[name].title if name in TASKS else name for column, name in names.items()}
-        count = Counter(titles[column] for found in self.tests.values() for column in found)
+        count = Counter(titles[column] for table in self.tests.values() for column in table)
         datasets, parts = {}, []
         for dataset, facts in self.plan.datasets.items():
             runs = self.cells[self.cells["dataset"] == dataset]

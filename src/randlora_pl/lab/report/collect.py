@@ -65,27 +65,27 @@ def read_curves(cell: Path) -> dict[str, str]:
     except (OSError, ValueError, csv.Error):
         return {}
     scores = next((values for name in _SCORES if (values := columns[name])), {})
-    found = sorted(scores.items())
-    every = max(1, -(-len(found) // _PARTS))
-    found = found[::-1][::every][::-1] if len(found) > 1 else []  # the last one among them
+    points = sorted(scores.items())
+    every = max(1, -(-len(points) // _PARTS))
+    points = points[::-1][::every][::-1] if len(points) > 1 else []  # the last one among them
     facts = {
         TRAINED: " ".join(f"{mean:.4g}" for mean in _means(columns[_LOSS])),
-        VALIDATED: " ".join(f"{step}:{value:.4g}" for step, value in found),
+        VALIDATED: " ".join(f"{step}:{value:.4g}" for step, value in points),
     }
     return {name: text for name, text in facts.items() if text}
 
 
 def losses(text: object) -> list[float]:
     """Return the means of the training loss over equal parts of a run, as `TRAINED` has them; empty if it has none."""
-    found = [_number(part) for part in str(text).split()]
-    return [value for value in found if value is not None]
+    numbers = [_number(part) for part in str(text).split()]
+    return [value for value in numbers if value is not None]
 
 
 def scores(text: object) -> dict[float, float]:
     """Return the validation metric in percent by step, of `VALIDATED`; empty if the run did not validate on the way."""
     pairs = [part.partition(":") for part in str(text).split()]
-    found = {_number(step): _number(value) for step, _, value in pairs}
-    return {step: 100 * value for step, value in found.items() if step is not None and value is not None}
+    by_step = {_number(step): _number(value) for step, _, value in pairs}
+    return {step: 100 * value for step, value in by_step.items() if step is not None and value is not None}
 
 
 def at(curve: list[float], share: Fraction) -> float | None:
@@ -183,7 +183,7 @@ def read_sweep(folder: Path) -> Sweep:
             rate = {rate_name(str(row.get("adapter")), row.get("task")): row.get("learning_rate")}
             row |= _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
     else:
-        rows = [found for cell in cell_folders if (found := _of_folder(folder, cell, plan, warnings.append))]
+        rows = [cell_row for cell in cell_folders if (cell_row := _of_folder(folder, cell, plan, warnings.append))]
     there = _without_twins(folder, rows, warnings)
     rows, cells_there = list(there.values()), {place[:-1] for place in there}
     missing = []  # of what was planned, not of labels that only the cells know
@@ -350,13 +350,13 @@ def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> dict[t
         file = folder / "cells" / row.get("cell", "") / "results.json"
         return file.stat().st_mtime if file.is_file() else 0.0
 
-    found: dict[tuple[object, ...], list[Row]] = {}
+    by_run: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((*(row[name] for name in LABELS), row.get("seed")), []).append(row)
-    for (*labels, seed), twins in found.items():
+        by_run.setdefault((*(row[name] for name in LABELS), row.get("seed")), []).append(row)
+    for (*labels, seed), twins in by_run.items():
         if len(twins) > 1:
             twins.sort(key=lambda row: (row["state"] == FINISHED, time(row)), reverse=True)
             names, cell = " and ".join(sorted(row["cell"] for row in twins)), " ".join(map(str, labels))
             which = f"with {len(twins)} configs: {twins[0]['cell']} is used"
             warnings.append(f"{names} are the same cell ({cell}, seed {seed}) {which}")
-    return {place: twins[0] for place, twins in found.items()}
+    return {place: twins[0] for place, twins in by_run.items()}

@@ -99,17 +99,17 @@ class Versus:
     @property
     def by_dataset(self) -> dict[str, float]:
         """Mean difference of each dataset over its budgets."""
-        found: dict[str, list[float]] = {}
+        differences: dict[str, list[float]] = {}
         for (dataset, _), difference in self.cells.items():
-            found.setdefault(dataset, []).append(difference.mean)
-        return {dataset: fmean(values) for dataset, values in found.items()}
+            differences.setdefault(dataset, []).append(difference.mean)
+        return {dataset: fmean(values) for dataset, values in differences.items()}
 
     def of_budget(self, budget: str) -> Estimate | None:
         """Return the difference at one budget over datasets, or over the seeds of a single dataset."""
-        found = [cell for (_, label), cell in self.cells.items() if label == budget]
+        cells = [cell for (_, label), cell in self.cells.items() if label == budget]
         if len(self.by_dataset) == 1:
-            return found[0] if found else None
-        return Estimate(tuple(cell.mean for cell in found)) if found else None
+            return cells[0] if cells else None
+        return Estimate(tuple(cell.mean for cell in cells)) if cells else None
 
     @property
     def difference(self) -> Estimate | Crossed:
@@ -179,7 +179,7 @@ def comparisons(sweep: Sweep) -> list[Versus]:
     methods = [method for method in sweep.plan.methods if not is_zero_shot(method)]
     only = next(iter(sweep.plan.datasets)) if len(sweep.plan.datasets) == 1 else ""
     correlation = sweep.metrics.get(only, "").partition(" ")[0]
-    found = []
+    pairs = []
     for model, pair in product(sweep.plan.models, combinations(methods, 2)):
         first, second = sorted(pair, key=lambda method: not sweep.is_randlora(method))
         sizes = [sweep.parameters(model, method) for method in (first, second)]
@@ -196,11 +196,11 @@ def comparisons(sweep: Sweep) -> list[Versus]:
             crossed = _crossed(sweep, keys, second) if only and not correlation else None
             count = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
             about = (reason, planned, crossed, only, correlation)
-            found.append(Versus(model, first, second, ratio, count, cells, *about))
-    tested = [one for one in found if not one.obstacle]
+            pairs.append(Versus(model, first, second, ratio, count, cells, *about))
+    tested = [one for one in pairs if not one.obstacle]
     values = [one.crossed.p if one.crossed else sign_flip_test([*one.by_dataset.values()]) for one in tested]
     adjusted = {id(one): p for one, p in zip(tested, holm(values), strict=True)}
-    judged = [replace(one, p=adjusted.get(id(one))) for one in found]
+    judged = [replace(one, p=adjusted.get(id(one))) for one in pairs]
 
     def place(one: Versus) -> tuple[bool, ...]:
         kinds = not sweep.is_randlora(one.first), sweep.is_randlora(one.second)
@@ -217,9 +217,9 @@ def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
 
     def right(key: Key) -> dict[int, NDArray[np.bool_]]:
         """Return which test samples each seed classified correctly, for the seeds that recorded it."""
-        runs = sweep.of(**key._asdict())
-        found = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
-        return {seed: values for seed, values in found.items() if values is not None}
+        runs = sweep.select(**key._asdict())
+        by_seed = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
+        return {seed: values for seed, values in by_seed.items() if values is not None}
 
     pairs = [(right(key), right(key._replace(method=second))) for key in keys]
     common = set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs))
@@ -232,16 +232,16 @@ def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
     return Crossed.over(np.mean(of_budgets, axis=0))
 
 
-def versus_table(found: list[Versus]) -> Table:
+def versus_table(pairs: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
-    below = [RULE_ONE if any(one.only for one in found) else RULE]
-    if not all(one.planned for one in found):
+    below = [RULE_ONE if any(one.only for one in pairs) else RULE]
+    if not all(one.planned for one in pairs):
         below.append(
             "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. "
             "The others show their difference and its interval."
         )
     rows = []
-    for one in found:
+    for one in pairs:
         each = "; ".join(f"{' '.join(labels)} {shown(cell, '+.2f')}" for labels, cell in one.cells.items())
         ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
         difference = mean_cell(one.difference, each, "+.2f")
@@ -263,7 +263,7 @@ class Reference:
     pairs: dict[str, Versus]
 
 
-def references(sweep: Sweep, found: Sequence[Versus]) -> list[Reference]:
+def references(sweep: Sweep, versus: Sequence[Versus]) -> list[Reference]:
     """Return the reference of each model that has two methods to compare.
 
     It is the LoRA whose size is nearest to the first RandLoRA's, else full fine-tuning, else the first method.
@@ -271,7 +271,7 @@ def references(sweep: Sweep, found: Sequence[Versus]) -> list[Reference]:
     chosen = []
     for model in sweep.plan.models:
         pairs: dict[str, dict[str, Versus]] = {}
-        for one in (one for one in found if one.model == model):
+        for one in (one for one in versus if one.model == model):
             cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in one.cells.items()}
             crossed = one.crossed and replace(one.crossed, mean=-one.crossed.mean)
             other = replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells, crossed=crossed)
@@ -285,11 +285,11 @@ def references(sweep: Sweep, found: Sequence[Versus]) -> list[Reference]:
     return chosen
 
 
-def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Reference]) -> list[str]:
+def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Reference]) -> list[str]:
     """Return what the sweep shows: verdicts or the reason for none, and the difference that matters most."""
-    planned = [one for one in found if one.planned]
+    planned = [one for one in versus if one.planned]
     judged = [one for one in planned if one.p is not None]
-    paired = {(one.model, frozenset((one.first, one.second))) for one in found}
+    paired = {(one.model, frozenset((one.first, one.second))) for one in versus}
     lacking = {}
     for model, (first, second) in product(sweep.plan.models, sweep.plan.pairs):
         labels = model, frozenset((first, second))
@@ -328,8 +328,8 @@ def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Referen
 
 def matrix_table(sweep: Sweep, here: Reference) -> Table:
     """Return methods by datasets and budgets, each cell colored by its difference to the reference."""
-    found = {labels for one in here.pairs.values() for labels in one.cells}
-    every = [c for c in product(sweep.plan.datasets, sweep.trained_budgets(here.model)) if c in found]
+    shared = {labels for one in here.pairs.values() for labels in one.cells}
+    every = [c for c in product(sweep.plan.datasets, sweep.trained_budgets(here.model)) if c in shared]
     apart = len(every) <= 12  # of more, a column is the mean over budgets
     columns = every if apart else list(dict.fromkeys((dataset, "") for dataset, _ in every))
     rows = []
@@ -360,13 +360,15 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
 
 def _cell(sweep: Sweep, here: Reference, one: Versus, labels: tuple[str, str], apart: bool) -> TableCell:
     dataset, budget = labels
-    found = {b: cell for (d, b), cell in one.cells.items() if d == dataset and budget in ("", b)}
-    if not found:
+    by_budget = {b: cell for (d, b), cell in one.cells.items() if d == dataset and budget in ("", b)}
+    if not by_budget:
         lacking = [Key(here.model, dataset, budget, name) for name in (one.first, one.second)] if budget else []
         why = next((sweep.why_missing(key) for key in lacking if key not in sweep.accuracies), "no common seed")
         return TableCell("-", title=why, missing=True)
-    value = one.by_dataset[dataset] if not budget else found[budget].mean
-    half = found[budget].half if apart else None
-    title = "; ".join(f"{b}: {shown(cell, '+.2f')} over {many(len(cell.values), 'seed')}" for b, cell in found.items())
+    value = one.by_dataset[dataset] if not budget else by_budget[budget].mean
+    half = by_budget[budget].half if apart else None
+    title = "; ".join(
+        f"{b}: {shown(cell, '+.2f')} over {many(len(cell.values), 'seed')}" for b, cell in by_budget.items()
+    )
     below = "" if half is None else f"± {half:.1f}"
     return TableCell(formatted(value), below, title, value, tint=value / (abs(value) + 2))  # half of it at 2 points

@@ -29,9 +29,9 @@ from randlora_pl.utils.text import csv_text
 def build(sweep: Sweep) -> Document:
     """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
     apart, beside = sweep.by_test(), Beside(sweep.plan)
-    models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
-    found = comparisons(apart)
-    compared = references(apart, found)
+    models = [model for model in sweep.plan.models if len(sweep.select(model=model))]
+    versus = comparisons(apart)
+    compared = references(apart, versus)
     averages = [accuracy.average_table(apart, beside, model) for model in models]
     tables = [accuracy.accuracy_table(apart, beside, model) for model in models]
     costs, transfers, halves = (
@@ -52,8 +52,8 @@ def build(sweep: Sweep) -> Document:
         families.setdefault(apart.family(model), []).append(model)
     pictures = [parameter_picture(apart, family, names) for family, names in families.items()]
     pictures += [memory_picture(apart, model) for model in models]
-    pairs = [versus_table(found) if found else None, rank_table(apart), partial_table(apart)]
-    shown, *more = [*conclusion(apart, found, compared), *_counts(sweep, apart)]
+    pairs = [versus_table(versus) if versus else None, rank_table(apart), partial_table(apart)]
+    shown, *more = [*conclusion(apart, versus, compared), *_counts(sweep, apart)]
     commands = [
         "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
         "randlora-pl report . --output again",
@@ -111,14 +111,14 @@ def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
         return []
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
-    of = f", which Figure {plan.figure} draws" if plan.figure else ""
+    figure = f", which Figure {plan.figure} draws" if plan.figure else ""
     own = [number for number in beside.tables if not any(cell.source for cell in cells(number))]
     lines = []
     if own:
         tables = f"Table{'s' * (len(own) > 1)} {', '.join(own)}"
         lines.append(
             f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
-            f"{tables} of {SOURCE}{of}."
+            f"{tables} of {SOURCE}{figure}."
         )
     if any(map(of_data_sets, own)):
         lines.append(
@@ -166,8 +166,8 @@ def _made(sweep: Sweep) -> list[str]:
     columns |= {"commit": "git_commit", "PyTorch": "version/torch", "Python": "version/python"}
     for name, column in columns.items():
         known = sweep.finished.get(column, Series(dtype=object)).dropna().convert_dtypes()
-        found = sorted({str(value)[: 10 if name == "commit" else None] for value in known if value})
-        facts += [f"{name} {', '.join(found)}"] if found else []
+        texts = sorted({str(value)[: 10 if name == "commit" else None] for value in known if value})
+        facts += [f"{name} {', '.join(texts)}"] if texts else []
     lines = [f"The runs: {'; '.join(facts)}."] if facts else []
     if command := sweep.plan.tuned.get("command"):
         lines.append(f"The learning rates: {command}")

@@ -55,8 +55,8 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
     for number, budget in enumerate(budgets):
         look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": "none", "markersize": 4.5}
         look["marker"] = MARKERS[number % len(MARKERS)]
-        found = [(n, method, one.of_budget(budget)) for n, (method, one) in enumerate(here.pairs.items())]
-        points = [(n + step * (number - (len(budgets) - 1) / 2), method, e) for n, method, e in found if e]
+        numbered = [(n, method, one.of_budget(budget)) for n, (method, one) in enumerate(here.pairs.items())]
+        points = [(n + step * (number - (len(budgets) - 1) / 2), method, e) for n, method, e in numbered if e]
         x, y = [estimate.mean for *_, estimate in points], [place for place, *_ in points]
         halves = np.array([estimate.half for *_, estimate in points], dtype=float)  # NaN, without one, draws nothing
         handles.append(panel.errorbar(x, y, xerr=halves, label=budget, elinewidth=1.3, capsize=2, **look))
@@ -88,7 +88,7 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
 
 def memory_picture(sweep: Sweep, model: str) -> Picture | None:
     """Draw the peak memory of each method on a GPU; None without any: on a CPU the program takes most of it."""
-    runs = sweep.of(model=model)
+    runs = sweep.select(model=model)
     runs = runs[(runs["peak_memory_bytes"] > 0) & (runs["device"] != "cpu")]
     means = (runs["peak_memory_bytes"] / 1e9).groupby(runs["method"]).agg(fmean)
     trained = filterfalse(is_zero_shot, sweep.plan.methods)
@@ -214,12 +214,12 @@ def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "bot
 def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
     """Draw each reference with the methods that planned pairs join with it, or else with methods of its size."""
     pictures = []
-    found = by_reference(sweep, model)
-    for reference in dict.fromkeys(found.values()):
-        methods = {method for method in found if found[method] == reference}
+    groups = by_reference(sweep, model)
+    for reference in dict.fromkeys(groups.values()):
+        methods = {method for method in groups if groups[method] == reference}
         if sweep.plan.pairs:  # a method without such a loss would leave no run that all of them have
             kind = kind_of_loss(sweep, reference)
-            alike = {method for method in found if kind_of_loss(sweep, method) == kind}
+            alike = {method for method in groups if kind_of_loss(sweep, method) == kind}
             joined = {reference}  # by way of others, too
             while more := {m for pair in sweep.plan.pairs if joined & set(pair) for m in pair} - joined:
                 joined |= more
@@ -246,9 +246,9 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     of_loss = [{float(share): at(curve, share) for share in shares} for curve in runs["losses"]]
     of_score: list[dict[float, float | None]] = []
     for text, last in zip(runs[VALIDATED], runs["steps"], strict=True):
-        found = scores(text)
-        end = max(found, default=0) if isna(last) else last
-        of_score.append({round(step / end, 3): value for step, value in found.items()} if end else {})
+        by_step = scores(text)
+        end = max(by_step, default=0) if isna(last) else last
+        of_score.append({round(step / end, 3): value for step, value in by_step.items()} if end else {})
     panels: dict[str, DataFrame] = {}
     for title, curves in ((f"validation {sweep.measured}, %", of_score), ("training loss", of_loss)):
         points = DataFrame(curves, index=[runs["method"], runs["dataset"]])

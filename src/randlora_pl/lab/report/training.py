@@ -31,11 +31,11 @@ from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALID
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty where they can be."""
-    runs = {method: sweep.of(model=model, method=method) for method in methods}
-    rules = {rule for found in runs.values() for rule in found["rate_rule"]}
+    runs = {method: sweep.select(model=model, method=method) for method in methods}
+    rules = {rule for rates in runs.values() for rule in rates["rate_rule"]}
     if len(rules) == 1 and "" not in rules:
         return ""
-    hows = {method: " and ".join(found["rate_chosen_by"].unique()) for method, found in runs.items()}
+    hows = {method: " and ".join(rates["rate_chosen_by"].unique()) for method, rates in runs.items()}
     other = ", but of several searches" if set(hows.values()) == {VALIDATION} else ""
     return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
 
@@ -123,18 +123,18 @@ def by_reference(sweep: Sweep, model: str) -> dict[str, str]:
     """Return the method whose loss is the mark of each method of a model, which may be itself."""
     logged = logged_runs(sweep, model)["method"].unique()
     kinds = {method: kind_of_loss(sweep, method) for method in sweep.plan.methods if method in logged}
-    found = {}
+    groups = {}
     for method, kind in kinds.items():
         alike = [one for one in kinds if kinds[one] == kind]
         size = sweep.parameters(model, method)
         if size and (reference := nearest(sweep, model, alike, size, method)):
-            found[method] = reference
-    return found
+            groups[method] = reference
+    return groups
 
 
 def logged_runs(sweep: Sweep, model: str) -> DataFrame:
     """Return the finished runs of a model that logged their loss, with its means in the column ``losses``."""
-    runs = sweep.of(model=model).dropna(subset=TRAINED)
+    runs = sweep.select(model=model).dropna(subset=TRAINED)
     runs = runs.assign(losses=runs[TRAINED].map(losses).astype(object))
     return runs[runs["losses"].map(bool).astype(bool)]
 
@@ -147,15 +147,15 @@ def _pairs(runs: DataFrame, method: str, reference: str) -> DataFrame:
     # the share of a run's steps after which its loss is at most the last one of the reference; None where it never is
     parts = [[loss <= other[-1] for loss in curve] for curve, other in curves]
     shares = [Fraction(part.index(True) + 1, len(part)) if any(part) else None for part in parts]
-    found = pairs[["dataset"]].assign(steps=[100 * float(share or 1) for share in shares])
+    table = pairs[["dataset"]].assign(steps=[100 * float(share or 1) for share in shares])
     seconds, base = (pairs[name].where(pairs[name] > 0) for name in ("fit_seconds", "fit_seconds of reference"))
-    found["whole"] = (100 * seconds / base).where(pairs["device"] == pairs["device of reference"])
-    found["time"] = found["steps"] * found["whole"] / 100
-    found["never"] = [share is None for share in shares]
+    table["whole"] = (100 * seconds / base).where(pairs["device"] == pairs["device of reference"])
+    table["time"] = table["steps"] * table["whole"] / 100
+    table["never"] = [share is None for share in shares]
     for when in _SHARES:
         ours, theirs = (Series([at(both[n], when) for both in curves], dtype=float) for n in (0, 1))
-        found[when] = ours - theirs
-    return found
+        table[when] = ours - theirs
+    return table
 
 
 def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "not measured") -> TableCell:
@@ -179,7 +179,7 @@ def nearest(sweep: Sweep, model: str, methods: Sequence[str], size: int, method:
 
 def kind_of_loss(sweep: Sweep, method: str) -> tuple[object, ...]:
     """Return what must be equal for two training losses to be comparable: the task and its options of the loss."""
-    tasks = sorted(sweep.of(method=method)["task"].astype(str).unique())
+    tasks = sorted(sweep.select(method=method)["task"].astype(str).unique())
     options = sweep.plan.methods[method].get("set") or {}
     return tasks, sorted((name, str(value)) for name, value in options.items() if name.startswith("model.loss"))
 
@@ -198,7 +198,7 @@ def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     Percents are means over the cells (dataset, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's value of the same cell.
     """
-    runs = sweep.of(model=model)
+    runs = sweep.select(model=model)
     runs = runs[runs["fit_seconds"] > 0]
     if runs.empty:
         return None
@@ -219,7 +219,7 @@ def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
         for method, some in here.items():
             time, memory = beside.cost(model, method)
             size, paper = sweep.parameters(model, method), beside.parameters(model, method)
-            counted = sweep.of(model=model, method=method)
+            counted = sweep.select(model=model, method=method)
             counted = counted[(counted["trainable_parameters"] == size) & (counted["total_parameters"] > 0)]
             percent = TableCell("", f"paper {paper}" if paper else "")
             if size and len(counted):
@@ -306,7 +306,7 @@ def rank_table(sweep: Sweep) -> Table | None:
             shared = sweep.common(model, budget)[0]
             ranks, accuracies = {}, {}
             for method in sweep.methods(model, budget):
-                runs = sweep.of(model=model, budget=budget, method=method)
+                runs = sweep.select(model=model, budget=budget, method=method)
                 runs = runs[runs["dataset"].isin(shared)]
                 values, average = _known(runs, name), sweep.average(model, budget, method, shared)
                 if average and len(values) == len(runs):
@@ -345,9 +345,9 @@ def partial_table(sweep: Sweep) -> Table | None:
     """
     rows = []
     for name, model in product([name for name in _RANKS if name in sweep.finished], sweep.plan.models):
-        found = []
+        correlations = []
         for dataset, budget in product(sweep.plan.datasets, sweep.trained_budgets(model)):
-            runs = sweep.of(model=model, dataset=dataset, budget=budget)
+            runs = sweep.select(model=model, dataset=dataset, budget=budget)
             points = []
             for method in sweep.methods(model, budget):
                 known = _known(runs[runs["method"] == method], name)
@@ -358,8 +358,8 @@ def partial_table(sweep: Sweep) -> Table | None:
                 ranks, accuracies, sizes = (list(column) for column in zip(*points, strict=True))
                 ranks = _leveled(name, ranks)
                 values = partial_rank_correlation(ranks, accuracies, sizes), rank_correlation(ranks, accuracies)
-                found.append((dataset, len(ranks), *values))
-        cells = DataFrame(found, columns=["dataset", "methods", "partial", "plain"])
+                correlations.append((dataset, len(ranks), *values))
+        cells = DataFrame(correlations, columns=["dataset", "methods", "partial", "plain"])
         partial, plain = (over_datasets(cells, column, "+.2f", "not defined") for column in ("partial", "plain"))
         if partial.sort is not None:
             fewest, most = cells["methods"].min(), cells["methods"].max()
@@ -382,7 +382,7 @@ def partial_table(sweep: Sweep) -> Table | None:
     controls = []
     for method, facts in sweep.plan.methods.items():
         variant = str(facts.get("variant"))
-        if variant in variants and (ranks := _known(sweep.of(method=method), _RANKS[0])):
+        if variant in variants and (ranks := _known(sweep.select(method=method), _RANKS[0])):
             controls.append(f"{method} ({variants[variant]}; rank {fmean(ranks):.0f})")
     if controls:
         count = many(len(controls), "control")

@@ -235,7 +235,7 @@ class CausalLMTask(TextTask):
             if counts:
                 self._texts[number] = text
             if counts and not item.references:
-                found = item.found(text)
+                found = item.find_answer(text)
                 self._metric(f"acc/{item.task}").update(float(found == item.answer))
                 self._metric(f"unfound/{item.task}").update(float(not found))
         return {"index": batch["index"], "texts": texts}
