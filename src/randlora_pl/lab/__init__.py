@@ -3,7 +3,8 @@
 Examples:
     >>> from randlora_pl.lab import read_cells
     >>> cells = read_cells(Path("sweep"))
-    >>> cells[cells["method"] == "RandLoRA-6"]["accuracy"].mean()
+    >>> digits = cells.query("method == 'RandLoRA-6' and dataset == 'digits' and budget == '16-shot'")
+    >>> print(digits["accuracy"].mean())
     97.1296...
 """
 

@@ -184,13 +184,17 @@ def adapter_config(folder: Path) -> Tree:
             f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
         ) from error
     from randlora_pl.adapters.save_load import make_adapter
-    from randlora_pl.tasks.restore import find_task
 
     _check_no_class([content["options"], arguments], file)
     adapter = make_adapter(content["method"], content["options"], file)
     _check_methods(adapter, file)
-    with errors_in(file):
-        kind = find_task(task) if "task_class" in metadata else own_task(task)
+    if "task_class" in metadata:
+        from randlora_pl.tasks.restore import find_task  # slow to import: `own_task` leaves heavy libraries out
+
+        with errors_in(file):
+            kind = find_task(task)
+    else:
+        kind = own_task(task)
     if kind is None:
         known = classes("model")
         raise UserError(
