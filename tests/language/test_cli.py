@@ -12,11 +12,13 @@ import torch
 import yaml
 
 from randlora_pl.adapters import inject
+from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.language.tokenization import model_config
 from randlora_pl.run.options.shipped import find_config
 from tests.support.cli import Refused, Run
 
-from .files import write_commonsense
+from .classify import TYPED, write_csv, write_reviews
+from .files import write_commonsense, write_e2e, write_glue
 from .small import SHAPES, typed
 
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
@@ -195,3 +197,183 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     (tmp_path / "images").mkdir()
     shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
     assert "belongs to a language model" in shown
+
+
+@pytest.fixture
+def reviewing(tmp_path: Path) -> list[str]:
+    """A fit of the toy task with a tiny random RoBERTa."""
+    return [
+        *(*TYPED, "--model.learning_rate", "1e-2", "--data.dataset", "csv"),
+        *("--data.root", str(write_reviews(tmp_path / "data")), "--data.batch_size", "8", *SMALL),
+    ]
+
+
+def test_a_classifier_s_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
+    run: Run, reviewing: list[str], tmp_path: Path
+) -> None:
+    shown = run("fit", *reviewing, "--data.steps", "80", "--checkpoint.monitor", "val/score", "--run.name", "toy")
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "toy").glob("2*")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test/acc"] == results["test/score"] > 0.9
+    assert {"test/matthews", "test/f1", "test/loss", "val/acc", "best/val/score", "data/cut_train"} <= results.keys()
+    assert results["adapter_parameters"] == 1920 and results["trainable_parameters"] == 1920 + 32 * 32 + 32 + 66
+    for line in ("2 classes (negative, positive), 131 train, 20 val, 41 test samples", "adapter 1,920, head 1,122"):
+        assert line in shown.out
+    assert (folder / "figures" / "confusion.png").is_file()
+    tested = run("test", "--run", str(folder), *SMALL[:4])
+    assert tested.code == 0 and f"accuracy {100 * results['test/acc']:.2f} %" in tested.out
+    info = run("adapter", "info", str(folder / "adapter"))
+    assert "1,122 of a head" in info.out and "2: negative, positive" in info.out and "not shown" not in info.out
+    merged = tmp_path / "merged"
+    wrote = run("adapter", "merge", str(folder / "adapter"), "--output", str(merged))
+    assert wrote.code == 0 and "AutoModelForSequenceClassification.from_pretrained" in wrote.out, wrote.err
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bare = AutoModelForSequenceClassification.from_pretrained(merged).eval()
+    assert bare.config.id2label == {0: "negative", 1: "positive"}
+    texts = ["a great film", "an awful, awful play"]
+    batch = AutoTokenizer.from_pretrained(merged)(texts, padding=True, return_tensors="pt")
+    found = bare(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(1)
+    torch.testing.assert_close(found, load_language_task(folder / "adapter").classify(texts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        ("cola", {"matthews", "acc", "f1"}),
+        pytest.param("stsb", {"pearson", "spearman", "combined"}, marks=pytest.mark.full),
+    ],
+)
+def test_the_config_of_glue_runs_with_random_weights(dataset: str, names: set[str], run: Run, tmp_path: Path) -> None:
+    write_glue(tmp_path / "data")
+    shown = run(
+        "fit", "--config", "glue_roberta_base", *TYPED[4:8], "--data.root", str(tmp_path / "data"), "--data.dataset",
+        dataset, "--model.adapter.rank", "8", "--data.steps", "2", "--trainer.precision", "32-true", "--run.name",
+        "smoke", *SMALL,
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "smoke").glob("2*")
+    results = json.loads((folder / "results.json").read_text())
+    figures = [name.removeprefix("test/") for name in results if name.startswith("test/")]
+    of_classes = {"balanced_accuracy", "macro_f1", "smallest_class", "largest_class"} if "acc" in names else set()
+    of_classes |= {"right"} if of_classes else set()
+    assert set(figures) == names | {"score", "loss"} | of_classes
+    assert (folder / "test_per_class.csv").is_file() is bool(of_classes)
+    assert results["data/metric"] == figures[0] and results["test/score"] == results[f"test/{figures[0]}"]
+    assert results["learning_rate"] == 1e-4
+
+
+def test_mistakes_of_classifiers_are_told_in_a_line(
+    refused: Refused, run: Run, reviewing: list[str], tmp_path: Path
+) -> None:
+    def fit(*more: str) -> str:
+        return refused("fit", *reviewing, *more)
+
+    assert "Did you mean 'sst2'" in fit("--data.dataset", "sst")
+    told = "Unknown option --data.cutoff. It is one of prompts and completions; here --data.max_length."
+    assert told in fit("--data.cutoff", "4")
+    assert "Unknown option --model.num_beams" in fit("--model.num_beams", "4")
+    assert "SST-2/train.tsv" in fit("--data.dataset", "sst2")
+    write_csv(tmp_path / "data" / "test.csv", [("a", "none")])
+    write_csv(tmp_path / "data" / "train.csv", [])
+    assert "train.csv has no record" in fit()
+
+
+def test_the_data_sets_are_listed(run: Run) -> None:
+    assert "--model TextClassificationTask with sst2, mrpc" in run("datasets").out
+    assert "https://gluebenchmark.com/tasks" in run("datasets", "rte").out
+
+
+TINY = (
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv"),
+    *("--model.pretrained", "random", "--model.num_beams", "2", "--model.max_new_tokens", "4"),
+)
+FAST = ("--model.learning_rate", "0.1", "--model.warmup_steps", "0")
+"""So that a step or two change the logits by more than what rounding does, which merging checks."""
+
+
+@pytest.fixture
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program reads its tables for many seconds."""
+    monkeypatch.setattr("randlora_pl.language.metrics.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+
+
+def typed_config(name: str, root: Path) -> list[str]:
+    """A fit with a shipped config, tiny random weights and a token for each byte."""
+    kind = {"e2e_gpt2_medium": "gpt2", "commonsense_llama3": "llama"}.get(name, name.rpartition("_")[2])
+    shape = json.dumps(SHAPES[kind] | {"vocab_size": 260})
+    data = ["--data.epochs", "1"]
+    if kind != "gpt2":
+        data = ["--data.steps", "2", "--data.tests", "[boolq,winogrande]", "--data.validation", "4"]
+    return ["--config", name, "--data.root", str(root), "--model.config_overrides", shape, *data, *TINY]
+
+
+TARGETS = {
+    "commonsense_qwen2": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "commonsense_phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+    "commonsense_llama3": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "e2e_gpt2_medium": ["q", "v", "fc1", "fc2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_meteor")
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_family_from_training_to_merged_weights(name: str, run: Run, tmp_path: Path) -> None:
+    e2e = name.startswith("e2e")
+    root = write_e2e(tmp_path / "data", more=2) if e2e else write_commonsense(tmp_path / "data", 2)
+    shown = run("fit", *typed_config(name, root), *FAST, "--run.name", "one")
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "one").glob("2*")
+    results = json.loads((folder / "results.json").read_text())
+    figures = {key for key in results if key.startswith("test/")}
+    if e2e:
+        assert figures == {"test/BLEU", "test/NIST", "test/ROUGE-L", "test/CIDEr"}
+        assert "METEOR" in shown.err
+    else:
+        names = [f"{kind}{test}" for kind in ("acc", "unfound") for test in ("", "/boolq", "/winogrande")]
+        assert figures == {f"test/{each}" for each in names}
+    assert results["finished"] and results["data/test"] == 4
+    assert f"answers: {folder.relative_to(tmp_path) / 'answers.jsonl'} (4)" in shown.out
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1]]
+    keys = {"test", "meaning", "written", "references"} if e2e else {
+        "test", "prompt", "written", "found", "answer", "right"
+    }  # fmt: skip
+    assert [row.keys() == keys for row in rows] == [True] * 4
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["init_args"]["targets"] == TARGETS[name]
+    tested = run("test", "--run", str(folder), "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
+    assert tested.code == 0, tested.err
+    assert "answers:" in tested.out and ("BLEU" if e2e else "accuracy") in tested.out
+    info = run("adapter", "info", str(folder / "adapter"))
+    assert info.code == 0 and "not shown" not in info.out and f"targets         {TARGETS[name][0]}" in info.out
+    merged = run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged"))
+    assert merged.code == 0, merged.err
+    from transformers import AutoModelForCausalLM
+
+    bare = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    task = load_language_task(folder / "adapter")
+    ids = torch.arange(3, 20)[None]
+    assert not any(key.startswith("delta") or ".delta." in key for key in bare.state_dict())
+    torch.testing.assert_close(bare(ids).logits, task.model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_targets_that_are_left_out_are_the_paper_s(toy: Path, run: Run, tmp_path: Path) -> None:
+    """The config says what was taken, the adapter file, too, and both can be used again."""
+    from randlora_pl.language.tasks.common import TARGETS
+
+    shown = run(
+        "fit", *typed("bytes", "phi3", 260), *TINY[:6], "--model.max_new_tokens", "4", "--data.dataset", "jsonl",
+        "--data.root", str(toy), "--data.steps", "1", "--trainer.limit_val_batches", "0",
+        "--trainer.limit_test_batches", "1", "--run.name", "one",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "one").glob("2*")
+    wanted = TARGETS["phi3"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["targets"] == wanted
+    saved: dict[str, Any] = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert saved["targets"] == wanted and saved["metadata"]["arguments"]["targets"] == wanted
+    assert (folder / "answers.jsonl").read_text().count('"right": ') == 16  # those of one batch
+    again = run("test", "--adapter", str(folder / "adapter"), "--trainer.limit_test_batches", "1", *TINY[:6])
+    assert again.code == 0, again.err
