@@ -118,10 +118,10 @@ def validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[st
     batches = limit if isinstance(limit, int) else int(limit * math.ceil(data.held_out / step))
     number = min(data.held_out, batches * step)
     size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
-    few = ", too few to choose by"
-    if task.measure().decimals is None:
+    few = ", too few to choose by" if number < 50 else ""
+    if few and task.measure().decimals is None:
         few += f": accuracies have a standard error of up to {50 / number**0.5:.0f} points"
-    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < 50 else ''}"}
+    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few}"}
 
 
 class StartSummary(Callback):
