@@ -106,8 +106,8 @@ def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_
     if (mixup is not None or cutmix is not None) and not blended_labels:
         name = "mixup" if mixup is not None else "cutmix"
         raise UserError(
-            f"--data.{name} needs a softmax over all classes, but {task} compares an image with the "
-            "captions of its batch. Remove it, or use --model LinearHeadTask or TextHeadTask"
+            f"--data.{name} needs a softmax over all classes, and {task} trains without one. Remove it, or use --model "
+            "LinearHeadTask or TextHeadTask"
         )
 
 
