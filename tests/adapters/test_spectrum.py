@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randlora_pl.adapters.derived import spectrum, truncated
+from randlora_pl.adapters.derived import spectrum, truncate
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import check_rank_or_error
 from tests.support.products import in_one_item
@@ -65,18 +65,18 @@ def test_known_answers() -> None:
 def test_zeros_and_extreme_sizes() -> None:
     empty = spectrum(torch.zeros(4, 3))
     assert (empty.rank, empty.stable_rank, empty.effective_rank, empty.norm) == (0, 0, 0, 0)
-    low = truncated(torch.zeros(4, 3), error=0.1)
+    low = truncate(torch.zeros(4, 3), error=0.1)
     assert (low.rank, low.error) == (1, 0) and torch.equal(low.left @ low.right, torch.zeros(4, 3).double())
     for scale in (1e-30, 1e30):
         assert spectrum(of_values([2, 2]) * scale).stable_rank == pytest.approx(2)
-        assert truncated(of_values([4, 3]) * scale, rank=1).error == pytest.approx(0.6)
+        assert truncate(of_values([4, 3]) * scale, rank=1).error == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_named(bad: float) -> None:
     matrix = torch.eye(3)
     matrix[1, 2] = bad
-    for function in (spectrum, lambda m, name: truncated(m, rank=1, name=name)):
+    for function in (spectrum, lambda m, name: truncate(m, rank=1, name=name)):
         with pytest.raises(UserError, match="update"):
             function(matrix, "the update of fc")  # type: ignore[operator]
 
@@ -87,7 +87,7 @@ def test_truncation_is_the_best_there_is() -> None:
     matrix = torch.randn(20, 12, generator=generator)
     values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
     for k in range(1, 12):
-        low = truncated(matrix, rank=k)
+        low = truncate(matrix, rank=k)
         measured = float((matrix.double() - low.left @ low.right).norm() / matrix.double().norm())
         tail = math.sqrt(sum(values[k:] ** 2) / sum(values**2))
         assert low.rank == k and low.left.shape == (20, k) and low.right.shape == (k, 12)
@@ -96,21 +96,21 @@ def test_truncation_is_the_best_there_is() -> None:
             basis = torch.linalg.qr(torch.randn(20, k, generator=generator).double()).Q
             other = matrix.double() - basis @ (basis.T @ matrix.double())
             assert float(other.norm() / matrix.double().norm()) > low.error
-    assert truncated(matrix, rank=99).rank == 12
+    assert truncate(matrix, rank=99).rank == 12
 
 
 @settings(max_examples=30)
 @given(error=st.floats(0, 0.999), seed=st.integers(0, 100))
 def test_smallest_rank_for_an_error(error: float, seed: int) -> None:
     matrix = torch.randn(9, 6, generator=torch.Generator().manual_seed(seed))
-    low = truncated(matrix, error=error)
+    low = truncate(matrix, error=error)
     assert low.error <= error
-    assert low.rank == 1 or truncated(matrix, rank=low.rank - 1).error > error
+    assert low.rank == 1 or truncate(matrix, rank=low.rank - 1).error > error
 
 
 def test_no_error_takes_every_singular_value() -> None:
     matrix = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
-    low = truncated(matrix, error=0.0)
+    low = truncate(matrix, error=0.0)
     assert low.rank == 6
     torch.testing.assert_close(low.left @ low.right, matrix.double(), rtol=1e-12, atol=1e-12)
 

@@ -147,10 +147,10 @@ def test_layers_whose_names_end_alike_keep_their_ranks() -> None:
     model.add_module("deep", nn.Sequential())
     model.get_submodule("deep").add_module("fc", nn.Linear(6, 6))
     from randlora_pl.adapters import inject
-    from randlora_pl.adapters.derived import truncated
+    from randlora_pl.adapters.derived import truncate
     from randlora_pl.adapters.sites import find_sites
 
-    low = {site: truncated(torch.randn(6, 6), rank=rank) for site, rank in zip(find_sites(model), (2, 5), strict=True)}
+    low = {site: truncate(torch.randn(6, 6), rank=rank) for site, rank in zip(find_sites(model), (2, 5), strict=True)}
     ranks = {site.shape.layer: factors.rank for site, factors in low.items()}
     report = inject(model, lora.with_ranks(ranks, {}), ["^fc", "^deep.fc"])
     assert {row.layer: row.trainable for row in report.rows} == {"fc": 2 * 12, "deep.fc": 5 * 12}

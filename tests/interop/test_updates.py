@@ -11,7 +11,7 @@ from torch import nn
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject, merge, read_adapter, save_adapter
 from randlora_pl.interop.base_model import (
     base_name,
-    interpolated,
+    interpolate,
     layer_updates,
     load_base,
     same_base,
@@ -92,10 +92,10 @@ def test_sums_are_those_by_hand(tmp_path: Path) -> None:
 
 def test_interpolation_has_both_ends_bit_for_bit() -> None:
     base, tuned = torch.randn(50) * 1e-9, torch.randn(50)
-    assert torch.equal(interpolated(base, tuned, 0.0), base)
-    assert torch.equal(interpolated(base, tuned, 1.0), tuned)
+    assert torch.equal(interpolate(base, tuned, 0.0), base)
+    assert torch.equal(interpolate(base, tuned, 1.0), tuned)
     by_hand = torch.tensor([b + 0.3 * (t - b) for b, t in zip(base.tolist(), tuned.tolist(), strict=True)])
-    assert torch.equal(interpolated(base, tuned, 0.3), by_hand)
+    assert torch.equal(interpolate(base, tuned, 0.3), by_hand)
 
 
 # What is refused

@@ -112,7 +112,7 @@ class PeftContent:
             raise UserError(f"{self.source}: {name} is {brief(value)} in its config; copy it again.") from None
 
 
-def filled(tensor: Tensor, rows: int) -> Tensor:
+def append_zeros(tensor: Tensor, rows: int) -> Tensor:
     """Append rows of zeros, for what only PEFT has."""
     return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
 

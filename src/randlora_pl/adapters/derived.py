@@ -296,7 +296,7 @@ def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
     return Spectrum(len(kept), squares, math.exp(entropy), largest * math.sqrt(squares), largest)
 
 
-def truncated(matrix: Tensor, rank: int | None = None, error: float | None = None, name: str = "the matrix") -> LowRank:
+def truncate(matrix: Tensor, rank: int | None = None, error: float | None = None, name: str = "the matrix") -> LowRank:
     """Return the best low-rank approximation of a matrix (out, in) (Eckart & Young, 1936).
 
     Args:

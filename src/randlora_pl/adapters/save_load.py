@@ -274,7 +274,7 @@ def save_adapter(
     }
     path = Path(path).absolute()
     values = {name: cast(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
-    if odd := not_finite(values):
+    if odd := find_not_finite(values):
         raise UserError(
             f"{path} is not written, because {odd[0]} is not finite (NaN or infinity). Lower the learning rate or alpha"
             f"{'' if dtype is None else ', or leave out dtype'}."
@@ -322,7 +322,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     file = read_adapter(source)
     contents = read_contents(file.path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    if odd := not_finite(tensors):
+    if odd := find_not_finite(tensors):
         raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Take float32 or bfloat16.")
     with disk_errors(path):
         write_contents(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
@@ -334,7 +334,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+def find_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors with NaN or infinity."""
     return [name for name, each in tensors.items() if each.is_floating_point() and not each.isfinite().all()]
 
@@ -378,7 +378,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     for tensor_name, value in contents.tensors.items():
         if value.dtype not in FLOATS and (tensor_name in trained or value.is_floating_point()):
             raise UserError(f"{path} is damaged or was changed: {tensor_name} is {value.dtype}. Copy it again.")
-    if odd := not_finite(contents.tensors):
+    if odd := find_not_finite(contents.tensors):
         raise UserError(f"{path}: {odd[0]} is not finite (NaN or infinity). Train it again at a lower learning rate.")
     bases = None
     if config.get("generator") == STORED:

@@ -21,7 +21,7 @@ from randlora_pl.run.error_messages import trouble_of_machine
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.run.parallel.launch import launched, process_rank
 from randlora_pl.utils import __version__
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shorten
 from randlora_pl.utils.options import Option, Words
 from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text import escape_unprintable_output, log_to_terminal, printable, silence_library_warnings
@@ -139,7 +139,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _print(message: str) -> None:
     """Print the end of a command, and the rank of a process other than the first."""
     text = f"{f'[process {process_rank()}] ' if process_rank() else ''}randlora-pl: {message}"
-    print("\n".join(shortened(part, 1500) for part in text.split("\n")), file=sys.stderr)  # it may echo typed text
+    print("\n".join(shorten(part, 1500) for part in text.split("\n")), file=sys.stderr)  # it may echo typed text
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from randlora_pl.sweep.description import FILE, RATES, Seeds, SweepConfig, Tree,
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
 from randlora_pl.sweep.loop import slurm
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan
-from randlora_pl.utils.errors import UserError, errors_in, shortened
+from randlora_pl.utils.errors import UserError, errors_in, shorten
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
@@ -431,7 +431,7 @@ def markdown(report: Tree, measure: "Measure") -> str:
             by_seed = entry[monitor]
             cells = [shown_as(by_seed[str(s)]) if str(s) in by_seed else "" for s in report["seeds"]]
             mean = shown_as(fmean(by_seed.values())) if by_seed else ""
-            reason = shortened(entry.get("failed", ""), 120)
+            reason = shorten(entry.get("failed", ""), 120)
             failed = f"failed: {reason}" if reason and not reason.startswith(PRUNED) else reason
             mark = "chosen" if values == facts["chosen"] else failed
             rows.append([method, shown(values), *cells, mean, mark])

@@ -17,7 +17,7 @@ from randlora_pl.data.readers import SPLITS, Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
 from randlora_pl.data.sources import BLACK, EncodedImages
 from randlora_pl.data.splits import Splits, few_shot
-from randlora_pl.utils.errors import UserError, shortened
+from randlora_pl.utils.errors import UserError, shorten
 from randlora_pl.utils.files import atomic_file, disk_errors
 from randlora_pl.utils.text import for_figure
 
@@ -242,6 +242,6 @@ class Sheet:
                 square = ImageOps.pad(drawn, (THUMB - 2 * GAP, THUMB - 2 * GAP), method, "#dddddd")
                 row[:, place * THUMB : (place + 1) * THUMB] = np.asarray(ImageOps.expand(square, GAP, "white"))
             axes.imshow(row, interpolation="none")
-            axes.set_title(for_figure(shortened(" ".join(name.split()), strip // 7)), loc="left", fontsize=9)
+            axes.set_title(for_figure(shorten(" ".join(name.split()), strip // 7)), loc="left", fontsize=9)
         with disk_errors(path), atomic_file(path) as stream:
             figure.savefig(stream, format="png")

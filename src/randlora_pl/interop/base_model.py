@@ -294,7 +294,7 @@ def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
     return total
 
 
-def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
+def interpolate(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
     """Return W0 + s (W - W0) (WiSE-FT, Wortsman et al., 2022, equation 1), exact at both ends."""
     if scale in (0, 1) or not base.is_floating_point():
         return base if scale == 0 else tuned

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.adapter_file import tensor_prefix
-from randlora_pl.adapters.derived import truncated
+from randlora_pl.adapters.derived import truncate
 from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.random_bases import exact_pattern
 from randlora_pl.adapters.select import select
@@ -96,7 +96,7 @@ def write_lora(
     made = Base(made.model, made.submodule_for(first))
     sites, targets, qkv = _layers_of(made.part, total, files, first)
     low = {
-        site: truncated(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
+        site: truncate(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
         for site in sites
     }
     ranks = {site.shape.layer: factors.rank for site, factors in low.items()}

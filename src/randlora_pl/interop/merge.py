@@ -31,7 +31,7 @@ from randlora_pl.interop.base_model import (
     change,
     check_written,
     difference,
-    interpolated,
+    interpolate,
     logits,
     outputs,
 )
@@ -275,7 +275,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     expected = outputs(made.model, _size(file)) if scale == 1 else None
     merge_and_unload(made.part)
     plain = base.model.state_dict()
-    state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
+    state = {key: interpolate(plain[key], value, scale) for key, value in made.model.state_dict().items()}
     state |= beside(file, base.part)
     method = file.adapter.method()
     return _with_state(base, made.model, state, file, with_head, expected, method=method, scale=repr(scale))
@@ -437,7 +437,7 @@ def write_merged(
     merge_and_unload(model)
     if before:
         model.load_state_dict(
-            {name: interpolated(before[name], value, scale) for name, value in model.state_dict().items()}
+            {name: interpolate(before[name], value, scale) for name, value in model.state_dict().items()}
         )
         expected = logits(whole_model)
     import transformers

@@ -21,9 +21,9 @@ from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_toke
 from randlora_pl.models.weights import (
     ImageSpec,
     ModelIdentity,
-    changed,
     check_size,
     mismatch,
+    modification_time,
     not_downloaded,
     open_clip_spec,
     patch_size,
@@ -290,7 +290,7 @@ def load_clip(
     drawn_seed = seed if source.kind == "random" else None
     config = source.folder and source.folder.sha256
     file = download(source) if source.kind == OWN else source.pretrained
-    key = (source.kind, source.name, file, changed(file), drawn_seed, force_image_size, config)
+    key = (source.kind, source.name, file, modification_time(file), drawn_seed, force_image_size, config)
     return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.weights import (
     ImageSpec,
     ModelIdentity,
-    changed,
     check_size,
     mismatch,
+    modification_time,
     not_downloaded,
     patch_size,
     read_weights,
@@ -67,7 +68,7 @@ def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
 
 def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return a model's preprocessing, and the height and width that it works at unless a size is typed."""
-    values = timm.data.resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
+    values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
     try:
         _, height, width = (int(side) for side in values["input_size"])
     except (TypeError, ValueError):
@@ -97,7 +98,7 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
     named, pretrained, is_file = _resolve(_opened(name), pretrained)
     drawn_seed = seed if pretrained == "random" else None
     config = named.sha256 if isinstance(named, ModelFolder) else None
-    key = (str(named), pretrained, changed(pretrained), drawn_seed, img_size, config)
+    key = (str(named), pretrained, modification_time(pretrained), drawn_seed, img_size, config)
     return cached_copy("vit", key, lambda: _load(named, pretrained, is_file, img_size, seed))
 
 

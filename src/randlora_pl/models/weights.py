@@ -20,7 +20,7 @@ from randlora_pl.utils.image_spec import ImageSpec as ImageSpec
 _SHOWN = 3
 
 
-def changed(path: str) -> int | None:
+def modification_time(path: str) -> int | None:
     """Return the modification time of a weights file in nanoseconds; None if ``path`` is not a file."""
     file = Path(path).expanduser()
     return file.stat().st_mtime_ns if file.is_file() else None

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from randlora_pl.utils.errors import UserError, near, shortened
+from randlora_pl.utils.errors import UserError, near, shorten
 
 WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
 _NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
@@ -118,7 +118,7 @@ def file_trouble(error: BaseException) -> str:
         if not isinstance(link, OSError) or isinstance(link, ConnectionError | ChildProcessError | TimeoutError):
             continue
         if link.filename is not None and link.strerror:
-            name = shortened(str(link.filename), 160)
+            name = shorten(str(link.filename), 160)
             return f"{name}: {link.strerror}. Use another folder, or change its permissions"
     return ""
 
@@ -127,7 +127,7 @@ def trouble_of_machine(error: BaseException) -> str:
     """Return the problem with a file or with memory, for any command; empty for any other exception."""
     if trouble := file_trouble(error):
         return trouble
-    why = shortened(str(error).partition("\n")[0], 300) or "this machine has too little of it"
+    why = shorten(str(error).partition("\n")[0], 300) or "this machine has too little of it"
     return f"out of memory: {why}" if out_of_memory(error) else ""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from randlora_pl.adapters import inject
-from randlora_pl.adapters.methods.refine import check_layers, continued
+from randlora_pl.adapters.methods.refine import check_layers, make_next_stage
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.models import load_tokenizer
 from randlora_pl.run.options import classes
@@ -124,7 +124,7 @@ def check_first(cell: Cell) -> None:
     (model, targets), (again, _) = before, after
     report = inject(model, first.adapter, targets)
     layers = {row.layer: row.shape for row in report.rows}
-    adapter = continued(report.adapter, layers, task.adapter, cell.form, where)
+    adapter = make_next_stage(report.adapter, layers, task.adapter, cell.form, where)
     check_layers(layers, again, adapter, targets, where)
     inject(again, adapter, targets)
 

@@ -87,10 +87,10 @@ def brief(value: object, longest: int = 80) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of too many digits, or a list in a list in a list ...
         text = f"a {type(value).__name__} too large to show"
-    return shortened(text, longest)
+    return shorten(text, longest)
 
 
-def shortened(text: str, longest: int) -> str:
+def shorten(text: str, longest: int) -> str:
     """Return a text of at most this many characters, with ``...`` in the place of its middle."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 5]} ... {text[len(text) - end :]}"

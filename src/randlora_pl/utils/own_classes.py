@@ -45,11 +45,11 @@ def import_named(name: str, where: str = "--import") -> ModuleType:
     other = spec.origin if spec is not None else getattr(sys.modules.get(top), "__file__", None)
     if own is not None and other is not None and own.resolve() != Path(other).resolve():
         raise UserError(f"{where}: {own.name if own.parent == folder else top} is hidden by {other}. Rename it.")
-    _named[name] = imported(name, where)
+    _named[name] = import_or_refuse(name, where)
     return _named[name]
 
 
-def imported(name: str, where: str) -> ModuleType:
+def import_or_refuse(name: str, where: str) -> ModuleType:
     """Import a module; convert its absence, and what its code raises, to a `UserError` of one or two lines."""
     try:
         return import_module(name)
@@ -163,7 +163,7 @@ class Registry:
             if kind is None:
                 raise UserError(f"The module {module} has no {self.what} {name}.")
         if kind is None and path in _entry_paths(self.group, tuple(sys.path)):
-            kind = getattr(imported(module, f"The entry point {path}"), name, None)
+            kind = getattr(import_or_refuse(module, f"The entry point {path}"), name, None)
         if kind is None and not module:
             raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
         if kind is None:
@@ -196,7 +196,7 @@ def _entry_paths(group: str, path: tuple[str, ...]) -> set[str]:
 METHODS, TASKS = Registry("adapters", "method"), Registry("tasks", "task")
 
 
-def registered(path: str) -> bool:
+def is_registered(path: str) -> bool:
     """Return True if an import path is of a registered class or of an entry point."""
     return path in METHODS.paths() or path in TASKS.paths()
 

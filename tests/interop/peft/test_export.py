@@ -37,7 +37,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )  # fmt: skip
 from randlora_pl.adapters.methods.peft_bases import peft_count
-from randlora_pl.adapters.methods.randlora import arranged_for_peft
+from randlora_pl.adapters.methods.randlora import arrange_for_peft
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern, sides
 from randlora_pl.interop import peft_export
 from randlora_pl.interop.peft_export import Difference, export_peft, to_peft
@@ -361,7 +361,7 @@ def test_the_arranged_bases_give_our_update(
     delta: Any = model["one"].delta
     count = peft_count(shapes[0].small, rank)
     try:
-        a, b = arranged_for_peft(adapter, shapes, delta.bases)
+        a, b = arrange_for_peft(adapter, shapes, delta.bases)
     except UserError:
         assert adapter.bases_of(shapes[0]) > count  # the only reason here
         return
@@ -404,7 +404,7 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
 )  # fmt: skip
 def test_what_peft_has_no_bases_for(adapter: RandLoRA, shapes: list[WeightShape], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        arranged_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
+        arrange_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
 
 
 @settings(max_examples=50, derandomize=True)

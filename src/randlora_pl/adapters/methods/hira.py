@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.base import (
     Adapter,
@@ -16,7 +15,7 @@ from randlora_pl.adapters.base import (
     PeftFile,
     PeftForm,
     Rank,
-    filled,
+    append_zeros,
     like,
 )
 from randlora_pl.adapters.kernels.common import added, built_again, compute_dtype
@@ -63,7 +62,7 @@ class HiRA(Adapter):
         tensors: dict[str, Tensor] = {}
         for part in parts:
             a, b = part.tensors["A"], part.tensors["B"]
-            tensors[f"{part.path}.hira_A"] = filled(a, rank)
+            tensors[f"{part.path}.hira_A"] = append_zeros(a, rank)
             tensors[f"{part.path}.hira_B"] = torch.cat([b, b.new_zeros(len(b), rank - len(a))], dim=1)
         config = {"r": rank, "rank_pattern": {}, "hira_dropout": self.dropout}
         return config | {"exclude_modules": None, "init_weights": True}, tensors
@@ -122,7 +121,7 @@ class _Product(torch.autograd.Function):
             )
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, bias, A and B."""
         x, weight, a, b = ctx.saved_tensors

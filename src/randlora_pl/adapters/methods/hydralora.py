@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Procedure, Rank, like, plus_product
@@ -80,17 +79,17 @@ class HydraLoRADelta(DeltaWeight):
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Add the heads' product to the frozen layer's output."""
-        return plus_product(F.linear(x, weight, bias), self._mixed(x), self.columns())
+        return plus_product(nn.functional.linear(x, weight, bias), self._mixed(x), self.columns())
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the weighted sum of the heads' outputs, (..., in) to (..., out)."""
         mixed = self._mixed(x)
-        return F.linear(mixed, like(self.columns(), mixed))
+        return nn.functional.linear(mixed, like(self.columns(), mixed))
 
     def _mixed(self, x: Tensor) -> Tensor:
         """Return w_k(x) A drop(x) of all heads side by side, (..., K r): one dropout and one product with A."""
-        hidden = F.linear(self.dropped(x), like(self.A, x))
-        gates = self.gates(F.linear(x, like(self.router, x)))
+        hidden = nn.functional.linear(self.dropped(x), like(self.A, x))
+        gates = self.gates(nn.functional.linear(x, like(self.router, x)))
         return (gates[..., None] * hidden[..., None, :]).flatten(-2).to(hidden.dtype)
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:

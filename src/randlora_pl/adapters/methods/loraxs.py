@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import FactoredDelta, Rank, like, plus_product
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
@@ -74,14 +73,14 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
         built = (tokens + 3 * rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * rank * sum(weight.shape):
             return super().add(x, weight, bias)
-        return plus_product(F.linear(x, weight, bias), self._mixed(x), self.frozen()[0])
+        return plus_product(nn.functional.linear(x, weight, bias), self._mixed(x), self.frozen()[0])
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the three thin products, (..., in) to (..., out)."""
         mixed = self._mixed(x)
-        return F.linear(mixed, like(self.frozen()[0], mixed))
+        return nn.functional.linear(mixed, like(self.frozen()[0], mixed))
 
     def _mixed(self, x: Tensor) -> Tensor:
         """Return ``drop(x) V^T R^T``, (..., r), scaled."""
-        hidden = F.linear(self.dropped(x), like(self.frozen()[1], x))
-        return F.linear(hidden, like(self.R * self.scaling, hidden))
+        hidden = nn.functional.linear(self.dropped(x), like(self.frozen()[1], x))
+        return nn.functional.linear(hidden, like(self.R * self.scaling, hidden))

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
@@ -65,7 +64,7 @@ class SignSum(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the inner products <R_i, G>, (k)."""
         gradient = gradients[0].to(ctx.like.dtype)

@@ -46,7 +46,7 @@ from randlora_pl.adapters.base import (
     PeftFile,
     PeftForm,
     Rank,
-    filled,
+    append_zeros,
     like,
     peft_number,
     plus_product,
@@ -195,14 +195,14 @@ class RandLoRA(Adapter):
             UserError: PEFT cannot represent the bases.
         """
         shapes = [part.shape for part in parts]
-        a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
+        a, b = arrange_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])
         alphas = [float(self.value("alpha", shape)) for shape in shapes]
         alpha = mode([value for value in alphas if value] or [1.0])
         tensors = {"randlora_A": a, "randlora_B": b}
         for part, own in zip(parts, alphas, strict=True):
             count = peft_count(part.shape.small, rank)
-            lambdas, gammas = (filled(part.tensors[name], count) for name in ("lambdas", "gammas"))
+            lambdas, gammas = (append_zeros(part.tensors[name], count) for name in ("lambdas", "gammas"))
             tensors[f"{part.path}.randlora_lambda"] = lambdas.T * (own / alpha)
             tensors[f"{part.path}.randlora_gamma"] = gammas
         config = {
@@ -419,7 +419,7 @@ def of_official_code(rank: int, alpha: float, seed: int) -> RandLoRA:
     return RandLoRA(rank=rank, alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
 
 
-def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
+def arrange_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
     """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
 
     If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one

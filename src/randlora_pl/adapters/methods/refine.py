@@ -60,7 +60,7 @@ def refine(
         UserError: The file has another method or does not fit the model, or the method cannot start from it.
     """
     file = lora if isinstance(lora, AdapterFile) else read_adapter(lora)
-    adapter = continued(file.adapter, file.layers, adapter, form, str(file.path))
+    adapter = make_next_stage(file.adapter, file.layers, adapter, form, str(file.path))
     if file.trained or file.kept:
         name = [*(file.trained or []), *file.kept][0]
         raise UserError(
@@ -90,7 +90,9 @@ def refine(
     return report
 
 
-def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapter, form: Form, where: str) -> Adapter:
+def make_next_stage(
+    lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapter, form: Form, where: str
+) -> Adapter:
     """Return the method of the next stage: a `Together` with the LoRA, or a RandLoRA that has room for it.
 
     Args:

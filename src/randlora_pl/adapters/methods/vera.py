@@ -15,7 +15,7 @@ from randlora_pl.adapters.base import (
     PeftFile,
     PeftForm,
     Rank,
-    filled,
+    append_zeros,
     like,
 )
 from randlora_pl.adapters.methods.peft_bases import draw_peft_vera
@@ -77,7 +77,7 @@ class VeRA(Adapter):
         for part in parts:
             scaling = float(self.value("alpha", part.shape)) / self.rank_of(part.shape)
             tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
-            tensors[f"{part.path}.vera_lambda_d"] = filled(part.tensors["d"], rank)
+            tensors[f"{part.path}.vera_lambda_d"] = append_zeros(part.tensors["d"], rank)
         config = {
             "r": rank,
             "d_initial": self.d_initial,

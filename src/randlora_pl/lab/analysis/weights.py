@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.derived import Spectrum, spectrum, truncated
+from randlora_pl.adapters.derived import Spectrum, spectrum, truncate
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases, WeightShape
@@ -249,7 +249,7 @@ def represent(
     fitted = fit(w, b, a, sweeps)
     epsilon = max(segments(w, b, a), default=0.0)
     return LayerFit(
-        layer, (shape.out_features, shape.in_features), truncated(w, lora.rank_of(shape)).error, fitted.error,
+        layer, (shape.out_features, shape.in_features), truncate(w, lora.rank_of(shape)).error, fitted.error,
         count * epsilon / norm if norm > 0 else 0.0, lora.count(shape), randlora.count(shape),
         {name: remaining(w, orthonormal(b, lead), a.sign()) for name, lead in (leads or {}).items()},
     )  # fmt: skip

@@ -26,7 +26,7 @@ from randlora_pl.run.options.compose import (
 from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief, errors_in, near
 from randlora_pl.utils.files import parse_json
-from randlora_pl.utils.own_classes import import_named, is_importable, is_own, named_modules, registered
+from randlora_pl.utils.own_classes import import_named, is_importable, is_own, is_registered, named_modules
 from randlora_pl.utils.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.weights_files import base_arguments
 
@@ -49,7 +49,7 @@ def import_classes(command: Command) -> None:
             found += _paths(name, parse_value(text), name.startswith("trainer.") or name in (*CLASSES, *LISTS))
     for option, path in found:
         module = path.rpartition(".")[0]
-        if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not registered(path):
+        if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not is_registered(path):
             import_named(module, f"--{option} {path}")  # other texts are refused as names
 
 
@@ -61,7 +61,7 @@ def check_run_config(file: Path) -> Path:
     """
     for option, path in paths_in(normalize(read_config(file))):
         module = path.rpartition(".")[0]
-        if module not in named_modules() and not registered(path):
+        if module not in named_modules() and not is_registered(path):
             raise UserError(
                 f"{file}: {option} is {path}, which is not of this program, and a run imports nothing by itself.",
                 f"Add --import {module} if you trust it.",

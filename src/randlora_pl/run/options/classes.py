@@ -20,7 +20,7 @@ from randlora_pl.language.catalog import TASKS as TEXT_TASKS
 from randlora_pl.run import TIMEOUT
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.options import Positive
-from randlora_pl.utils.own_classes import imported, named_modules, path_by_name, registered
+from randlora_pl.utils.own_classes import import_or_refuse, is_registered, named_modules, path_by_name
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def task_of(path: str) -> "type[AdaptationTask] | None":
         return found
     path = path_by_name(path) or path
     module, _, name = path.rpartition(".")
-    there = imported(module, f"The entry point {path}") if registered(path) else named_modules().get(module)
+    there = import_or_refuse(module, f"The entry point {path}") if is_registered(path) else named_modules().get(module)
     kind = getattr(there, name, None)
     return kind if isinstance(kind, type) and issubclass(kind, _room("tasks").AdaptationTask) else None
 

@@ -46,7 +46,7 @@ from randlora_pl.run.options.compose import (
     read_config,
     short_name,
 )
-from randlora_pl.utils.errors import UserError, brief, near, shortened
+from randlora_pl.utils.errors import UserError, brief, near, shorten
 from randlora_pl.utils.files import parse_yaml
 from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
@@ -214,7 +214,7 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
     where = file_with(command, key)
     if where and "methods" in read_config(where):
         raise UserError(f"{where} describes several runs, not one: randlora-pl sweep {shlex.quote(str(where))}")
-    what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
+    what = f"Unknown key {shorten(key, 80)} in {where}." if where else f"Unknown option --{shorten(key, 80)}."
     raise UserError(
         f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
     )
@@ -323,7 +323,7 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     file = None if typed is not None else file_with(command, key)
     line = file and line_numbers(file).get(key)
     raise UserError(
-        f"--{wrong.name}: expected {wanted}, not {shortened(shown, 80)}{'.' * bool(hint)}{hint}",
+        f"--{wrong.name}: expected {wanted}, not {shorten(shown, 80)}{'.' * bool(hint)}{hint}",
         where=f"{file}, line {line}" if line else str(file or ""),
     )
 
