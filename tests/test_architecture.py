@@ -8,11 +8,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from lightning.pytorch import LightningModule
+from torch import nn
 
 import randlora_pl
 from randlora_pl.adapters import methods
 from randlora_pl.run.options.classes import classes, own_task
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import Objective
 
 PACKAGE = Path(randlora_pl.__file__).parent
 FILES = {
@@ -93,9 +94,24 @@ def test_tasks_and_their_parts_are_named_in_their_folders_alone() -> None:
     assert {name: found for name in others if (found := {*names_in(tree_of(name))} & own)} == {}
 
 
-def test_a_task_leaves_the_steps_of_lightning_to_the_one_module() -> None:
-    loops = {name for name in vars(LightningModule) if re.match(r"(on_|configure_)|optimizer_|training_step", name)}
-    for kind in map(own_task, classes("model")):
-        assert kind is not None
-        below = kind.__mro__[: kind.__mro__.index(AdaptationTask)]
-        assert {name for base in below for name in vars(base)} & loops == set(), kind
+def test_one_module_has_the_objective_and_the_steps_of_lightning() -> None:
+    """Objectives define no hook of Lightning, and their rooms import it in one file."""
+    nodes = {name: list(ast.walk(tree_of(name))) for name in FILES}
+    bases = {
+        (name, node.name)
+        for name, found in nodes.items()
+        for node in found
+        if isinstance(node, ast.ClassDef) and "LightningModule" in {*map(ast.unparse, node.bases)}
+    }
+    assert bases == {("randlora_pl.tasks.module", "AdaptationModule")}
+    hooks = {name for name in dir(LightningModule) if name not in dir(nn.Module) and not name.startswith("_")}
+    kinds = [kind for name in classes("model") if (kind := own_task(name)) is not None]
+    ours = {base for kind in kinds for base in kind.__mro__ if issubclass(base, Objective)}
+    assert {name for base in ours for name in vars(base)} & hooks == {"device"}
+    importing = {
+        name
+        for name in FILES
+        if name.startswith(("randlora_pl.tasks", "randlora_pl.language.tasks"))
+        and any(isinstance(node, ast.ImportFrom) and str(node.module).startswith("lightning") for node in nodes[name])
+    }
+    assert importing == {"randlora_pl.tasks.module"}

@@ -2,7 +2,7 @@
 
 Examples:
     >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
-    >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+    >>> make_trainer().fit(AdaptationModule(task), ImageData(dataset="digits", steps=2))
 """
 
 from abc import abstractmethod

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from randlora_pl.run.callbacks import AdapterCheckpoint, Figures, Throughput
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
 from tests.tasks.small import two_blocks
@@ -53,9 +53,9 @@ def terminate() -> None:
 
 def interrupt_at(batch: int, end: Callable[[], object] = CTRL_C) -> Callable[..., Any]:
     """A training step in which Ctrl-C is typed, or something else happens, before it trains on this batch."""
-    plain = VisionLanguageTask.training_step
+    plain = AdaptationModule.training_step
 
-    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def step(self: AdaptationModule, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
         if batch_idx == batch:
             end()
         return plain(self, samples, batch_idx)
@@ -77,7 +77,7 @@ def test_interrupted_run_says_how_to_go_on(
 ) -> None:
     """Ctrl-C before a batch: the first, in and between steps, after a validation, and the last."""
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
+        patched.setattr(AdaptationModule, "training_step", interrupt_at(batch))
         result = run("fit", *LONG)
     assert result.code == 130
     if batch // 2 < 3:  # before the first checkpoint
@@ -162,7 +162,7 @@ def test_checkpoint_to_start_from_stays_in_the_config(
 ) -> None:
     words = [*SMALL, "--run.logger", "none", "--data.steps", "4", "--checkpoint.every_n_steps", "2"]
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(2))
+        patched.setattr(AdaptationModule, "training_step", interrupt_at(2))
         assert run("fit", *words, "--run.name", "first").code == 130
         (last,) = tmp_path.glob("runs/first/2*/checkpoints/last.ckpt")
         patched.setattr("randlora_pl.run.lightning_cli.remove_folder", lambda *_: None)  # as SIGKILL
@@ -179,7 +179,7 @@ def test_checkpoint_to_start_from_stays_in_the_config(
 
 
 def test_sigterm_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(VisionLanguageTask, "training_step", interrupt_at(1, terminate))
+    monkeypatch.setattr(AdaptationModule, "training_step", interrupt_at(1, terminate))
     result = run("fit", *SMALL, "--checkpoint.every_n_steps", "1")
     assert result.code == 143
     (folder,) = (tmp_path / "runs" / "quickstart").glob("2*")
@@ -208,7 +208,7 @@ def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
     """The same command each time, as a job that is started again has it: also after a kill before the plots."""
     command = ("fit", *LONG, "--run.name", "job", "--resume=auto")
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(9, terminate))
+        patched.setattr(AdaptationModule, "training_step", interrupt_at(9, terminate))
         assert run(*command).code == 143
     with monkeypatch.context() as patched:
         patched.setattr(Figures, "on_test_end", interrupt_test)
@@ -217,7 +217,7 @@ def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
     (folder,) = (tmp_path / "runs" / "job").glob("2*")
     assert not (folder / "figures" / "confusion.png").exists()
     trained = weights(folder)
-    monkeypatch.setattr(VisionLanguageTask, "training_step", interrupt_at(0))
+    monkeypatch.setattr(AdaptationModule, "training_step", interrupt_at(0))
     assert run(*command).code == 0
     assert weights(folder) == trained == weights(undisturbed)
     assert (folder / "figures" / "confusion.png").exists()

@@ -41,7 +41,7 @@ ADDED = {  # base classes, and what `fit` and others add or return
     *(
         "Adapter",
         "DeltaWeight",
-        "AdaptationTask",
+        "Objective",
         "ImageTask",
         "ImageSpec",
         "LoadedClip",
@@ -83,7 +83,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     for seed, name in enumerate(("one", "two")):
         task = VisionLanguageTask("tiny", seed=seed)
         task.set_classes(CATALOG["digits"].classnames, CATALOG["digits"].templates)
-        task.configure_model()
+        task.adapt()
         task.save(folder / "runs" / name / "adapter")
     shutil.copytree(ROOT / "docs" / "results" / "offline", folder / "sweep")
     for name in ("photos", "prompts", "films"):

@@ -20,7 +20,7 @@ from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.description import chosen_for
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Cell, plan
-from randlora_pl.tasks.objective import IMAGES, TOWERS, default_learning_rate
+from randlora_pl.tasks.optim import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT, prose_of
 from tests.prompts.test_counts import COUNTS
 from tests.support.products import in_one_item

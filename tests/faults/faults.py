@@ -58,7 +58,7 @@ class Fault:
 
 
 def _before_step(place: str, reached: Action) -> None:
-    where, name = _STEPS.get(place, ("randlora_pl.tasks:AdaptationTask", f"{place}_step"))
+    where, name = _STEPS.get(place, ("randlora_pl.tasks:AdaptationModule", f"{place}_step"))
     owner = pkgutil.resolve_name(where)
     plain = getattr(owner, name)
 
@@ -160,9 +160,9 @@ class Spoil(Fault):
     """One pixel of the batch that is trained on is no number."""
 
     def install(self) -> None:
-        from randlora_pl.tasks import VisionLanguageTask
+        from randlora_pl.tasks import AdaptationModule
 
-        plain, count = VisionLanguageTask.training_step, 0
+        plain, count = AdaptationModule.training_step, 0
 
         def step(task: Any, batch: dict[str, Any], batch_idx: int) -> Any:
             nonlocal count
@@ -171,7 +171,7 @@ class Spoil(Fault):
                 batch["image"][0, 0, 0, 0] = float("nan")
             return plain(task, batch, batch_idx)
 
-        VisionLanguageTask.training_step = step  # type: ignore[method-assign]
+        AdaptationModule.training_step = step  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

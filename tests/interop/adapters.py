@@ -8,7 +8,7 @@ import torch
 
 from randlora_pl.adapters import OFT, AdapterFile, DoRA, HiRA, LoRA, LoRAXS, PiSSA, RandLoRA, read_adapter
 from randlora_pl.adapters.save_load import copy_adapter
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import Objective
 from tests.tasks.small import METHODS, built, shake
 
 MORE: dict[str, Callable[[], Any]] = METHODS | {
@@ -23,7 +23,7 @@ MORE: dict[str, Callable[[], Any]] = METHODS | {
 }
 
 
-def saved(path: Path, kind: str = "text head", method: str = "randlora", **options: Any) -> AdaptationTask:
+def saved(path: Path, kind: str = "text head", method: str = "randlora", **options: Any) -> Objective:
     """A task that is not at its start, and its adapter."""
     task = built(kind, **({"adapter": MORE[method]()} | options))
     shake(task, 0.02)

@@ -27,7 +27,7 @@ from randlora_pl.interop.base_model import TOLERANCE, difference, load_base, upd
 from randlora_pl.interop.merge import LibraryModel, added, check_output, merged, write
 from randlora_pl.models import load_vit
 from randlora_pl.models.catalog import check_config
-from randlora_pl.tasks import AdaptationTask, load_task
+from randlora_pl.tasks import Objective, load_task
 from randlora_pl.utils import weights_files
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
@@ -71,7 +71,7 @@ def bare_logits(model: Any, output: Path, batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(task: AdaptationTask, size: int | None = None) -> Tensor:
+def logits_of(task: Objective, size: int | None = None) -> Tensor:
     task.prepare_evaluation()
     return task.class_logits(images(3, task.image_spec.size))
 

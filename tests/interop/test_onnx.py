@@ -19,8 +19,7 @@ from randlora_pl.interop import onnx as onnx
 from randlora_pl.interop.onnx import FACTS, Program, export_onnx, export_torch, load_program, make_program
 from randlora_pl.models import load_clip
 from randlora_pl.run.options.adapter_config import adapter_config
-from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks import LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 
@@ -33,11 +32,11 @@ TASKS: dict[str, Any] = {
 }
 
 
-def trained(kind: str, **options: Any) -> AdaptationTask:
+def trained(kind: str, **options: Any) -> Objective:
     """A task whose adapter and head have some other values than at the start."""
-    task: AdaptationTask = TASKS[kind](**({"pretrained": "random"} | options))
+    task: Objective = TASKS[kind](**({"pretrained": "random"} | options))
     task.set_classes(NAMES, PROMPTS)
-    task.configure_model()
+    task.adapt()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in task.parameters():

@@ -38,7 +38,7 @@ def saved(folder: Path, seed: int = 0, **options: Any) -> Path:
     """An adapter folder of a task whose trained tensors are random."""
     task = PromptTask("tiny", "random", **{"adapter": Frozen(), **options})
     task.set_classes(NAMES, [])
-    task.configure_model()
+    task.adapt()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for each in task.parameters():

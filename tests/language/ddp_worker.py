@@ -17,7 +17,7 @@ from randlora_pl.language import metrics as generation
 from randlora_pl.language.data import TextData
 from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 
 from . import classify
 from .small import make, texts, trained
@@ -64,10 +64,10 @@ def main(folder: Path, tokenizer: str, *sources: str) -> None:
     found = {}
     for kind, _, source in (each.partition("=") for each in sources):
         task, data, parts = KINDS[kind](source, tokenizer)
-        trainer(accumulate_grad_batches=parts, limit_val_batches=0).fit(task, data)
-        (figures,) = trainer(callbacks=[WrittenAnswers()]).test(task, data, verbose=False)
+        trainer(accumulate_grad_batches=parts, limit_val_batches=0).fit(AdaptationModule(task), data)
+        (figures,) = trainer(callbacks=[WrittenAnswers()]).test(AdaptationModule(task), data, verbose=False)
         if kind in ("toy", "e2e"):
-            figures = figures | trainer().validate(task, data, verbose=False)[0]
+            figures = figures | trainer().validate(AdaptationModule(task), data, verbose=False)[0]
         found[kind] = {"weights": trained(task), "figures": figures}
     torch.save(found, folder / f"{WORLD}-{RANK}.pt")
 

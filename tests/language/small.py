@@ -14,7 +14,7 @@ from randlora_pl.adapters import RandLoRA
 from randlora_pl.language.data import TextData
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import END, PAD
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {
@@ -90,7 +90,7 @@ def texts(folder: Path, **options: Any) -> TextData:
 def fit(task: CausalLMTask, data: TextData, start: Path | None = None, **options: Any) -> L.Trainer:
     """Trains on the CPU, without validation unless asked for."""
     trainer = make_trainer(**({"accelerator": "cpu", "limit_val_batches": 0} | options))
-    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    trainer.fit(AdaptationModule(task), data, ckpt_path=start, weights_only=True)
     return trainer
 
 

@@ -12,7 +12,7 @@ from randlora_pl.language.data import TextData
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.run.callbacks import WrittenAnswers
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 from randlora_pl.utils.errors import UserError
 
 from .files import write_e2e
@@ -69,13 +69,13 @@ def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch:
         return [f"\n {said[known.index(item.prompt) % 4]}\n\nand more " for item in items]
 
     data = e2e(root, eval_batch_size=2)
-    monkeypatch.setattr(CausalLMTask, "answers", answers)
+    monkeypatch.setattr(CausalLMTask, "write_answers", answers)
     from randlora_pl.language.prompt_sets import read_items
 
     groups = {item.prompt: list(item.references) for item in read_items("e2e", root, None)}
     known = list(groups)
     trainer = make_trainer(accelerator="cpu", default_root_dir=tmp_path / "run", callbacks=[WrittenAnswers()])
-    (figures,) = trainer.test(gpt2(), data, verbose=False)
+    (figures,) = trainer.test(AdaptationModule(gpt2()), data, verbose=False)
     assert sorted(asked) == sorted(known)  # each once
     texts = [said[number % 4] for number in range(5)]
     expected = generation_scores(texts, list(groups.values()))
@@ -94,11 +94,11 @@ def test_a_missing_scorer_is_told_before_anything_is_trained_or_written(
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(CausalLMTask, "answers", lambda *_: pytest.fail("it wrote"))
+    monkeypatch.setattr(CausalLMTask, "write_answers", lambda *_: pytest.fail("it wrote"))
     with pytest.raises(UserError, match=f"need {package} .*e2e"):
         e2e(root).check_test()
     with pytest.raises(UserError, match=f"need {package} .*e2e"):
-        make_trainer(accelerator="cpu").test(gpt2(), e2e(root), verbose=False)
+        make_trainer(accelerator="cpu").test(AdaptationModule(gpt2()), e2e(root), verbose=False)
 
 
 def test_epsilon_of_adamw_is_what_was_typed_also_after_a_checkpoint(root: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_texts_that_are_longer_than_the_model_are_refused(root: Path) -> None:
         fit(gpt2(overrides={"n_positions": 64}), e2e(root))
     with pytest.raises(UserError, match="40"):
         task = gpt2(overrides={"n_positions": 64}, max_new_tokens=40)
-        make_trainer(accelerator="cpu").test(task, e2e(root), verbose=False)
+        make_trainer(accelerator="cpu").test(AdaptationModule(task), e2e(root), verbose=False)
     data = e2e(root, cutoff=80)
     fit(gpt2(overrides={"n_positions": 80}), data)  # cut samples fit
     assert data.lengths["train"].cut > 0
@@ -145,7 +145,7 @@ def test_padding_without_a_token_for_it_is_said_once(
     with caplog.at_level("INFO", "randlora_pl"):
         data = e2e(root, eval_batch_size=2)
         fit(task, data, limit_val_batches=None)
-        make_trainer(accelerator="cpu").test(task, data, verbose=False)
+        make_trainer(accelerator="cpu").test(AdaptationModule(task), data, verbose=False)
     assert [m for m in caplog.messages if "no padding token" in m] == [
         "The tokenizer has no padding token: padding with its end of text '<end>', masked"
     ]

@@ -34,7 +34,7 @@ def decoder(kind: str, tokenizer: Path) -> CausalLMTask:
     """One of these that may be changed."""
     shape = {"tie_word_embeddings": False, "vocab_size": Tokenizer.from_file(str(tokenizer)).get_vocab_size()}
     task = make(tokenizer, kind, targets=["lm_head"] if kind == "gpt2" else None, overrides=shape)
-    task.configure_model()
+    task.adapt()
     task.eval()
     return task
 
@@ -57,7 +57,7 @@ def test_greedy_answers_bring_no_remark_of_transformers(tokenizer: Path, monkeyp
     said: list[str] = []
     monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda text, *_: said.append(text))
     task = make(tokenizer)
-    task.configure_model()
+    task.adapt()
     write_texts(task.model, task.vocabulary, batch(task, PROMPTS), Decoding(1, 2, 0.8), 0)
     assert not said
 
@@ -194,7 +194,7 @@ def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
         token_losses(model, collate([Encoded([3] * length, [3] * length, length)], 0, multiple=multiple))
 
     task = make(tokenizer, "gpt2", targets=["lm_head"], overrides={"tie_word_embeddings": False, "n_positions": 20})
-    task.configure_model()
+    task.adapt()
     task.eval()
     encoded = [Encoded([3] * 15, [3] * 15, 15), Encoded([3], [3], 1)]
     asked = collate(encoded, 0, multiple=8)  # the padding to 16 needs no position
@@ -205,7 +205,7 @@ def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
         losses(task.model, 21)
     losses(task.model, 20)
     rotary = make(tokenizer, overrides={"max_position_embeddings": 20})
-    rotary.configure_model()
+    rotary.adapt()
     losses(rotary.model, 30)
     for kind in ("codegen", "openai-gpt"):  # other tables of positions
         model = small(kind, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=20)

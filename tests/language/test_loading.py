@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from randlora_pl.language.tasks import causal_lm
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import load_tokenizer, reached
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks.run import Run
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask
 from tests.language.small import SHAPES, make
@@ -126,8 +126,7 @@ def test_quantized_weights_are_multiplied_in_the_precision_of_the_training(monke
     monkeypatch.setattr(CausalLMTask, "vocabulary", None)
     for precision, compute in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32), (None, torch.float32)):
         task = CausalLMTask(quantize="4bit", targets=["fc"])
-        if precision:
-            task.trainer = make_trainer(accelerator="cpu", precision=precision)
+        task.run = Run(precision=precision)
         task.build()
         assert asked.pop("bnb_4bit_compute_dtype") == compute and asked["load_in_4bit"]
 
@@ -144,10 +143,10 @@ def test_liger_is_asked_for_all_but_its_loss_before_the_adapter(
         importlib.util, "find_spec", lambda name: (found or [None])[0] if name == "liger_kernel" else real(name)
     )
     with pytest.raises(UserError, match=r"pip install '.\[liger\]'"):
-        task.configure_model()
+        task.adapt()
     found.append(object())
     with pytest.raises(UserError, match="needs a CUDA device, and the model runs on cpu"):
-        task.configure_model()
+        task.adapt()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     seen: list[Any] = []
     patches: Any = types.ModuleType("liger_kernel.transformers")
@@ -158,9 +157,9 @@ def test_liger_is_asked_for_all_but_its_loss_before_the_adapter(
     monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", patches)
     with pytest.raises(UserError, match="no kernels for qwen2"):
-        task.configure_model()
+        task.adapt()
     task = make(tokenizer, "llama", liger=True)
-    task.configure_model()
+    task.adapt()
     ((before, how),) = seen
     assert how == {"cross_entropy": False, "fused_linear_cross_entropy": False}
     assert before is torch.nn.Linear and type(task.model.get_submodule(LAYER)) is not before

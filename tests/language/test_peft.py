@@ -23,7 +23,7 @@ IDS = torch.arange(3, 24).reshape(3, 7)
 def moved(adapter: Adapter, folder: Path, kind: str = "qwen2", **options: Any) -> CausalLMTask:
     """A task whose adapter has moved, saved to a folder, in eval mode."""
     task = make("bytes", kind, adapter=adapter, **options)
-    task.configure_model()
+    task.adapt()
     randomise(task.model, 0.3)
     task.save(folder)
     task.eval()

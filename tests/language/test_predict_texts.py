@@ -186,7 +186,7 @@ def test_half_precision_is_near(run: Run, tmp_path: Path, adapter: Adapter) -> N
     """Full fine-tuning leaves nothing frozen to cast: its products alone are in half precision."""
     task = classify.make(adapter=adapter)
     task.set_classes(["no", "yes"])
-    task.configure_model()
+    task.adapt()
     task.save(tmp_path / "run" / "adapter")
     (tmp_path / "t.txt").write_text("a fine film\na dull one\n")
     rows = predicted(run, tmp_path / "run", "--texts", "t.txt", "--precision", "bf16")
@@ -227,7 +227,7 @@ def test_scores_of_pairs(run: Run, refused: Refused, tmp_path: Path) -> None:
 def test_classify_keeps_the_order_of_its_texts() -> None:
     task: TextClassificationTask = classify.make(adapter=LoRA(rank=2))
     task.set_classes(["a", "b"])
-    task.configure_model()
+    task.adapt()
     texts = ["a", "a longer text", "text", "the longest text of all"]
     alone = torch.cat([task.classify([text]) for text in texts])
     torch.testing.assert_close(task.classify(texts, batch_size=2), alone, rtol=1e-4, atol=1e-5)
@@ -324,7 +324,7 @@ def test_a_base_model_that_moved_is_given(run: Run, tokenizer: Path, tmp_path: P
     make(tokenizer).build().save_pretrained(tmp_path / "base")
     base = str(tmp_path / "base")
     task = CausalLMTask(base, tokenizer=str(tokenizer), adapter=RandLoRA(rank=8), max_new_tokens=4)
-    task.configure_model()
+    task.adapt()
     task.save(tmp_path / "run" / "adapter")
     (tmp_path / "t.txt").write_text("red old tall\n")
     here = predicted(run, tmp_path / "run", "--texts", "t.txt")

@@ -134,7 +134,7 @@ def test_counts_are_those_of_the_model() -> None:
     cell = next(cell for cell in cells_of() if cell.labels.method == "LoRA-16")
     found = counts(cell.tree)
     task = make("bytes", overrides={"vocab_size": 260, "tie_word_embeddings": True})  # as that of the Hub
-    task.configure_model()
+    task.adapt()
     frozen = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
     assert found is not None and found.total - found.trainable == frozen
     # rank 4 at q, k, v, up and down: 64 -> 64, 32, 32, 128 and 128 -> 64, twice

@@ -71,7 +71,7 @@ def test_logits_are_those_of_open_clip(name: str, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(ours(), before, rtol=1e-5, atol=rounding)
     monkeypatch.setattr(task, "build", lambda: model)
     task.backbone = None
-    task.configure_model()
+    task.adapt()
     task.eval()
     torch.testing.assert_close(ours(), before, rtol=1e-5, atol=rounding)
     generator = torch.Generator().manual_seed(2)

@@ -9,7 +9,7 @@ import torch
 
 from randlora_pl.data import ImageData
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, MaPLe
-from randlora_pl.tasks import DePT, PromptTask, SelfRegulation
+from randlora_pl.tasks import AdaptationModule, DePT, PromptTask, SelfRegulation
 from randlora_pl.utils.reuse import caching
 from tests.support.products import marked
 
@@ -41,10 +41,10 @@ def test_a_learner_beats_its_own_start(options: dict[str, Any], rate: float, siz
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         limit_test_batches=1,
     )  # fmt: skip
-    (before,) = trainer.test(task, data, verbose=False)
+    (before,) = trainer.test(AdaptationModule(task), data, verbose=False)
     start = {name: value.detach().clone() for name, value in task.named_parameters()}
-    trainer.fit(task, data)
-    (after,) = trainer.test(task, data, verbose=False)
+    trainer.fit(AdaptationModule(task), data)
+    (after,) = trainer.test(AdaptationModule(task), data, verbose=False)
     assert after["test/loss"] < before["test/loss"] - 0.3 and after["test/acc"] >= before["test/acc"]
     for name, value in task.named_parameters():
         assert torch.equal(value, start[name]) == (not name.startswith(("learned.", "decoupled."))), name

@@ -60,7 +60,7 @@ def test_an_adapter_object_is_a_method_with_all_of_its_options(
     def built(words: list[str]) -> None:
         command = prepare("fit", words)
         app = App(command, dry=True)
-        prepared.append(app.model.adapter)
+        prepared.append(app.task.adapter)
         raise DryRunEnd
 
     monkeypatch.setattr(api, "run_fit", built)
@@ -105,6 +105,21 @@ print(cli.model.adapter)
 """
 
 
+OBJECTIVE = """
+from lightning.pytorch.cli import LightningCLI
+from randlora_pl.data import ImageData
+from randlora_pl.tasks import AdaptationModule, VisionLanguageTask
+
+words = ["fit", "--model.objective", "VisionLanguageTask", "--model.objective.adapter", "LoRA"]
+words += ["--model.objective.adapter.rank", "3", "--data.dataset", "digits", "--data.steps", "1"]
+words += ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+words += ["--trainer.use_distributed_sampler", "false", "--trainer.limit_val_batches", "0"]
+words += ["--trainer.max_epochs", "1", "--data.batch_size", "4"]
+cli = LightningCLI(AdaptationModule, ImageData, save_config_callback=None, args=words)
+print(cli.trainer.global_step, cli.model.objective.adapter)
+"""
+
+
 class Module:
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -145,3 +160,10 @@ def test_lightnings_own_command_line(default: str, words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("RandLoRA(rank=6, alpha=10.0" if words else "LoRA(rank=32, alpha=1.0")
+
+
+@pytest.mark.slow
+def test_lightnings_own_command_line_trains_an_objective() -> None:
+    done = subprocess.run([sys.executable, "-c", OBJECTIVE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("1 LoRA(rank=3")

@@ -18,7 +18,7 @@ import yaml
 from randlora_pl.adapters import HiRA
 from randlora_pl.commands.main import main
 from randlora_pl.run.command import find_lora, resume_by_itself
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
@@ -61,9 +61,9 @@ def weights(folder: Path) -> bytes:
 
 
 def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
-    plain = VisionLanguageTask.training_step
+    plain = AdaptationModule.training_step
 
-    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def step(self: AdaptationModule, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
         if batch_idx == batch:
             raise KeyboardInterrupt
         return plain(self, samples, batch_idx)
@@ -103,7 +103,7 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
     assert run(*train, "--run.name", "whole").code == 0
     whole = only_run("whole")
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
+        patched.setattr(AdaptationModule, "training_step", interrupt_at(batch))
         assert run(*train, "--run.name", "cut").code == 130
     if batch == 3:  # the checkpoint has all of it
         own.rename(elsewhere)

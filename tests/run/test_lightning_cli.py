@@ -64,7 +64,7 @@ def test_the_quickstart_draws_a_third_of_the_images_of_ten_epochs(build: Build) 
     data: Any = app.datamodule
     data.setup("fit")
     assert data.plan.samples_drawn <= 4_800  # a second on two cores for 300
-    assert vars(app.model.adapter) == vars(build("--config", "tiny_clip").model.adapter)
+    assert vars(app.task.adapter) == vars(build("--config", "tiny_clip").task.adapter)
 
 
 @pytest.mark.parametrize(("name",), marked(zip(FRAGMENTS), lambda row: FRAGMENTS.index(row[0]) % 3 == 0))
@@ -74,7 +74,7 @@ def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
     names = {"full": "fullfinetuning", "linear_probe": "linearprobe", "clip_lora": "lora"}
     expected = {"recipes": "randlora", "prompts": "frozen"}.get(kind, names.get(short, short))
-    assert app.model.adapter.method().lower() == expected
+    assert app.task.adapter.method().lower() == expected
 
 
 def test_one_line_trains_prompts_and_randlora_by_adamw(build: Build) -> None:
@@ -89,19 +89,19 @@ def test_one_line_trains_prompts_and_randlora_by_adamw(build: Build) -> None:
     papers = ("--config", "tiny_clip", "--config", "coop", "--config", "randlora")
     with pytest.raises(UserError, match=r"add --model.optimizer adamw --model.schedule cosine, or give a"):
         build(*papers)
-    assert build(*papers, "--model.optimizer", "adamw", "--model.schedule", "cosine").model.adapter.rank == 6
-    assert build(*papers, "--model.learning_rate", "0.1").model.optimizer == "sgd"
+    assert build(*papers, "--model.optimizer", "adamw", "--model.schedule", "cosine").task.adapter.rank == 6
+    assert build(*papers, "--model.learning_rate", "0.1").task.optimizer == "sgd"
 
 
 @pytest.mark.parametrize(("name", "count"), marked(COUNTS.items(), lambda row: row[0].endswith(("b32", "b14"))))
 def test_every_model_is_counted_on_the_meta_device(build: Build, name: str, count: int) -> None:
-    task = build("--config", name).model
+    task = build("--config", name).task
     model = meta_clip(task.name) if library_of(task.name) == "open_clip" else meta_vit(task.name, task.img_size)
     if isinstance(task, TextHeadTask):
         model = ImageTower(model)
     assert inject(model, task.adapter, task.targets).trainable == count
     if name == "clip_vitb32":
-        task = build("--config", name, "--config", "official").model
+        task = build("--config", name, "--config", "official").task
         assert isinstance(task, VisionLanguageTask) and task.logit_scale == "raw"
         assert inject(meta_clip(task.name), task.adapter, task.targets).trainable == 5_198_184, "one basis more"
 
@@ -110,20 +110,20 @@ def test_every_model_is_counted_on_the_meta_device(build: Build, name: str, coun
 def test_recipes_of_commonsense_differ_in_epochs(build: Build, recipe: str, epochs: int, frozen: str) -> None:
     app = build("--config", "commonsense_phi3", "--config", f"recipes/commonsense_{recipe}")
     assert app.datamodule.epochs == epochs
-    assert app.model.frozen_dtype == frozen
-    assert app.model.adapter.rank == 20
+    assert app.task.frozen_dtype == frozen
+    assert app.task.adapter.rank == 20
     if recipe == "paper":  # Llama-3 has steps of 16 texts in 80 and in 40 GB, and as many between validations
         for more, size in (([], 16), (["--config", "recipes/llama3_40gb"], 4)):
             app = build("--config", "commonsense_llama3", *more)
             parts = app.trainer.accumulate_grad_batches
             assert (app.datamodule.batch_size, parts, app.trainer.val_check_interval / parts) == (size, 16 // size, 200)
-            assert app.model.gradient_checkpointing == bool(more)
+            assert app.task.gradient_checkpointing == bool(more)
 
 
 def test_options_reach_the_adapter_and_the_trainer(build: Build) -> None:
     words = ["--model.adapter.rank", '{".*mlp.*": 4}', "--model.adapter.match", "lora:32", "--model.targets", "[mlp]"]
     app = build("--config", "quickstart", *words, "--trainer.limit_test_batches", "1")
-    task, limit = app.model, app.config.trainer.limit_test_batches
+    task, limit = app.task, app.config.trainer.limit_test_batches
     assert isinstance(task.adapter, RandLoRA)
     assert task.adapter.rank == {".*mlp.*": 4} and task.adapter.match == "lora:32" and task.targets == ["mlp"]
     assert limit == 1 and isinstance(limit, int), "one batch, and not all"
@@ -141,12 +141,12 @@ def test_an_inner_method_of_another_class_has_its_own_defaults(build: Build, way
         "files": ["--config", str(outer), "--config", str(inner)],
         "one file": ["--config", str(both)],
     }
-    adapter = build("--config", "quickstart", *words[way]).model.adapter
+    adapter = build("--config", "quickstart", *words[way]).task.adapter
     assert adapter.inner.options() == RandLoRA(seed=0).options() and adapter.inner.alpha == 10
 
 
 def test_options_of_an_inner_method_are_kept(build: Build) -> None:
-    inner = build("--config", "quickstart", "--model.adapter", "DoRA", "--model.adapter.inner.rank", "3").model.adapter
+    inner = build("--config", "quickstart", "--model.adapter", "DoRA", "--model.adapter.inner.rank", "3").task.adapter
     assert isinstance(inner.inner, LoRA) and inner.rank == 3
     words = ["--model.adapter", "dora", "--model.adapter.inner", "randlora", "--model.adapter.inner.seed", "7"]
     write_config(app := build("--config", "quickstart", *words))
@@ -188,16 +188,16 @@ def test_resolved_config_has_epochs_flip_and_weights(
     resolved = yaml.safe_load((app.folder / "config.yaml").read_text())
     model, data = resolved["model"]["init_args"], resolved["data"]
     assert data["epochs"] == epochs and data.get("flip") is flip
-    assert model["pretrained"] == weights and model["learning_rate"] == app.model.learning_rate
+    assert model["pretrained"] == weights and model["learning_rate"] == app.task.learning_rate
     again = build("--config", str(app.folder / "config.yaml"), "--data.steps", "5").datamodule
     assert (again.steps, again.epochs) == (5, None)
 
 
 def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:
     app = build("--config", "quickstart", "--seed_everything", "5")
-    assert app.model.seed == app.datamodule.seed == app.model.adapter.seed == 5
+    assert app.task.seed == app.datamodule.seed == app.task.adapter.seed == 5
     app = build("--config", "quickstart", "--seed_everything", "5", "--model.adapter.seed", "7")
-    assert (app.model.seed, app.model.adapter.seed) == (5, 7)
+    assert (app.task.seed, app.task.adapter.seed) == (5, 7)
 
 
 def test_loggers_are_chosen_by_name(build: Build) -> None:
@@ -243,7 +243,7 @@ def test_printed_config_is_a_config(
     file = tmp_path / "printed.yaml"
     file.write_text(capsys.readouterr().out)
     assert (len(file.read_text().splitlines()) < 60) == bool(flags), "skip_default leaves out Lightning's defaults"
-    assert isinstance(App(prepare("fit", ["--config", str(file)])).model.adapter, LoRA)
+    assert isinstance(App(prepare("fit", ["--config", str(file)])).task.adapter, LoRA)
     assert torch.get_num_threads() >= 1
 
 

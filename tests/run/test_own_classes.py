@@ -20,7 +20,7 @@ from randlora_pl.interop.hub import make_card
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.choices import check_here
 from randlora_pl.run.options.classes import task_of
-from randlora_pl.tasks.objective import TOWERS, default_learning_rate
+from randlora_pl.tasks.optim import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Refused, Run
@@ -246,7 +246,7 @@ def test_registered_names_are_free_and_classes_are_of_their_kind(own: object) ->
     taken: Any = type("lora", (LoRA,), {})
     with pytest.raises(UserError, match="has the name of a method of this program"):
         adapters.register(taken)
-    with pytest.raises(UserError, match="is not a subclass of AdaptationTask"):
+    with pytest.raises(UserError, match="is not a subclass of Objective"):
         tasks.register(taken)
 
 

@@ -9,7 +9,7 @@ import yaml
 from randlora_pl.adapters import DoRA, RandLoRA
 from randlora_pl.run import run_folder as runs
 from randlora_pl.run.options.compose import DEFAULTS, compose
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.commands.test_resume import interrupt_at
 from tests.support.cli import SMALL, Refused, Run
@@ -148,7 +148,7 @@ def test_a_run_from_the_latest_of_its_own_name(
 ) -> None:
     home = tmp_path / "runs" / "job"
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(2))
+        patched.setattr(AdaptationModule, "training_step", interrupt_at(2))
         assert run("fit", *JOB).code == 130
     first = home / (home / "latest").readlink()
     assert "fit --resume" in refused("predict", "--adapter", "runs/job", "--images", "x.png")

@@ -10,7 +10,7 @@ import yaml
 
 from randlora_pl.data.unlabelled import batches, framed
 from randlora_pl.run.callbacks import StartSummary
-from randlora_pl.tasks import VisionLanguageTask, load_task
+from randlora_pl.tasks import AdaptationModule, load_task
 from tests.support.cli import SMALL, Refused, Run
 
 KEYS = (
@@ -188,13 +188,13 @@ def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_
 
 
 def test_loss_that_is_not_finite_ends_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = VisionLanguageTask.training_step
+    plain = AdaptationModule.training_step
 
-    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def step(self: AdaptationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         loss = plain(self, batch, batch_idx)
         return loss * math.nan if batch_idx == 2 else loss
 
-    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    monkeypatch.setattr(AdaptationModule, "training_step", step)
     result = run("fit", *SMALL)
     assert result.code == 2
     assert "--model.learning_rate" in result.err
@@ -206,15 +206,15 @@ def test_loss_that_is_not_finite_ends_the_run(run: Run, tmp_path: Path, monkeypa
 def test_memory_that_runs_out_is_told_with_what_to_try(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def step(self: AdaptationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    monkeypatch.setattr(AdaptationModule, "training_step", step)
     result = run("fit", *SMALL)
     assert result.code == 2 and len(result.err.splitlines()) == 1
     assert "--trainer.accumulate_grad_batches" in result.err
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr(VisionLanguageTask, "test_step", step)
+    monkeypatch.setattr(AdaptationModule, "test_step", step)
     assert "--data.eval_batch_size 16" in run("fit", *SMALL).err, "it is the test that needs less"
 
 
@@ -258,12 +258,13 @@ def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Refused) ->
 def test_outputs_that_are_not_finite_are_no_figures(
     run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits, spoilt = VisionLanguageTask.class_logits, ["zeroshot", "val"]
+    evaluate, spoilt = AdaptationModule._evaluate, ["zeroshot", "val"]
 
-    def class_logits(task: VisionLanguageTask, images: torch.Tensor) -> torch.Tensor:
-        return logits(task, images) * (math.nan if task.test_name in spoilt else 1)
+    def spoiling(module: AdaptationModule, batch: dict[str, torch.Tensor], stage: str, name: str) -> object:
+        image = batch["image"] * (math.nan if name in spoilt else 1)
+        return evaluate(module, batch | {"image": image}, stage, name)
 
-    monkeypatch.setattr(VisionLanguageTask, "class_logits", class_logits)
+    monkeypatch.setattr(AdaptationModule, "_evaluate", spoiling)
     assert "pretrained model are not finite" in refused("fit", *SMALL)
     spoilt[:] = ["test"]
     assert "pretrained model are not finite" in refused("test", *SMALL)

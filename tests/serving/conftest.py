@@ -21,7 +21,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     task = VisionLanguageTask(adapter=RandLoRA(rank=6))
     task.set_classes(NAMES, ["An image of the digit {}"])
-    task.configure_model()
+    task.adapt()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in task.parameters():

@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_built_ends_in_one_line(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), weights)
     task = LinearHeadTask(name="test_vit", pretrained=str(weights), adapter=RandLoRA(rank=6))
     task.set_classes(["a", "b"], ["{}"])
-    task.configure_model()
+    task.adapt()
     folder = task.save(tmp_path / "adapter")
     weights.unlink()
     server = Running(folder, tmp_path / "log")

@@ -250,7 +250,7 @@ def test_a_server_gives_the_probabilities_of_predict(
 ) -> None:
     task = PromptTask("tiny", **options)
     task.set_classes(NAMES, [])
-    task.configure_model()
+    task.adapt()
     shake(task)
     adapter, folder = task.save(tmp_path / "adapter"), tmp_path / "images"
     folder.mkdir()

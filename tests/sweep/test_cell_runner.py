@@ -18,7 +18,7 @@ from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import DONE, SweepFolder
 from randlora_pl.sweep.loop import Runner
 from randlora_pl.sweep.plan import Cell, plan
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
 from randlora_pl.utils.run_files import read_results
@@ -52,15 +52,15 @@ def run(cell: Cell, folder: SweepFolder, runner: Runner | None = None) -> Path:
 def test_a_signal_and_an_error_of_a_cell_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = next(cell for cell in cells_of(methods=METHODS) if cell.untrained)
     folder = SweepFolder(tmp_path)
-    end = VisionLanguageTask.on_test_epoch_end
+    end = AdaptationModule.on_test_epoch_end
 
-    def terminate(task: VisionLanguageTask) -> None:
+    def terminate(module: AdaptationModule) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        end(task)
+        end(module)
 
-    monkeypatch.setattr(VisionLanguageTask, "on_test_epoch_end", terminate)
+    monkeypatch.setattr(AdaptationModule, "on_test_epoch_end", terminate)
     assert Runner()(cell, folder.begin(cell)) is True and folder.state(cell) == DONE
-    monkeypatch.setattr(VisionLanguageTask, "on_test_epoch_end", end)
+    monkeypatch.setattr(AdaptationModule, "on_test_epoch_end", end)
     assert Runner()(cell, SweepFolder(tmp_path / "other").begin(cell)) is False
     (cell,) = cells_of(
         methods={"LoRA": {"adapter": "LoRA", "learning_rate": 1e30}}, set=GRID["set"] | {"data.steps": 9}
@@ -117,16 +117,16 @@ def test_a_broken_off_cell_ends_as_if_nothing_had_happened(
     cell = cells_of(set=GRID["set"] | {"data.steps": 4, "checkpoint.every_n_steps": 1})[0]
     whole = run(cell, SweepFolder(tmp_path / "whole"))
     folder = SweepFolder(tmp_path / "broken")
-    step = VisionLanguageTask.training_step
+    step = AdaptationModule.training_step
     seen: list[int] = []
 
-    def broken(self: VisionLanguageTask, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+    def broken(self: AdaptationModule, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
         seen.append(number)
         if len(seen) == 3:
             raise _StopError
         return step(self, batch, number)
 
-    monkeypatch.setattr(VisionLanguageTask, "training_step", broken)
+    monkeypatch.setattr(AdaptationModule, "training_step", broken)
     with pytest.raises(_StopError):
         run(cell, folder)
     last = folder.cell_path(cell) / "checkpoints" / "last.ckpt"
@@ -152,15 +152,15 @@ def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
     }
     cells = cells_of(methods=methods, set=GRID["set"] | {"data.steps": 2, "checkpoint.every_n_steps": 1})
     assert len({cell.hash for cell in cells}) == 3
-    step, seen = VisionLanguageTask.training_step, []
+    step, seen = AdaptationModule.training_step, []
 
-    def broken(self: VisionLanguageTask, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
-        seen.append(self.adapter.method())
+    def broken(self: AdaptationModule, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        seen.append(self.objective.adapter.method())
         if len(seen) in (3, 6):
             raise _StopError
         return step(self, batch, number)
 
-    monkeypatch.setattr(VisionLanguageTask, "training_step", broken)
+    monkeypatch.setattr(AdaptationModule, "training_step", broken)
     for cell, method in zip(cells[:2], ("Together", "RandLoRA"), strict=True):
         folder = SweepFolder(tmp_path / cell.labels.method)
         seen.clear()

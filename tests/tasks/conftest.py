@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 
 from randlora_pl.data import ImageData
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.reuse import caching
 
 from .small import two_blocks
@@ -58,7 +59,7 @@ def fit(trainer: Callable[..., L.Trainer], digits: Callable[..., ImageData]) -> 
 
     def run(task: L.LightningModule, data: dict[str, Any] | None = None, **options: Any) -> L.Trainer:
         own = trainer(**options)
-        own.fit(task, digits(**(data or {})))
+        own.fit(AdaptationModule(task), digits(**(data or {})))
         return own
 
     return run

@@ -19,7 +19,7 @@ from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA,
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import Figures, PerClass
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
@@ -58,7 +58,7 @@ class Look(L.Callback):
             assert not trainer.strategy._ddp_kwargs["find_unused_parameters"]
             ignored = trainer.strategy.model.parameters_to_ignore  # type: ignore[union-attr]
             states = [*pl_module.named_parameters(), *pl_module.named_buffers()]
-            self.sent = [name for name, _ in states if name not in ignored]
+            self.sent = [name.removeprefix("objective.") for name, _ in states if name not in ignored]
             assert not trainer.strategy.model.modules_buffers  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -101,8 +101,8 @@ def task_of(kind: str, method: str) -> Any:
 def run(kind: str, method: str) -> dict[str, Any]:
     """Trains and validates: the weights after it, the figures, and what `Look` saw."""
     task, own, data = task_of(kind, method), trainer(look := Look()), ImageData(**DATA)
-    own.fit(task, data)
-    (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
+    own.fit(AdaptationModule(task), data)
+    (figures,) = trainer(look, validate=True).validate(AdaptationModule(task), data, verbose=False)
     return {
         "weights": trained(task), "figures": figures, "seen": look.seen, "sent": look.sent, "steps": own.global_step,
         "logged": look.logged, "exchanged": look.exchanged, "exchange": look.exchange,
@@ -112,18 +112,7 @@ def run(kind: str, method: str) -> dict[str, Any]:
 def local(loss_batch: str = "local") -> dict[str, torch.Tensor]:
     """Two ranks with a loss of their own are one process with twice as many micro-batches, each for itself."""
     task = make("vision-language", "lora", loss_batch=loss_batch)
-    trainer(accumulate=ACCUMULATE * 2 // WORLD).fit(task, ImageData(**DATA | {"batch_size": 2}))
-    return trained(task)
-
-
-def plain() -> dict[str, torch.Tensor]:
-    """Steps of SGD, which do not blow up rounding errors of small gradients as Adam's do."""
-    task = make("vision-language", "lora")
-    task.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[assignment, method-assign]
-        [p for p in task.parameters() if p.requires_grad], lr=0.1
-    )
-    task.on_train_start = lambda: None  # type: ignore[method-assign]  # no learning rates to take
-    trainer().fit(task, ImageData(**DATA))
+    trainer(accumulate=ACCUMULATE * 2 // WORLD).fit(AdaptationModule(task), ImageData(**DATA | {"batch_size": 2}))
     return trained(task)
 
 
@@ -132,7 +121,7 @@ class AtFirst(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            self.state = {name: value.detach().clone() for name, value in pl_module.trained_state().items()}
+            self.state = {name: value.detach().clone() for name, value in pl_module.objective.trained_state().items()}
 
 
 def prompted(kind: str) -> dict[str, Any]:
@@ -140,21 +129,21 @@ def prompted(kind: str) -> dict[str, Any]:
     plain: dict[str, Any] = {"adapter": LoRA(rank=2, alpha=8)} if kind == "two stages" else {}  # without dropout
     rates = {"prompt_learning_rate": 0.05, "learning_rate": 0.05, "max_grad_norm": None}
     task = make_prompts(kind, optimizer="sgd", **rates, **plain)
-    trainer(look := Look(), start := AtFirst()).fit(task, ImageData(**DATA))
+    trainer(look := Look(), start := AtFirst()).fit(AdaptationModule(task), ImageData(**DATA))
     return {"start": start.state, "weights": trained(task), "sent": look.sent}
 
 
 def projected() -> dict[str, torch.Tensor]:
     """Weights after steps with GaLore's projections, of which each rank computes its own."""
     task = make("vision-language", adapter=Fira(rank=8, period=2), learning_rate=1e-3)
-    trainer().fit(task, ImageData(**DATA))
+    trainer().fit(AdaptationModule(task), ImageData(**DATA))
     return trained(task)
 
 
 def searched() -> dict[str, torch.Tensor]:
     """Weights and selection variables after a search through steps of the weights."""
     task = make("vision-language", adapter=AutoLoRA(rank=3, alpha=48, order="unrolled"), learning_rate=1e-2)
-    trainer().fit(task, ImageData(**DATA))
+    trainer().fit(AdaptationModule(task), ImageData(**DATA))
     return trained(task) | {f"v {number}": v.clone() for number, v in enumerate(task.report.procedure.vectors)}
 
 
@@ -162,7 +151,7 @@ def unequal() -> str:
     """What is said where the ranks start from other weights."""
     task = make("vision-language", seed=RANK)
     try:
-        trainer().fit(task, ImageData(**DATA | {"shots": 1}))
+        trainer().fit(AdaptationModule(task), ImageData(**DATA | {"shots": 1}))
     except UserError as error:
         return str(error)
     return ""
@@ -171,7 +160,7 @@ def unequal() -> str:
 def different() -> str:
     """What is said where the ranks draw other images."""
     try:
-        trainer().fit(make("vision-language"), ImageData(**DATA | {"seed": RANK}))
+        trainer().fit(AdaptationModule(make("vision-language")), ImageData(**DATA | {"seed": RANK}))
     except UserError as error:
         return str(error)
     return ""
@@ -180,15 +169,15 @@ def different() -> str:
 def resumed(path: Path) -> list[dict[str, torch.Tensor]]:
     """Weights after a whole run, and after one that was resumed in the middle."""
     whole, broken = (make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)) for _ in range(2))
-    trainer(SaveAt(path)).fit(whole, ImageData(**DATA))
-    trainer().fit(broken, ImageData(**DATA), ckpt_path=path, weights_only=True)
+    trainer(SaveAt(path)).fit(AdaptationModule(whole), ImageData(**DATA))
+    trainer().fit(AdaptationModule(broken), ImageData(**DATA), ckpt_path=path, weights_only=True)
     return [trained(whole), trained(broken)]
 
 
 def pairs(root: Path) -> dict[str, float]:
     """Recall of untrained towers on a file of images and captions."""
     task, data = VisionLanguageTask("tiny", "random"), ImageData(dataset="pairs", root=str(root), eval_batch_size=4)
-    (figures,) = trainer().test(task, data, verbose=False)
+    (figures,) = trainer().test(AdaptationModule(task), data, verbose=False)
     return dict(figures)
 
 
@@ -208,12 +197,13 @@ def sigmoid(root: Path) -> dict[str, Any]:
     """The change of a whole SigLIP model by one step of SGD, and what open_clip's loss gives for the same pairs."""
     options: dict[str, Any] = {"name": "Small-sigmoid", "adapter": FullFineTuning(), "max_grad_norm": None}
     task, other = (make("vision-language", **options) for _ in range(2))
-    task.configure_optimizers = lambda: torch.optim.SGD(task.parameters(), lr=1.0)  # type: ignore[assignment, method-assign]
-    task.on_train_start = lambda: None  # type: ignore[method-assign]
+    module = AdaptationModule(task)
+    module.configure_optimizers = lambda: torch.optim.SGD(task.parameters(), lr=1.0)  # type: ignore[assignment, method-assign]
+    module.on_train_start = lambda: None  # type: ignore[method-assign]
     data = ImageData(**DATA | {"dataset": "pairs", "root": str(root), "shots": None, "sampling": "epochs"})
-    trainer(keep := Keep()).fit(task, data)
+    trainer(keep := Keep()).fit(module, data)
     other.set_classes(data.classnames, ["{}"], captions=True)
-    other.configure_model()
+    other.adapt()
     model: Any = other.model
     images, tokens = torch.cat(keep.images), other.caption_tokens(torch.cat(keep.labels))
     x, y = normalize(model.encode_image(images)), normalize(model.encode_text(tokens))
@@ -234,9 +224,9 @@ def sigmoid(root: Path) -> dict[str, Any]:
 def statistics() -> dict[str, Any]:
     """What a whole model with running statistics has learned, and what each rank evaluates of it."""
     task = LinearHeadTask("test_resnet.r160_in1k", "random", adapter=FullFineTuning(), img_size=32, learning_rate=1e-3)
-    trainer().fit(task, data := ImageData(**DATA))
+    trainer().fit(AdaptationModule(task), data := ImageData(**DATA))
     fingerprint = task.fingerprint()
-    (figures,) = trainer(validate=True).validate(task, data, verbose=False)
+    (figures,) = trainer(validate=True).validate(AdaptationModule(task), data, verbose=False)
     moved = [name for name in task.trained_state() if name.endswith("running_mean")]
     return {"fingerprint": fingerprint, "figures": figures, "moved": moved}
 
@@ -245,7 +235,7 @@ def tables(folder: Path) -> dict[str, Any]:
     """What is written about the classes of the first 100 test images, and the surest mistakes."""
     own = trainer(classes := PerClass(), figures := Figures(samples=3))
     own.limit_test_batches, own._default_root_dir = 2, str(folder)
-    (found,) = own.test(make("text head"), ImageData(**DATA), verbose=False)
+    (found,) = own.test(AdaptationModule(make("text head")), ImageData(**DATA), verbose=False)
     texts = [(folder / name).read_text() for name in ("test_per_class.csv", "figures/confusion.csv") if RANK == 0]
     surest = figures._surest.gathered()
     return {"found": found | classes.facts, "texts": texts, "surest": [mistake.index for mistake in surest.mistakes]}
@@ -259,7 +249,6 @@ def jobs(folder: Path) -> dict[str, Callable[[], Any]]:
         "resumed": partial(resumed, folder / f"middle-{WORLD}.ckpt"),
         "local": local,
         "joint": partial(local, "joint"),
-        "plain": plain,
         "unequal": unequal,
         "different": different,
         "projected": projected,

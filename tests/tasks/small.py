@@ -16,9 +16,9 @@ from torch import Tensor
 
 import randlora_pl.models.tiny as tiny
 from randlora_pl.adapters import AdaLoRA, Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 
-KINDS: dict[str, type[AdaptationTask]] = {
+KINDS: dict[str, type[Objective]] = {
     "vision-language": VisionLanguageTask,
     "text head": TextHeadTask,
     "linear head": LinearHeadTask,
@@ -79,31 +79,31 @@ CLASSES = ["zero", "one", "two", "three"]
 TEMPLATES = ["a {}", "the digit {}"]
 
 
-def make(kind: str, method: str = "randlora", **options: Any) -> AdaptationTask:
+def make(kind: str, method: str = "randlora", **options: Any) -> Objective:
     """A task on the tiny CLIP with random weights, not built yet."""
-    task: Callable[..., AdaptationTask] = KINDS[kind]
+    task: Callable[..., Objective] = KINDS[kind]
     return task(**({"name": "tiny", "pretrained": "random", "adapter": METHODS[method]()} | options))
 
 
-def built(kind: str, method: str = "randlora", **options: Any) -> AdaptationTask:
+def built(kind: str, method: str = "randlora", **options: Any) -> Objective:
     """A task that is built, for four classes, without a trainer."""
     task = make(kind, method, **options)
     task.set_classes(CLASSES, TEMPLATES)
-    task.configure_model()
+    task.adapt()
     return task
 
 
-def trained(task: AdaptationTask) -> dict[str, Tensor]:
+def trained(task: Objective) -> dict[str, Tensor]:
     """Copies of what trains, by name."""
     return {name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad}
 
 
-def frozen(task: AdaptationTask) -> dict[str, Tensor]:
+def frozen(task: Objective) -> dict[str, Tensor]:
     """Copies of what does not train."""
     return {name: p.detach().clone() for name, p in task.named_parameters() if not p.requires_grad}
 
 
-def shake(task: AdaptationTask, scale: float = 0.05) -> None:
+def shake(task: Objective, scale: float = 0.05) -> None:
     """Moves everything that trains away from its start."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -135,15 +135,23 @@ def batch(
     }
 
 
+def in_run(task: Objective, trainer: L.Trainer) -> AdaptationModule:
+    """The module of a task that knows its trainer, as at the start of a run."""
+    module = AdaptationModule(task)
+    module.trainer = trainer
+    module.setup("fit")
+    return module
+
+
 class EachStep(L.Callback):
     """Looks at the task after every optimizer step, its clipped gradient still in place, and keeps what was seen."""
 
-    def __init__(self, look: Callable[[AdaptationTask], Any]) -> None:
+    def __init__(self, look: Callable[[Objective], Any]) -> None:
         self.look = look
         self.seen: list[Any] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.optimizers[0].register_step_post_hook(lambda *_: self.seen.append(self.look(pl_module)))  # type: ignore[arg-type]
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.seen.append(self.look(pl_module.objective)))  # type: ignore[arg-type]
 
 
 WORDS = ("red", "old", "tall", "wet", "mild", "loud", "soft", "dry")

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.losses import StepFeatures, caption_losses
 from tests.support.products import marked
 
-TASKS: dict[str, Callable[[], AdaptationTask]] = {
+TASKS: dict[str, Callable[[], Objective]] = {
     "vision-language": lambda: VisionLanguageTask(name="tiny", pretrained="random", adapter=RandLoRA(rank=8)),
     "text head": lambda: TextHeadTask(name="tiny", pretrained="random", adapter=LoRA(rank=2, alpha=8)),
     "linear head": lambda: LinearHeadTask(name="tiny", pretrained="random", adapter=LoRA(rank=2, alpha=8)),
@@ -68,8 +68,8 @@ def test_shared_features_carry_the_gradient_of_every_micro_batch(factor: float) 
     torch.testing.assert_close(weight.grad / factor, whole)
 
 
-def weights_after(task: AdaptationTask, data: ImageData, trainer: L.Trainer) -> dict[str, Tensor]:
-    trainer.fit(task, data)
+def weights_after(task: Objective, data: ImageData, trainer: L.Trainer) -> dict[str, Tensor]:
+    trainer.fit(AdaptationModule(task), data)
     return {name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad}
 
 
@@ -86,17 +86,6 @@ def test_accumulated_training_equals_undivided_training(task: str, trainer: Any,
         moved = (whole[name] - start[name]).norm()
         assert moved > 0, name
         assert (whole[name] - split[name]).norm() < 2e-3 * moved, name
-
-
-def test_class_weights_are_exact_under_accumulation(trainer: Any, digits: Any) -> None:
-    options = {"steps": 2, "shots": None, "fraction": 0.05, "balance": "weights"}  # classes of 6 and of 7 images
-    whole = weights_after(TASKS["text head"](), digits(batch_size=12, **options), trainer())
-    split = weights_after(TASKS["text head"](), digits(batch_size=4, **options), trainer(accumulate_grad_batches=3))
-    plain = digits(batch_size=12, **options | {"balance": None})
-    other = weights_after(TASKS["text head"](), plain, trainer())
-    for name in whole:
-        moved = (whole[name] - other[name]).norm()
-        assert moved > 0 and (whole[name] - split[name]).norm() < 0.05 * moved, name
 
 
 def test_gradient_scaling_of_half_precision_reaches_the_text_tower_once(trainer: Any, digits: Any) -> None:
@@ -126,6 +115,6 @@ def test_text_tower_runs_once_per_optimizer_step(trainer: Any, digits: Any, monk
         return model
 
     monkeypatch.setattr(task, "build", counted)
-    trainer(accumulate_grad_batches=3).fit(task, digits(batch_size=8, steps=2))
+    trainer(accumulate_grad_batches=3).fit(AdaptationModule(task), digits(batch_size=8, steps=2))
     assert len(calls) == 2
     assert max(calls) <= 10

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from randlora_pl.adapters import read_adapter
+from randlora_pl.tasks import AdaptationModule
 from tests.support.cli import SMALL, Run
 
 from .small import make
@@ -26,7 +27,7 @@ class Ranks(L.Callback):
         self.seen: list[tuple[int, int]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        updates = pl_module.report.procedure.updates
+        updates = pl_module.objective.report.procedure.updates
         masks, diagonals = (torch.cat([getattr(update, name) for update in updates]) for name in ("mask", "E"))
         self.seen.append((int(masks.sum()), int(diagonals.count_nonzero())))
 
@@ -36,7 +37,7 @@ def test_runs_resumed_in_every_phase_end_with_the_same_bits(trainer: Make, digit
     data = {"steps": STEPS, "batch_size": 4}
     saves = [SaveAt(tmp_path / f"{name}.ckpt", step) for name, step in PHASES.items()]
     whole, ranks = make("text head", "adalora"), Ranks()
-    trainer(callbacks=[ranks, *saves]).fit(whole, digits(**data))
+    trainer(callbacks=[ranks, *saves]).fit(AdaptationModule(whole), digits(**data))
     pruning: Any = whole.report.procedure
     first, last = 3 * len(pruning.updates), 2 * len(pruning.updates)
     assert pruning.phases(STEPS) == (2, 7)
@@ -48,7 +49,9 @@ def test_runs_resumed_in_every_phase_end_with_the_same_bits(trainer: Make, digit
     for save in saves:
         assert torch.load(save.path, weights_only=True)["procedure"]["ended"] == (save.step > 7)
         resumed, again = make("text head", "adalora"), Ranks()
-        trainer(callbacks=[again]).fit(resumed, digits(**data), ckpt_path=save.path, weights_only=True)
+        trainer(callbacks=[again]).fit(
+            AdaptationModule(resumed), digits(**data), ckpt_path=save.path, weights_only=True
+        )
         assert again.seen == ranks.seen[save.step :]
         assert_same_bits(resumed.trained_state(), whole.trained_state())
         assert resumed.fingerprint() == whole.fingerprint()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, Together
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import AdaptationModule, Objective
 from randlora_pl.utils.errors import UserError
 from tests.support.products import covering, in_one_item
 
@@ -22,7 +22,7 @@ Make = Callable[..., Any]
 def checkpoint(fit: Callable[..., L.Trainer], tmp_path: Path) -> Callable[..., Path]:
     """Trains a task for a step and saves it."""
 
-    def save(task: AdaptationTask, **data: Any) -> Path:
+    def save(task: Objective, **data: Any) -> Path:
         fit(task, {"steps": 1} | data).save_checkpoint(tmp_path / "one.ckpt")
         return tmp_path / "one.ckpt"
 
@@ -42,13 +42,15 @@ def test_checkpoint_holds_what_trains_and_nothing_else(
     task = make(kind, method)
     path = checkpoint(task)
     content = torch.load(path, weights_only=True)
-    assert content["state_dict"].keys() == trained(task).keys()
-    assert all(torch.equal(value, trained(task)[name]) for name, value in content["state_dict"].items())
+    assert content["state_dict"].keys() == {f"objective.{name}" for name in trained(task)}
+    assert all(torch.equal(content["state_dict"][f"objective.{name}"], value) for name, value in trained(task).items())
     numbers = sum(value.numel() for value in trained(task).values())
     assert path.stat().st_size < 3 * 4 * numbers + 100_000  # weights and two moments in float32
 
     other = make(kind, method)
-    trainer(limit_test_batches=1).test(other, digits(), ckpt_path=path, weights_only=True, verbose=False)
+    trainer(limit_test_batches=1).test(
+        AdaptationModule(other), digits(), ckpt_path=path, weights_only=True, verbose=False
+    )
     assert all(torch.equal(value, trained(task)[name]) for name, value in trained(other).items())
 
 
@@ -72,8 +74,8 @@ def test_other_adapters_and_bases_are_refused_with_both_values(
 ) -> None:
     other = make("vision-language", **options)
     with pytest.raises(UserError, match=message):
-        trainer().fit(other, digits(), ckpt_path=usual, weights_only=True)
-    assert other.trainer.global_step == 0
+        trainer().fit(AdaptationModule(other), digits(), ckpt_path=usual, weights_only=True)
+    assert other.run.step() == 0
 
 
 def test_other_rates_of_the_parts_of_a_sum_are_refused(checkpoint: Make, trainer: Make, digits: Make) -> None:
@@ -81,27 +83,31 @@ def test_other_rates_of_the_parts_of_a_sum_are_refused(checkpoint: Make, trainer
     path = checkpoint(make("vision-language", adapter=Together(parts)))
     with pytest.raises(UserError, match=r"lambdas trains at 1 times .* and at 3 times in this run"):
         other = make("vision-language", adapter=Together(parts, rates=[1, 3]))
-        trainer().fit(other, digits(), ckpt_path=path, weights_only=True)
+        trainer().fit(AdaptationModule(other), digits(), ckpt_path=path, weights_only=True)
 
 
 def test_tensors_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
     task = make("linear head")
     task.set_classes(["a", "b"], ["{}"])
-    task.configure_model()
-    state, before = {name: value + 1 for name, value in trained(task).items()}, trained(task)
+    task.adapt()
+    module = AdaptationModule(task)
+    state, before = {f"objective.{name}": value + 1 for name, value in trained(task).items()}, trained(task)
     name = next(name for name in state if name.endswith("lambdas"))
     for changed, message in (
         ({key: value for key, value in state.items() if key != name}, rf"missing \['{name}'\]"),
         (state | {"more": torch.zeros(1)}, r"unexpected \['more'\]"),
         (state | {name: state[name][:-1]}, rf"{name} has shape \(\d+, 8\) there and \(\d+, 8\) here"),
-        (state | {"head.weight": torch.zeros(3, 128)}, r"head.weight has shape \(3, 128\) there and \(2, 128\) here"),
+        (
+            state | {"objective.head.weight": torch.zeros(3, 128)},
+            r"head.weight has shape \(3, 128\) there and \(2, 128\) here",
+        ),
     ):
         with pytest.raises(UserError, match=message):
-            task.load_state_dict(changed)
+            module.load_state_dict(changed)
         assert all(torch.equal(value, before[key]) for key, value in trained(task).items())
-    task.load_state_dict(state)
+    module.load_state_dict(state)
     assert all(torch.equal(value, before[key] + 1) for key, value in trained(task).items())
-    task.load_state_dict(task.state_dict())  # a whole state fits too
+    module.load_state_dict(module.state_dict())  # a whole state fits too
 
 
 def test_checkpoint_of_something_else_is_refused(trainer: Make, digits: Make, tmp_path: Path) -> None:
@@ -114,19 +120,21 @@ def test_checkpoint_of_something_else_is_refused(trainer: Make, digits: Make, tm
     plain.strategy.connect(Other())
     plain.save_checkpoint(tmp_path / "other.ckpt", weights_only=True)
     with pytest.raises(UserError, match="unexpected"):
-        trainer().test(make("text head"), digits(), ckpt_path=tmp_path / "other.ckpt", weights_only=True)
+        trainer().test(
+            AdaptationModule(make("text head")), digits(), ckpt_path=tmp_path / "other.ckpt", weights_only=True
+        )
 
 
 def test_an_option_that_changes_speed_only_does_not_keep_a_run_from_going_on(checkpoint: Make, trainer: Make) -> None:
-    def of(**options: Any) -> AdaptationTask:
+    def of(**options: Any) -> Objective:
         return make("text head", adapter=RandLoRA(rank=4, **options))
 
     path = checkpoint(of(memory="low"))
     content = torch.load(path, weights_only=True)
     other = of(memory="fast")
     other.set_classes(list("0123456789"), ["{}"])
-    other.configure_model()
-    other.on_load_checkpoint(content)
+    other.adapt()
+    AdaptationModule(other).on_load_checkpoint(content)
     with pytest.raises(UserError, match=r"adapter\.rank"):
         wrong = make("text head", adapter=RandLoRA(rank=5))
-        wrong.on_load_checkpoint(content)
+        AdaptationModule(wrong).on_load_checkpoint(content)

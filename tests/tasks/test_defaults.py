@@ -5,24 +5,12 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import (
-    OFT,
-    PRANC,
-    SVFT,
-    AdaLoRA,
     Adapter,
-    AutoLoRA,
-    BitFit,
     DoRA,
-    Fira,
     FullFineTuning,
-    GaLore,
-    HiRA,
-    KRAdapter,
-    LinearProbe,
     LoRA,
     NoLA,
     RandLoRA,
-    SHiRA,
     Together,
     VeRA,
 )
@@ -43,19 +31,6 @@ RATES: list[tuple[Adapter, float, float]] = [
     (DoRA(VeRA()), 1e-2, 1e-2),
     (Together(), 1e-3, 1e-2),
     (Together([VeRA(), NoLA()]), 1e-3, 1e-3),
-    (SVFT(pattern="plain", off_diagonals=9), 5e-2, 5e-2),
-    (SVFT(pattern="banded", off_diagonals=3), 5e-3, 5e-3),
-    (GaLore(), 3e-5, 3e-5),
-    (Fira(), 1e-4, 1e-4),
-    (PRANC(coefficients=100), 1e-3, 1e-3),
-    (AutoLoRA(), 3e-4, 3e-4),
-    (HiRA(), 4.5e-3, 4.5e-3),
-    (OFT(), 1e-4, 1e-4),
-    (KRAdapter(), 1e-3, 1e-3),
-    (SHiRA(rank=2), 3e-4, 3e-4),
-    (AdaLoRA(), 1e-3, 1e-3),
-    (BitFit(), 1e-3, 1e-3),
-    (LinearProbe(), 1e-3, 1e-3),
 ]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from randlora_pl.adapters import adapted_layers, disabled, merge_and_unload
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 from tests.support.products import marked
 
 from .small import KINDS, METHODS, batch, built, frozen, make, shake, trained
@@ -28,12 +28,12 @@ def unit(vector: Tensor) -> Tensor:
     return vector / vector.norm()
 
 
-def plain(task: AdaptationTask) -> Any:
+def plain(task: Objective) -> Any:
     """A copy of the model without adapter, its update merged."""
     return merge_and_unload(copy.deepcopy(task.model)).eval()
 
 
-def slow_logits(task: AdaptationTask, model: Any, image: Tensor) -> list[float]:
+def slow_logits(task: Objective, model: Any, image: Tensor) -> list[float]:
     """Logits of one image, class by class, from a plain model with merged weights."""
     if isinstance(task, LinearHeadTask):
         return [float(row @ unit(model(image[None])[0])) for row in task.head.weight]
@@ -46,7 +46,7 @@ def slow_logits(task: AdaptationTask, model: Any, image: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def slow_figures(task: AdaptationTask, images: Tensor, labels: list[int]) -> tuple[float, float]:
+def slow_figures(task: Objective, images: Tensor, labels: list[int]) -> tuple[float, float]:
     """(mean cross-entropy, accuracy), sample by sample."""
     losses, right, model = [], [], plain(task)
     for image, label in zip(images, labels, strict=True):
@@ -60,9 +60,9 @@ def slow_figures(task: AdaptationTask, images: Tensor, labels: list[int]) -> tup
 @pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
 def test_test_figures_equal_a_slow_loop(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(limit_test_batches=2), digits(eval_batch_size=7)
-    own.fit(task, data)
+    own.fit(AdaptationModule(task), data)
     shake(task, 0.02)
-    (found,) = own.test(task, data, verbose=False)
+    (found,) = own.test(AdaptationModule(task), data, verbose=False)
     batches = [part for part, _ in zip(data.test_dataloader(), range(2), strict=False)]
     images, labels = (torch.cat([part[key] for part in batches]) for key in ("image", "label"))
     loss, accuracy = slow_figures(task, images, labels.tolist())
@@ -84,7 +84,7 @@ def test_padding_is_not_counted(kind: str, trainer: Make) -> None:
     part = batch([0, 1, 2, 3, 0, 1, 2])
     nothing = padded(part, 3) | {"weight": torch.zeros(10)}
     runs = [DataLoader(parts, batch_size=None) for parts in ([part], [padded(part, 3), nothing])]
-    figures = [trainer().test(task, loader, verbose=False)[0] for loader in runs]
+    figures = [trainer().test(AdaptationModule(task), loader, verbose=False)[0] for loader in runs]
     assert figures[0].keys() == {"test/loss", "test/acc"}
     assert figures[0] == pytest.approx(figures[1], rel=1e-6)
 
@@ -95,19 +95,19 @@ class Look(L.Callback):
     def __init__(self) -> None:
         self.merged: list[bool] = []
 
-    def look(self, task: AdaptationTask) -> None:
+    def look(self, task: Objective) -> None:
         layers = [layer for layer in adapted_layers(task.model).values() if layer.delta is not None]
         self.merged.append(all(layer.merged for layer in layers))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.look(pl_module)
+        self.look(pl_module.objective)
 
     on_test_start = on_validation_start
     on_validation_end = on_validation_start
     on_test_end = on_validation_start
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        self.look(pl_module)
+        self.look(pl_module.objective)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -124,10 +124,10 @@ def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
 ) -> None:
     task, data = make("vision-language", method), digits(eval_batch_size=20)
     own = trainer(limit_test_batches=2, limit_val_batches=2, callbacks=[look := Look()])
-    getattr(own, verb)(task, data, verbose=False)
+    getattr(own, verb)(AdaptationModule(task), data, verbose=False)
     shake(task)
     before, adapter = frozen(task), trained(task)
-    getattr(own, verb)(task, data, verbose=False)
+    getattr(own, verb)(AdaptationModule(task), data, verbose=False)
     assert look.merged == [False, True, True, False] * 2
     assert frozen(task).keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in frozen(task).items())
@@ -164,13 +164,14 @@ def test_validation_within_a_step_gives_the_same_figures(fit: Make) -> None:
 def test_name_of_the_figures_and_a_switched_off_adapter(trainer: Make, digits: Make) -> None:
     """What the zero-shot test before a training does."""
     task, data, own = make("vision-language"), digits(), trainer(limit_test_batches=1)
-    own.test(task, data, verbose=False)
+    own.test(AdaptationModule(task), data, verbose=False)
     base = own.callback_metrics["test/loss"].item()
     shake(task)
-    (changed,) = own.test(task, data, verbose=False)
-    task.test_name = "zeroshot"
+    (changed,) = own.test(AdaptationModule(task), data, verbose=False)
+    module = AdaptationModule(task)
+    module.test_name = "zeroshot"
     with disabled(task.model):
-        (found,) = own.test(task, data, verbose=False)
+        (found,) = own.test(module, data, verbose=False)
     assert changed["test/loss"] != pytest.approx(base, rel=1e-3)
     assert found == {"zeroshot/loss": pytest.approx(base), "zeroshot/acc": pytest.approx(found["zeroshot/acc"])}
 
@@ -180,8 +181,8 @@ def test_logits_after_training_are_those_of_the_trained_weights(kind: str, train
     """Nothing that an earlier evaluation encoded is left over."""
     task, data = make(kind), digits()
     own = trainer(val_check_interval=1, limit_val_batches=1, limit_test_batches=1)
-    own.test(task, data, verbose=False)
-    own.fit(task, data)
+    own.test(AdaptationModule(task), data, verbose=False)
+    own.fit(AdaptationModule(task), data)
     shake(task)
     image = next(iter(data.test_dataloader()))["image"][:2]
     task.eval()
@@ -200,17 +201,17 @@ def test_outputs_of_a_test_step_name_the_samples(trainer: Make, digits: Make) ->
 
     seen: list[int] = []
     data: ImageData = digits(eval_batch_size=50)
-    trainer(callbacks=[Outputs()]).test(make("text head"), data, verbose=False)
+    trainer(callbacks=[Outputs()]).test(AdaptationModule(make("text head")), data, verbose=False)
     assert seen == list(range(len(data.samples("test"))))
 
 
 @pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
 def test_predictions_are_in_the_order_of_the_test_images(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(), digits(eval_batch_size=100)
-    own.fit(task, data)
+    own.fit(AdaptationModule(task), data)
     shake(task, 0.02)
-    (found,) = own.test(task, data, verbose=False)
-    shares = torch.cat(own.predict(task, data))
+    (found,) = own.test(AdaptationModule(task), data, verbose=False)
+    shares = torch.cat(own.predict(AdaptationModule(task), data))
     samples = data.samples("test")
     labels = torch.from_numpy(samples.labels)
     assert shares.shape == (len(samples), 10) and shares.dtype == torch.float32
@@ -229,7 +230,7 @@ def test_predictions_of_files_leave_unreadable_ones_out(tmp_path: Path, trainer:
     task = built("vision-language")
     shake(task, 0.02)
     loader, files = open_images([tmp_path], task.image_spec, skip=True)
-    (shares,) = trainer().predict(task, loader)
+    (shares,) = trainer().predict(AdaptationModule(task), loader)
     assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
     assert shares.isnan().all(1).tolist() == [False, True, False]
     (image,) = (batch["image"][2:] for batch in loader)
@@ -240,4 +241,4 @@ def test_predictions_of_files_leave_unreadable_ones_out(tmp_path: Path, trainer:
 def test_padding_has_no_prediction() -> None:
     task = built("linear head")
     part = padded(batch([0, 1, 2]), 2)
-    assert task.predict_step(part, 0).isnan().any(1).tolist() == [False, False, False, True, True]
+    assert task.predict(part).isnan().any(1).tolist() == [False, False, False, True, True]

@@ -12,11 +12,12 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from randlora_pl.adapters import Frozen, RandLoRA, random_bases
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import load_task
+from randlora_pl.tasks import AdaptationModule, load_task
+from randlora_pl.tasks.run import Run
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
-from .small import KINDS, EachStep, built, images, make, trained
+from .small import KINDS, EachStep, built, images, in_run, make, trained
 
 Make = Callable[..., Any]
 BF16 = {"precision": "bf16-mixed"}
@@ -25,8 +26,8 @@ BF16 = {"precision": "bf16-mixed"}
 def run(task: Any, trainer: Make, digits: Make, **options: Any) -> Any:
     made: L.Trainer = trainer(**{"limit_test_batches": 2} | options)
     data: ImageData = digits(batch_size=16)
-    made.fit(task, data)
-    return made.test(task, data, verbose=False)[0]
+    made.fit(AdaptationModule(task), data)
+    return made.test(AdaptationModule(task), data, verbose=False)[0]
 
 
 @pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
@@ -62,7 +63,7 @@ def test_what_cannot_run_is_refused(
     precision: str, options: dict[str, Any], says: str, trainer: Make, digits: Make
 ) -> None:
     with pytest.raises(UserError, match=says):
-        trainer(precision=precision).fit(make("text head", **options), digits())
+        trainer(precision=precision).fit(AdaptationModule(make("text head", **options)), digits())
     with pytest.raises(UserError, match="bfloat16"):
         make("text head", frozen_dtype="float16")
 
@@ -81,13 +82,9 @@ def test_auto_casts_frozen_matrices_where_products_are_in_bfloat16(
     precision: str | None, method: str, dtype: torch.dtype
 ) -> None:
     task = make("linear head", method, frozen_dtype="auto")
-    task._trainer = (
-        None
-        if precision is None
-        else SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device("cpu")))
-    )  # type: ignore[assignment]
+    task.run = Run(precision=precision)
     task.set_classes(["a", "b"], ["{}"])
-    task.configure_model()
+    task.adapt()
     matrices = {p.dtype for n, p in task.model.named_parameters() if p.dim() == 2 and n.endswith("fc.weight")}
     assert matrices == {dtype}
     assert {p.dtype for p in task.parameters() if p.requires_grad} == {torch.float32}
@@ -151,7 +148,7 @@ def test_inductor_trains_to_the_same_weights(trainer: Make, digits: Make) -> Non
 
 def optimizer_of(task: Any, trainer: Make, digits: Make, **options: Any) -> torch.optim.Optimizer:
     made = trainer(**options)
-    made.fit(task, digits())
+    made.fit(AdaptationModule(task), digits())
     found: torch.optim.Optimizer = made.optimizers[0]
     return found
 
@@ -160,11 +157,9 @@ def test_the_optimizer_is_fused_unless_gradients_are_scaled(trainer: Make, digit
     assert optimizer_of(make("text head"), trainer, digits, max_steps=1).defaults["fused"] is True
     plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
     assert optimizer_of(make("text head"), trainer, digits, plugins=plugins, max_steps=1).defaults["fused"] is False
-    elsewhere = SimpleNamespace(precision_plugin=SimpleNamespace(), datamodule=None, estimated_stepping_batches=1)
-    task = built("text head")
-    task._trainer = elsewhere
-    task._device = torch.device("meta")
-    made: Any = task.configure_optimizers()
+    module = in_run(built("text head"), trainer())
+    module._device = torch.device("meta")
+    made: Any = module.configure_optimizers()
     assert made["optimizer"].defaults | {"fused": False, "betas": (0.9, 0.999)} == made["optimizer"].defaults
 
 
@@ -176,8 +171,7 @@ def test_bases_are_drawn_on_the_gpu_of_the_trainer(monkeypatch: pytest.MonkeyPat
     for name in ("cuda", "cpu", None):
         task = make("linear head", adapter=RandLoRA(rank=2))
         if name is not None:
-            strategy = SimpleNamespace(root_device=torch.device(name))
-            task._trainer = SimpleNamespace(precision="32-true", strategy=strategy)
+            task.run = Run(device=torch.device(name))
         task.set_classes(["a", "b"], ["{}"])
-        task.configure_model()
+        task.adapt()
     assert devices == [torch.device("cuda"), None, None]

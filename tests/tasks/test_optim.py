@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from randlora_pl.adapters import DeltaWeight
 from randlora_pl.adapters.layers import WeightedSum
 from randlora_pl.adapters.operations import rates_of
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.tasks.optim import (
     epoch_factor,
     parameter_groups,
@@ -80,12 +82,6 @@ def test_groups_leave_out_what_is_frozen_and_decay_as_asked() -> None:
         assert [group["lr"] for group in groups] == [0.5, 0.5]
         assert matrices["params"] == [layer.weight]
         assert {id(p) for p in vectors["params"]} == {id(p) for p in (layer.bias, *norm.parameters(), scalar)}
-
-
-def test_groups_without_vectors_or_matrices_are_left_out() -> None:
-    assert len(parameter_groups([nn.Parameter(torch.zeros(2, 2))], 1.0, 0.1, True)) == 1
-    assert len(parameter_groups([nn.Parameter(torch.zeros(2))], 1.0, 0.1, True)) == 1
-    assert parameter_groups([], 1.0, 0.1, True) == []
 
 
 def test_tensors_of_other_rates_come_last_and_nested_rates_multiply() -> None:
@@ -157,8 +153,9 @@ def test_rates_per_epoch_and_a_step_of_sgd_by_hand() -> None:
     groups = parameter_groups([weight], 0.1, 0.5, True)
     task = make("vision-language")  # with SGD, which learned prompts offer
     task.optimizer, task.optimizer_groups, task.rate_factors = "sgd", lambda: groups, lambda groups: [lambda _: 1.0]
-    task._trainer = SimpleNamespace(precision_plugin=None)
-    made = task.configure_optimizers()
+    module = AdaptationModule(task)
+    module._trainer = SimpleNamespace(precision_plugin=None)
+    made: Any = module.configure_optimizers()
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     for expected in ([[1.8, -3.9]], [[1.43, -3.715]]):  # 2 - .1 (1 + 1) = 1.8, 1.8 - .1 (.9 * 2 + 1 + .9) = 1.43
         weight.grad = torch.tensor([[1.0, 1.0]])

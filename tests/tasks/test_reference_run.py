@@ -18,7 +18,7 @@ from randlora_pl.adapters import RandLoRA
 from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.data import ImageData
 from randlora_pl.models import load_clip
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import AdaptationModule, VisionLanguageTask
 
 from .small import trained
 
@@ -108,7 +108,7 @@ def test_training_equals_a_slow_loop(digits: Callable[..., ImageData], trainer: 
     for accumulate in (1, 2):
         task = VisionLanguageTask(name="tiny", pretrained="random", adapter=RandLoRA(rank=RANK, alpha=ALPHA))
         data = digits(steps=STEPS, batch_size=BATCH // accumulate, shots=8)
-        trainer(callbacks=[batches := Batches()], accumulate_grad_batches=accumulate).fit(task, data)
+        trainer(callbacks=[batches := Batches()], accumulate_grad_batches=accumulate).fit(AdaptationModule(task), data)
         if not expected:
             assert [len(labels) for _, labels in batches.seen] == [BATCH] * STEPS
             assert all(len(set(labels)) < BATCH for _, labels in batches.seen)  # captions do occur more than once

@@ -14,7 +14,7 @@ from randlora_pl.adapters import Adapter, Fira, LoRA, ProjectedAdamW, RandLoRA, 
 from randlora_pl.adapters.methods import shira
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import AdaptationModule, Objective
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
@@ -46,7 +46,7 @@ class Rates(L.Callback):
         self.seen.append((rate, batch["position"].tolist(), float(outputs["loss"])))
 
 
-def task(kind: str = "vision-language", **options: Any) -> AdaptationTask:
+def task(kind: str = "vision-language", **options: Any) -> Objective:
     return make(kind, **{"adapter": RandLoRA(rank=16, dropout=0.2)} | options)
 
 
@@ -54,11 +54,11 @@ def task(kind: str = "vision-language", **options: Any) -> AdaptationTask:
 def run(trainer: Make, digits: Make) -> Make:
     """Trains a new task on new data with a new trainer; returns the trainer and what was seen."""
 
-    def go(own: AdaptationTask, data: dict[str, Any], start: Path | None = None, **options: Any) -> Any:
+    def go(own: Objective, data: dict[str, Any], start: Path | None = None, **options: Any) -> Any:
         callbacks = [rates := Rates(), *options.pop("callbacks", [])]
         new: L.Trainer = trainer(callbacks=callbacks, **options)
         images: ImageData = digits(**data)
-        new.fit(own, images, ckpt_path=start, weights_only=True)
+        new.fit(AdaptationModule(own), images, ckpt_path=start, weights_only=True)
         return new, rates.seen
 
     return go
@@ -162,15 +162,6 @@ def test_runs_with_validations_resume_too(run: Make, tmp_path: Path) -> None:
     _, seen = run(resumed, data, path, **options)
     assert len(seen) == 2 * (STEPS - 3)
     assert_same_bits(trained(resumed), trained(whole))
-
-
-def test_a_twice_broken_run_ends_with_the_same_bits(run: Make, tmp_path: Path) -> None:
-    data, first, second = {"steps": STEPS, "batch_size": 4}, tmp_path / "first.ckpt", tmp_path / "second.ckpt"
-    whole, resumed, again = (task("linear head") for _ in range(3))
-    run(whole, data, callbacks=[SaveAt(first, 1)])
-    run(resumed, data, first, callbacks=[SaveAt(second, 3)])
-    run(again, data, second)
-    assert_same_bits(trained(again), trained(whole))
 
 
 def test_checkpoint_within_an_optimizer_step_is_refused(run: Make, tmp_path: Path) -> None:

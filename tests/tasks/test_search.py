@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import AutoLoRA, load_adapter, merge, save_adapter
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 
 from .small import built, make, trained
@@ -26,7 +27,9 @@ def run(name: str, trainer: Make, digits: Make, start: Path | None = None, **opt
     kind, adapter, accumulate = RUNS[name]
     task = make(kind, adapter=AutoLoRA(**{**adapter, **options.pop("adapter", {})}), learning_rate=1e-2)
     data = digits(steps=STEPS, batch_size=8 // accumulate)
-    trainer(accumulate_grad_batches=accumulate, **options).fit(task, data, ckpt_path=start, weights_only=True)
+    trainer(accumulate_grad_batches=accumulate, **options).fit(
+        AdaptationModule(task), data, ckpt_path=start, weights_only=True
+    )
     return task
 
 
@@ -66,9 +69,9 @@ def test_the_training_beside_a_search_is_as_without_it(
 
 def test_the_text_features_of_a_step_are_put_aside(trainer: Make, digits: Make) -> None:
     task = run("unrolled", trainer, digits, max_steps=1)
-    task._step_features = held = object()
+    task.step_features = held = object()
     loss = task.report.procedure.problem.search_loss(1)
-    assert loss.requires_grad and task._step_features is held
+    assert loss.requires_grad and task.step_features is held
 
 
 def test_shares_are_in_files_and_merged_weights(tmp_path: Path) -> None:
@@ -92,4 +95,4 @@ def test_a_search_needs_a_data_module_that_holds_out_samples(trainer: Make, digi
     task.set_classes([str(number) for number in range(10)], ["{}"])
     data.setup("fit")
     with pytest.raises(UserError, match="holds out training samples, such as ImageData"):
-        trainer().fit(task, data.train_dataloader())
+        trainer().fit(AdaptationModule(task), data.train_dataloader())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, adapted_layers, inject, save_adapter
-from randlora_pl.tasks import AdaptationTask, load_task, load_tasks, weighted_task
+from randlora_pl.tasks import Objective, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
@@ -31,13 +31,13 @@ def saved(
     """An adapter that is not at its start."""
     task = make(kind, **options)
     task.set_classes(classes, templates)
-    task.configure_model()
+    task.adapt()
     shake(task)
     frame = {"frame": asdict(task.image_spec) | {"resize": resize}} if resize else {}
     return task.save(path, {"step": 3} | frame)
 
 
-def logits_of(task: AdaptationTask) -> Tensor:
+def logits_of(task: Objective) -> Tensor:
     with torch.no_grad():
         return task.class_logits(images(3, task.image_spec.size))
 
@@ -61,7 +61,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def storages(task: AdaptationTask) -> dict[str, int]:
+def storages(task: Objective) -> dict[str, int]:
     return {name: parameter.data_ptr() for name, parameter in task.model.named_parameters() if ".delta." not in name}
 
 
@@ -142,31 +142,6 @@ def test_other_base_models_have_their_own_backbone(tmp_path: Path, builds: list[
     assert (tasks["large"].image_spec.size, tasks["again"].image_spec.size) == (64, 48)
 
 
-def test_one_adapter_is_that_of_load_task(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "adapter", "text head")
-    [task] = load_tasks({"": folder}).values()
-    assert torch.equal(logits_of(task), logits_of(load_task(folder)))
-    task.finish_evaluation()
-    assert not any(layer.merged for layer in adapted_layers(task.model).values())
-    task.save(tmp_path / "again", {"step": 3})
-    for file in ("adapter.safetensors", "adapter_config.json"):
-        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
-
-
-def test_shared_tasks_can_be_tested(tmp_path: Path, trainer: Any, digits: Any) -> None:
-    tasks = {}
-    data = digits()
-    for name, method in (("a", "randlora"), ("b", "lora")):
-        task = make("linear head", method)
-        trainer().fit(task, data)
-        tasks[name] = task
-        task.save(tmp_path / name)
-    shared, own = load_tasks({name: tmp_path / name for name in tasks}), trainer(limit_test_batches=2)
-    for name in ("a", "b", "a"):
-        expected = own.test(tasks[name], data, verbose=False)[0]
-        assert own.test(shared[name], data, verbose=False)[0] == pytest.approx(expected, rel=1e-4)
-
-
 # Weighted sums
 
 
@@ -185,16 +160,6 @@ def test_a_weighted_sum_is_that_of_the_weights(kind: str, tmp_path: Path) -> Non
     summed = weighted_task(load_tasks(folders), {"a": 0.5, "b": 0.75})
     torch.testing.assert_close(logits_of(summed), logits_of(plain.eval()), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(logits_of(summed), logits_of(tasks["a"]), atol=1e-2)
-
-
-def test_one_weight_scales_the_update(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "a", "linear head")
-    scaled = weighted_task(load_tasks({"a": folder}), {"a": 1.0})
-    torch.testing.assert_close(logits_of(scaled), logits_of(load_task(folder)))
-    base = weighted_task(load_tasks({"a": folder}), {"a": 0.0})
-    untrained = built("linear head")
-    untrained.load_head(base.head_tensors())
-    torch.testing.assert_close(logits_of(base), logits_of(untrained.eval()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

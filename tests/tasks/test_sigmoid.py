@@ -19,7 +19,7 @@ from randlora_pl.tasks import PromptTask, TipAdapter, VisionLanguageTask, load_t
 from randlora_pl.tasks.losses import normalize, sigmoid_losses
 from randlora_pl.utils.errors import UserError
 
-from .small import CLASSES, TEMPLATES, batch, frozen, images, shake, sigmoid_clip, trained
+from .small import CLASSES, TEMPLATES, batch, frozen, images, in_run, shake, sigmoid_clip, trained
 
 NAME = "Small-sigmoid"
 
@@ -33,7 +33,7 @@ def small() -> Iterator[None]:
 def task_of(kind: type[Any] = VisionLanguageTask, **options: Any) -> Any:
     task = kind(NAME, "random", **({"adapter": FullFineTuning()} | options))
     task.set_classes(CLASSES, TEMPLATES)
-    task.configure_model()
+    task.adapt()
     return task
 
 
@@ -72,7 +72,7 @@ def test_unique_captions_equal_the_whole_matrix(number: int, classes: int, diffe
 def test_micro_batches_have_the_gradient_of_the_whole_matrix(labels: list[int], trainer: Callable[..., Any]) -> None:
     """Captions that differ: open_clip's own loss. Scale and bias train, too, as the whole model does."""
     task, other = task_of(), task_of()
-    task.trainer = trainer(accumulate_grad_batches=2)
+    in_run(task, trainer(accumulate_grad_batches=2))
     whole = batch(labels)
     for part, rows in enumerate((slice(0, 2), slice(2, 4))):
         own = whole | {key: whole[key][rows] for key in ("image", "label", "weight", "index")}
@@ -117,17 +117,16 @@ def test_prompts_with_the_joint_loss_have_the_same() -> None:
     assert task.loss_floor(data) == 0.0
 
 
-def test_all_classes_are_a_softmax_in_which_the_bias_cancels(trainer: Callable[..., Any]) -> None:
+def test_all_classes_are_a_softmax_in_which_the_bias_cancels() -> None:
     """Its gradient is 0 and not None, as two processes wait for it, and no step moves it."""
     task = task_of(PromptTask, prompts=Fixed(), learning_rate=0.1)
-    task.trainer = trainer()
     data = batch([0, 1, 1, 3])
     losses, _ = task.sample_losses(data)
     logits = task.class_logits(data["image"]) + task.model.logit_bias
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits, data["label"], reduction="none"))
     (losses.sum() + task.accumulated_loss(data)).backward()
     assert task.model.logit_bias.grad == 0
-    task.on_before_optimizer_step(torch.optim.SGD(task.parameters(), lr=1.0))
+    task.before_step([{"params": list(task.parameters()), "lr": 1.0}])
     assert task.model.logit_bias.grad is None and task.model.logit_scale.grad is not None
 
 

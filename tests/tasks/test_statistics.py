@@ -9,7 +9,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import FullFineTuning, LinearProbe
 from randlora_pl.adapters.trained import base_buffers
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective
 
 from .test_resume import SaveAt
 
@@ -21,15 +21,15 @@ def make(adapter: Any) -> LinearHeadTask:
     return LinearHeadTask(MODEL, "random", adapter=adapter, img_size=32, learning_rate=1e-2)
 
 
-def state(task: AdaptationTask) -> dict[str, Tensor]:
+def state(task: Objective) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in task.trained_state().items()}
 
 
 def test_a_resumed_run_ends_with_the_same_statistics(trainer: Make, digits: Make, tmp_path: Path) -> None:
     whole, resumed, path = make(FullFineTuning()), make(FullFineTuning()), tmp_path / "middle.ckpt"
     data: dict[str, Any] = {"steps": 3, "batch_size": 4}
-    trainer(callbacks=[SaveAt(path, 1)]).fit(whole, digits(**data))
-    trainer().fit(resumed, digits(**data), ckpt_path=path, weights_only=True)
+    trainer(callbacks=[SaveAt(path, 1)]).fit(AdaptationModule(whole), digits(**data))
+    trainer().fit(AdaptationModule(resumed), digits(**data), ckpt_path=path, weights_only=True)
     one, other = state(whole), state(resumed)
     assert any(name.endswith("running_mean") for name in one)
     assert one.keys() == other.keys()
@@ -38,10 +38,10 @@ def test_a_resumed_run_ends_with_the_same_statistics(trainer: Make, digits: Make
     next(iter(base_buffers(resumed.model).values())).add_(1)
     assert whole.fingerprint() != resumed.fingerprint()
     early = torch.load(path, weights_only=True)["state_dict"]
-    resumed.load_state_dict({name: value for name, value in early.items() if "running" not in name})
+    AdaptationModule(resumed).load_state_dict({name: value for name, value in early.items() if "running" not in name})
     fresh = make(FullFineTuning())
     fresh.set_classes(whole.classnames, whole.templates)
-    fresh.configure_model()
+    fresh.adapt()
     for name, value in base_buffers(fresh.model).items():
         if "running" in name:  # not in the checkpoint, so those of the base
             assert torch.equal(base_buffers(resumed.model)[name], value)
@@ -49,5 +49,5 @@ def test_a_resumed_run_ends_with_the_same_statistics(trainer: Make, digits: Make
 
 def test_statistics_of_a_frozen_base_rest(trainer: Make, digits: Make) -> None:
     task = make(LinearProbe())
-    trainer().fit(task, digits(steps=1, batch_size=4))
+    trainer().fit(AdaptationModule(task), digits(steps=1, batch_size=4))
     assert task.trained_state().keys() == {"head.weight"}

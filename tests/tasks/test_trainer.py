@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 
 from .small import make
 
@@ -18,13 +18,9 @@ def test_a_run_prints_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     task, data, trainer = make("vision-language"), digits(), make_trainer(accelerator="cpu", limit_test_batches=1)
-    (before,) = trainer.test(task, data, verbose=False)
-    trainer.fit(task, data)
-    (after,) = trainer.test(task, data, verbose=False)
+    (before,) = trainer.test(AdaptationModule(task), data, verbose=False)
+    trainer.fit(AdaptationModule(task), data)
+    (after,) = trainer.test(AdaptationModule(task), data, verbose=False)
     assert trainer.global_step == 3 and before["test/loss"] != after["test/loss"]
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "") and not [str(each.message) for each in recwarn]
-
-
-def test_options_win() -> None:
-    assert make_trainer(accelerator="cpu", max_epochs=3).max_epochs == 3

@@ -17,9 +17,10 @@ from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed
 from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.run.stages import loading
-from randlora_pl.tasks import PromptTask, VisionLanguageTask, load_task
+from randlora_pl.tasks import AdaptationModule, PromptTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.images import UsedPrompts
 from randlora_pl.tasks.restore import prompts_of, register
+from randlora_pl.tasks.run import Run
 from randlora_pl.utils.errors import UserError
 
 from .small import TEMPLATES, built, images, make
@@ -44,8 +45,7 @@ def test_typed_prompts_count_in_training_and_evaluation(typed: VisionLanguageTas
     classes = torch.arange(len(names))
     drawn = set()
     for step in range(8):
-        typed.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
-        assert typed.trainer.global_step == step
+        typed.run = Run(step=lambda step=step: step)
         tokens = typed.caption_tokens(classes)
         assert torch.equal(tokens[[2, 5]], typed.caption_tokens(classes[[2, 5]]))  # in any batch, on any device
         places = [next(n for n, t in enumerate(TYPED) if torch.equal(texts[t][c], tokens[c])) for c in classes]
@@ -101,7 +101,9 @@ def test_a_test_uses_typed_prompts_or_those_of_the_file(
     folder = task.save(tmp_path / "adapter")
     again = make("text head")
     again.saved = read_adapter(folder)
-    trainer(callbacks=[loading(folder)], limit_test_batches=1).test(again, digits(templates=given), verbose=False)
+    trainer(callbacks=[loading(folder)], limit_test_batches=1).test(
+        AdaptationModule(again), digits(templates=given), verbose=False
+    )
     clip = load_clip("tiny", "random", seed=0)
     head = encode_prompts(clip.model, clip.tokenizer, task.classnames, expected, "cpu")
     torch.testing.assert_close(again.head_tensors()["head"], clip.model.logit_scale.exp().detach() * head)
@@ -169,19 +171,19 @@ def test_typed_prompts_of_a_file_count_for_other_classes(typed: Any, trainer: An
     assert typed.used_prompts(["other {}"]).evaluation == TYPED
     again = make("vision-language", caption=None)
     again.saved = read_adapter(folder)
-    trainer(limit_test_batches=1).test(again, digits(classes="new"), verbose=False)
+    trainer(limit_test_batches=1).test(AdaptationModule(again), digits(classes="new"), verbose=False)
     assert again.templates == TYPED and again.used_prompts(["other {}"]).evaluation == TYPED
 
 
 def test_a_built_task_refuses_other_typed_prompts(typed: Any, trainer: Any, digits: Any) -> None:
     quick = trainer(limit_test_batches=1)
-    quick.test(typed, digits(templates=TYPED), verbose=False)
+    quick.test(AdaptationModule(typed), digits(templates=TYPED), verbose=False)
     with pytest.raises(UserError, match="was built for other prompts"):
-        quick.test(typed, digits(templates=TEMPLATES), verbose=False)
+        quick.test(AdaptationModule(typed), digits(templates=TEMPLATES), verbose=False)
 
 
 def test_a_task_has_the_preprocessing_of_its_file(typed: Any, tmp_path: Path) -> None:
-    frame = replace(typed.trainer.datamodule.frame, resize="squash")
-    assert typed.frame == typed.trainer.datamodule.frame
+    frame = replace(typed.run.data.frame, resize="squash")
+    assert typed.frame == typed.run.data.frame
     restored = load_task(typed.save(tmp_path / "adapter", {"frame": asdict(frame)}))
     assert restored.frame == frame

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, NonFiniteLoss, PeakMemory, StepNumbers, Throughput
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.tasks import VisionLanguageTask, make_trainer
+from randlora_pl.tasks import AdaptationModule, VisionLanguageTask, make_trainer
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.errors import UserError
 
@@ -48,15 +48,16 @@ class Window(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.mode.on = 3 <= batch_idx < 7
-        self.after.append(trained(pl_module))
+        self.after.append(trained(pl_module.objective))
 
 
 class Bad(VisionLanguageTask):
     """Its loss is infinite in the sixth micro-batch of rank 1, with a finite gradient."""
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        return loss + torch.inf if batch_idx == 5 and RANK == 1 else loss
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        losses, right = super().sample_losses(batch)
+        spoilt = (self.run.step(), batch["micro_batch"], RANK) == (2, 1, 1)
+        return losses + torch.inf if spoilt else losses, right
 
 
 def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
     ended = ""
     with mode, choose_as_on_cuda():
         try:
-            trainer.fit(task, ImageData(dataset="digits", shots=8, steps=5, batch_size=2))
+            trainer.fit(AdaptationModule(task), ImageData(dataset="digits", shots=8, steps=5, batch_size=2))
         except (UserError, SystemExit) as error:
             ended = str(error)
     return {"ended": ended, "seen": dict(mode.seen), "after": window.after, "last": trained(task)}

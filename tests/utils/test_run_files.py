@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
+from randlora_pl.run.fit_results import model_results
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import (
     environment,
@@ -19,7 +20,6 @@ from randlora_pl.utils.run_files import (
     follow_latest,
     git_commit,
     link_latest,
-    model_results,
     read_results,
     run_folder,
     runs_in,

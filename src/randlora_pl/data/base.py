@@ -277,6 +277,12 @@ class PlannedData(Declared, LightningDataModule):
         facts |= {"search": self.search_plans["search"].num_samples} if self.search_plans else {}
         return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
+    @property
+    def learner(self) -> Any:
+        """The objective of the run's module, or a module of another kind; None outside a run."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return getattr(module, "objective", module)
+
     def _plan(
         self,
         samples: int,
@@ -290,7 +296,7 @@ class PlannedData(Declared, LightningDataModule):
         All arrays are int64 (samples,): classes, hashes of the samples' keys (by default their indices), and groups
         that the search does not separate. An epoch has at least ``least`` batches.
         """
-        task = None if self.trainer is None else self.trainer.lightning_module
+        task = self.learner
         self.search_plans, self._search_batches = {}, {}
         parts: dict[str, Tensor] = {}
         if getattr(getattr(task, "adapter", None), "searches", False) is True:

@@ -173,7 +173,7 @@ class ImageData(PlannedData):
             UserError: The dataset is missing or damaged, a half of its classes has fewer than two, or a split that is
                 needed is empty.
         """
-        task = None if self.trainer is None else self.trainer.lightning_module
+        task = self.learner
         if self.row.trains_on and stage != "test" and stage != "predict":
             options.check_trains(self.row)
         if task is not None:

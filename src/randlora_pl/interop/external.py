@@ -33,7 +33,7 @@ from randlora_pl.adapters.trained import base_buffers, hash_weights, update_buff
 from randlora_pl.interop.base_model import Base
 from randlora_pl.models import ImageTower
 from randlora_pl.models.weights import load_without_code
-from randlora_pl.tasks import AdaptationTask, ImageTask
+from randlora_pl.tasks import ImageTask, Objective
 from randlora_pl.tasks.restore import adopting, named_task
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
@@ -266,7 +266,7 @@ class ImportPlan:
 
     foreign: ExternalAdapter
     base: Base
-    task: type[AdaptationTask] | None = None
+    task: type[Objective] | None = None
     classnames: list[str] = field(default_factory=list)
     head: dict[str, Tensor] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -356,7 +356,7 @@ class ImportPlan:
         task = kind(**options)
         if not self._is_decoder:
             task.set_classes(self.classnames, self.templates)
-        task.configure_model()
+        task.adapt()
         foreign.fill(task.model)
         if self.head:
             task.load_head(self.head)

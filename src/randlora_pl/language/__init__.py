@@ -5,17 +5,17 @@
 Examples:
     >>> from randlora_pl.adapters import RandLoRA
     >>> from randlora_pl.language import CausalLMTask, TextData, load_language_task
-    >>> from randlora_pl.tasks import make_trainer
+    >>> from randlora_pl.tasks import AdaptationModule, make_trainer
     >>> small = {"num_hidden_layers": 2, "hidden_size": 112, "intermediate_size": 128, "vocab_size": 300}
     >>> task = CausalLMTask("Qwen/Qwen2-0.5B-Instruct", "random", config_overrides=small)  # without both: its weights
-    >>> make_trainer().fit(task, TextData(dataset="jsonl", root="prompts", steps=2))
+    >>> make_trainer().fit(AdaptationModule(task), TextData(dataset="jsonl", root="prompts", steps=2))
     >>> task.save("answering")
     >>> (answer,) = load_language_task("answering").write(["2 and one is"])
 
     >>> from randlora_pl.language import LabelledTexts, TextClassificationTask
     >>> small = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
     >>> task = TextClassificationTask("FacebookAI/roberta-base", "random", config_overrides=small)
-    >>> make_trainer().fit(task, LabelledTexts(dataset="csv", root="films", steps=2))
+    >>> make_trainer().fit(AdaptationModule(task), LabelledTexts(dataset="csv", root="films", steps=2))
     >>> task.save("rating")
     >>> load_language_task("rating").classify(["a fine film"]).shape
     torch.Size([1, 2])

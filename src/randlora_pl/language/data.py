@@ -93,7 +93,7 @@ class TokenData(PlannedData):
         Raises:
             UserError: The data are missing or wrong, or the tokenizer is missing.
         """
-        task = None if self.trainer is None else self.trainer.lightning_module
+        task = self.learner
         self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
         if self._tokenizer is None:
             raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")

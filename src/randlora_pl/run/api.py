@@ -14,7 +14,7 @@ from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.run.options.classes import plain
 from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import Objective
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.run_files import ADAPTER, read_results
 
@@ -32,7 +32,7 @@ class RunResult:
 
     folder: Path
     results: dict[str, Any]
-    task: AdaptationTask
+    task: Objective
     data: LightningDataModule
 
     @property
@@ -78,4 +78,4 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any], adapter: Adapter |
         check_loads_again(adapter)
         words += ["--model.adapter", json.dumps(plain(adapter))]
     app = run_fit(words)
-    return RunResult(app.folder, read_results(app.folder), app.model, app.datamodule)
+    return RunResult(app.folder, read_results(app.folder), app.task, app.datamodule)

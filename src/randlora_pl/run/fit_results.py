@@ -16,7 +16,8 @@ from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, PeakMemory, S
 from randlora_pl.run.callbacks.summary import describe
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.tasks.objective import Objective
+from randlora_pl.tasks import Objective
+from randlora_pl.tasks.module import total_steps
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import (
@@ -26,7 +27,6 @@ from randlora_pl.utils.run_files import (
     LAST,
     environment,
     flat,
-    model_results,
     planned,
     read_results,
 )
@@ -42,14 +42,14 @@ def fit_metrics(app: App) -> dict[str, Any]:
     speed = throughput.per_second
     kept = callback_of(trainer, AdapterCheckpoint)
     patience = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Patience)), None)
-    early = patience is not None and patience.exhausted and trainer.global_step < app.model.total_steps()
+    early = patience is not None and patience.exhausted and trainer.global_step < total_steps(trainer)
     sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
     return {
         **kept.validated,
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
         **({"stopped_early": patience.reason if early else None} if patience is not None else {}),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
-        **model_results(app.model),
+        **model_results(app.task),
         **flat("data", planned(data)),
         "steps": trainer.global_step,
         "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
@@ -57,12 +57,37 @@ def fit_metrics(app: App) -> dict[str, Any]:
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
         **(trainer.strategy.metrics() if isinstance(trainer.strategy, AdapterDDP) else {}),
-        "device": str(app.model.device.type),
+        "device": str(app.task.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),
         f"{data.unit}_per_second": round(speed * trainer.world_size, 2) if speed else None,
         "peak_memory_bytes": callback_of(trainer, PeakMemory).peak,
         **environment(),
+    }
+
+
+def model_results(task: Objective) -> dict[str, Any]:
+    """Return parameter counts, identity and options of a task whose model is built.
+
+    ``trainable_parameters`` includes a head and prompts, ``adapter_parameters`` does not. ``total_parameters`` counts
+    the backbone, its adapter, head and prompts.
+    """
+    report = task.report
+    return {
+        "method": report.adapter.method(),
+        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "adapter_parameters": report.trainable,
+        "total_parameters": sum(p.numel() for p in task.parameters()),
+        "basis_fingerprint": report.fingerprint,
+        "task": type(task).__name__,
+        "base/weights_hash": report.base_hash,
+        **flat("base", task.identity.as_dict()),
+        **flat("adapter", report.adapter.options()),
+        "learning_rate": task.learning_rate,
+        **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
+        **({} if (metric := task.measure().name) == "acc" else {"metric": metric}),
+        **task.facts(),
+        "seed": task.seed,
     }
 
 
@@ -171,7 +196,7 @@ def log_start(app: App) -> None:
     """Log the options by which runs are compared to all loggers, and start page and config as text to TensorBoard."""
     if not app.trainer.is_global_zero:
         return
-    task, plan = app.model, planned(app.datamodule)
+    task, plan = app.task, planned(app.datamodule)
     facts = plan | vars(task) | {name: getattr(task.adapter, name, None) for name in ("rank", "alpha")}
     facts |= model_results(task) | {
         "adapter": describe(task.adapter),

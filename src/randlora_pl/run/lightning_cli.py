@@ -7,7 +7,7 @@ from importlib import import_module
 from inspect import Parameter
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn, Union, get_args
+from typing import Any, NoReturn, Union, cast, get_args
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -45,8 +45,8 @@ from randlora_pl.run.options.classes import RunOptions, callback_classes, classe
 from randlora_pl.run.options.compose import CLASSES, Command
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
-from randlora_pl.tasks import AdaptationTask
-from randlora_pl.tasks.trainer import SETTINGS
+from randlora_pl.tasks import AdaptationModule, Objective
+from randlora_pl.tasks.module import SETTINGS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text import filter_library_warnings
@@ -59,7 +59,14 @@ yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
 
 class RunParser(LightningArgumentParser):
-    """Parser with one-line errors."""
+    """Parser with one-line errors, for an objective instead of a module."""
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **options: Any) -> list[str]:
+        """Add the options of a class of Lightning, or of any objective."""
+        if lightning_class is Objective:
+            names: list[str] = self.add_subclass_arguments(Objective, nested_key, fail_untyped=False, required=True)
+            return names
+        return super().add_lightning_class_args(lightning_class, nested_key, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
@@ -129,6 +136,7 @@ class App(LightningCLI):
         dry: If True, training ends after the start page; no folder and no logger is made.
 
     Attributes:
+        task: The objective of the module.
         folder: The run folder.
         created: True if this process made it.
     """
@@ -147,7 +155,7 @@ class App(LightningCLI):
         text = json.dumps(command.config, ensure_ascii=False)  # its own escapes are two halves beyond 16 bits
         text = re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", text)
         super().__init__(
-            AdaptationTask,
+            Objective,  # type: ignore[arg-type]  # see `RunParser`
             data_class(task_of(str(command.flat()["model"]))),
             save_config_callback=None,  # the run folder gets the resolved config
             trainer_defaults=SETTINGS,
@@ -168,7 +176,7 @@ class App(LightningCLI):
         parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
         for group, kind in callback_classes().items():
             parser.add_lightning_class_args(kind, group)
-        score = (task_of(str(self.command.flat()["model"])) or AdaptationTask).measure()
+        score = (task_of(str(self.command.flat()["model"])) or Objective).measure()
         parser.set_defaults({"checkpoint.monitor": f"val/{score.name}", "checkpoint.mode": score.mode})
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
@@ -192,12 +200,13 @@ class App(LightningCLI):
             raise
         except Exception as error:
             raise build_error(error) from error
-        self.model.start = None if start is None else Start(start, self.config.from_form)
+        self.task.start = None if start is None else Start(start, self.config.from_form)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the run folder and a trainer that keeps everything in it."""
-        run = self.config.run
-        self.model.check_loads_again()  # before the training, not at its end
+        run, self.task = self.config.run, cast(Objective, self.model)
+        self.model = AdaptationModule(self.task)
+        self.task.check_loads_again()  # before the training, not at its end
         if self.created and self._path is not None:
             self.folder = self._path
         elif self.created:

@@ -59,7 +59,7 @@ def run_fit(words: Sequence[str]) -> "App":
 
                 if process_rank() == 0:
                     line = f"{folder} is finished: this command changes nothing. To train again, remove --resume."
-                    print_above_progress(line, *end_page(folder, app.model, app.datamodule.unit))
+                    print_above_progress(line, *end_page(folder, app.task, app.datamodule.unit))
                 return app
             lock = held.enter_context(locked(folder))
         app = start(prepare("fit", args), folder, dry)

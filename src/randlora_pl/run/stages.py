@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import SoftFileLease
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -27,6 +27,7 @@ from randlora_pl.run.fit_results import (
     format_metrics,
     log_end,
     log_start,
+    model_results,
     write_found,
 )
 from randlora_pl.run.lightning_cli import App
@@ -35,6 +36,7 @@ from randlora_pl.run.parallel.launch import launched, meeting_of
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
 from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.tasks.losses import check_numbers
+from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import remove_leftovers, write_text
 from randlora_pl.utils.own_classes import import_words
@@ -45,7 +47,6 @@ from randlora_pl.utils.run_files import (
     LAST,
     environment,
     flat,
-    model_results,
     planned,
     read_results,
     write_results,
@@ -56,7 +57,7 @@ from randlora_pl.utils.text import print_above_progress
 def resolved(app: App) -> Tree:
     """Return the config with the values that task and data have derived so far."""
     tree = json.loads(app.parser.dump(app.config, "json", skip_none=False, skip_validation=True))
-    model = app.model.resolved()
+    model = app.task.resolved()
     if "adapter" in model:  # the run's seed sets it again
         model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
     return resolved_config(tree, model, app.datamodule.resolved())
@@ -74,7 +75,8 @@ def compare_options(app: App) -> None:
     if job is None and not isinstance(strategy, AdapterDDP):
         return
     options = common_options(flatten(resolved(app)))
-    file = app.model.saved or (app.model.start and app.model.start.file)
+    start = app.task.start
+    file = app.task.saved or (None if start is None else start.file)
     if file is not None:
         checksum = checksum_of(file.path)
         options["the adapter"] = (checksum, f"SHA-256 {checksum[:12]}, {file.path}")
@@ -94,8 +96,9 @@ def _report_start(app: App) -> None:
         app.datamodule.write_index(app.folder)
 
 
-def _load(folder: Path, trainer: Trainer, task: Any) -> None:
+def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
     """Load a saved adapter into the model before evaluation."""
+    task = own_module(module).objective
     file = load_adapter(task.model, folder)
     if not file.extra:
         return
@@ -144,7 +147,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     Raises:
         UserError: The run to resume is finished; also the errors of its data and checkpoint.
     """
-    trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
+    trainer, task, data, folder = app.trainer, app.task, app.datamodule, app.folder
     compare_options(app)
     before = read_results(folder)
     if before.get("finished"):
@@ -163,12 +166,12 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
             remove_leftovers(folder)
         data.reuse_index(folder)
     if zero_shot and test and task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
-        task.test_name = "zeroshot"
+        app.model.test_name = "zeroshot"
         switch = ZeroShot()
         callbacks_of(trainer).append(switch)
         metrics = _evaluated(app, trainer.test)
         callbacks_of(trainer).remove(switch)
-        task.test_name = "test"
+        app.model.test_name = "test"
         if trainer.received_sigterm:  # during its last batch, where Lightning does not look
             raise SIGTERMException
         _check_losses(metrics, None)
@@ -180,11 +183,11 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     # a refused option would stay in it, and every later resume would be refused, too.
     begin = "on_fit_start" if app.created else "on_train_start"
     callbacks_of(trainer).append(LambdaCallback(**{begin: lambda *_: _report_start(app)}))
-    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    trainer.fit(app.model, data, ckpt_path=start, weights_only=True)
     # Finished: at its last step, or ended early on purpose, not by a time limit.
     timers = [callback.time_remaining() for callback in callbacks_of(trainer) if isinstance(callback, Timer)]
     late = any(left is not None and left <= 0 for left in timers)
-    finished = trainer.global_step >= task.total_steps() or (trainer.should_stop and not late)
+    finished = trainer.global_step >= total_steps(trainer) or (trainer.should_stop and not late)
     procedure = task.report.procedure
     facts = procedure.finish() if procedure else {}  # before the test, which may load the best adapter
     tested = _tested(app) if test else {}
@@ -266,7 +269,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     Raises:
         UserError: There is nothing to evaluate.
     """
-    trainer, task, data = app.trainer, app.model, app.datamodule
+    trainer, task, data = app.trainer, app.task, app.datamodule
     if adapter is not None:
         task.saved = read_adapter(adapter)
         callbacks_of(trainer).append(loading(adapter))

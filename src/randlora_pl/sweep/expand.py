@@ -13,7 +13,7 @@ from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Cell
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -26,7 +26,7 @@ class Counts:
     total: int
 
 
-def task_of(tree: Tree) -> AdaptationTask | None:
+def task_of(tree: Tree) -> Objective | None:
     """Return the task that a config describes; None for a class outside this project.
 
     Raises:
@@ -39,7 +39,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
     arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
-    task: AdaptationTask = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
+    task: Objective = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
     return task
 
 
@@ -52,7 +52,7 @@ def data_of(tree: Tree) -> Any:
     return _made(data_class(_kind(tree)), dict(tree.get("data", {})), "data")
 
 
-def _kind(tree: Tree) -> type[AdaptationTask] | None:
+def _kind(tree: Tree) -> type[Objective] | None:
     """Return the class of the task of a config; None for one from outside that is not imported."""
     model = tree["model"]
     return classes.task_of(str(model["class_path"] if isinstance(model, dict) else model))

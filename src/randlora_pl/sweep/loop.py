@@ -210,7 +210,7 @@ class Runner:
                 if cell.untrained:
                     stages.evaluate(app, None)
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
-                    write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
+                    write_results(folder, none | {"finished": True, "device": str(app.task.device.type)})
                 else:
                     if callback := self.watcher(cell):
                         fit_results.callbacks_of(app.trainer).append(callback)

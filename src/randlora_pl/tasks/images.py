@@ -1,20 +1,21 @@
 """Bases of the tasks on images: classes and their prompts, accuracy and predictions, and CLIP's two towers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.adapters import merge, merge_and_unload
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
 from randlora_pl.models.catalog import OWN, is_folder
+from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.models.tiny import TINY_TAG
-from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import StepFeatures, class_losses
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Probability
@@ -54,7 +55,7 @@ def _listed(texts: Sequence[str], most: int = 3) -> str:
     return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
 
 
-class ImageTask(AdaptationTask):
+class ImageTask(Objective):
     """Base of the tasks on images.
 
     Attributes:
@@ -118,7 +119,7 @@ class ImageTask(AdaptationTask):
     @property
     def frame(self) -> ImageSpec:
         """Preprocessing of the images: of the adapter file, else of the data or the model."""
-        if self.saved is None and (own := getattr(self.data, "frame", None)) is not None:
+        if self.saved is None and (own := getattr(self.run.data, "frame", None)) is not None:
             return cast(ImageSpec, own)
         return frame_of({} if self.saved is None else self.saved.metadata, self.image_spec)
 
@@ -183,7 +184,7 @@ class ImageTask(AdaptationTask):
         return {"prompts": asdict(self.used_prompts())}
 
     def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
-        """Name the classes; Lightning's `setup` takes them from the data module.
+        """Name the classes; `take_data` takes them from the data module.
 
         Args:
             classnames: Name of each class, or the captions.
@@ -203,9 +204,10 @@ class ImageTask(AdaptationTask):
             raise UserError(f"there are {len(classnames):,} classes; at most {most:,} are possible.")
         self.classnames, self.templates = list(classnames) if self.has_classes else [], list(templates)
         for stage in ("val", "test"):
-            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), **self.make_metrics()})
+            made = {"loss": MeanMetric(), **self.make_metrics()}
+            self.metrics.update({f"{stage}/{name}": metric for name, metric in made.items()})
 
-    def setup(self, stage: str) -> None:
+    def take_data(self, stage: str) -> None:
         """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
 
         Typed prompts come first, then those that were typed for the loaded file, whatever its classes.
@@ -213,7 +215,7 @@ class ImageTask(AdaptationTask):
         Raises:
             UserError: If there are none, the task was built for others, or it has no use for typed prompts.
         """
-        datamodule = self.data
+        datamodule = self.run.data
         if datamodule is None:
             if self.has_classes and not self.classnames:
                 raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
@@ -255,23 +257,20 @@ class ImageTask(AdaptationTask):
         """Return predictions and truth as the metrics compare them."""
         return outputs, labels
 
-    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-        """Update and log loss and metrics of the samples that count (weight above zero)."""
+    def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
+        """Update loss and metrics by the samples that count (weight above zero)."""
         outputs = self.class_logits(batch["image"]).float()
-        counts, meters, labels = batch["weight"] > 0, self.metrics[f"{stage}_meters"], batch["label"]
-        assert isinstance(meters, MetricCollection)
+        counts, labels = batch["weight"] > 0, batch["label"]
         losses = self.output_loss(outputs, labels)
         chosen = slice(None) if batch.get("whole") else counts  # else a GPU is waited for
         if batch.get("whole") or counts.any():
             compared = self.compared(outputs[chosen], labels[chosen])
-            for key, metric in meters.items():
+            for key, metric in self.stage_metrics(stage).items():
                 metric.update(*((losses[chosen],) if key == "loss" else compared))
-        for key, metric in meters.items():
-            self.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
         found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
         return found | ({"logits": outputs} if self.has_classes else {})
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def predict(self, batch: dict[str, Any]) -> Tensor:
         """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
 
         The batch is of the data module's test images, or of `randlora_pl.data.open_images`. A task without classes
@@ -343,33 +342,53 @@ class ClipTask(ImageTask):
         """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
         raise NotImplementedError
 
+    def features_of(self, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
+        """Return the features (C, e) of any classes, of unit length, made as in an evaluation."""
+        raise NotImplementedError
+
+    def percent_among(
+        self,
+        classnames: list[str],
+        batches: Iterable[tuple[Tensor, Tensor]],
+        tick: Callable[[int], None] = lambda _: None,
+        templates: Sequence[str] = (),
+    ) -> tuple[float, int]:
+        """Return the accuracy in percent among any classes, and the number of images.
+
+        Args:
+            classnames: C names.
+            batches: Images (b, 3, H, W) with labels (b,).
+            tick: Receives the number of images of each batch.
+            templates: Prompts of the names, for a task without prompts of its own.
+        """
+        classes = self.features_of(classnames, templates)
+        (percent,), count = zero_shot_accuracy(self.model, classes[None], batches, tick)
+        return percent, count
+
     def shared_features(self, batch: dict[str, Any], encode: Callable[[], Tensor]) -> Tensor:
         """Return text features that the micro-batches of an optimizer step share; the first one calls ``encode``."""
-        if batch["micro_batch"] == 0 or self._step_features is None:
-            self._step_features = StepFeatures(encode())
-        features: Tensor = self._step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
+        if batch["micro_batch"] == 0 or self.step_features is None:
+            self.step_features = StepFeatures(encode())
+        features: Tensor = self.step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
         return features
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""
-        if batch["micro_batch"] < batch["micro_batches"] - 1 or self._step_features is None:
+        if batch["micro_batch"] < batch["micro_batches"] - 1 or self.step_features is None:
             return None
-        scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
-        scale = 1.0 if scaler is None else scaler.scale(batch["weight"].new_ones(()))  # stays on the device
-        carried = self._step_features.pending(scale / self.trainer.accumulate_grad_batches)
-        self._step_features = None
+        carried = self.step_features.pending(self.run.loss_factor())
+        self.step_features = None
         return carried
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Drop the text features of an interrupted run."""
-        super().on_train_start()
-        self._step_features = None
+        self.step_features = None
         self.forget()
 
     def prepare_evaluation(self) -> None:
         """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
         self.forget()
-        if self._step_features is None:
+        if self.step_features is None:
             merge(self.model, strict=False)
 
     def finish_evaluation(self) -> None:

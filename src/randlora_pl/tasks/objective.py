@@ -1,99 +1,67 @@
-"""The base of all tasks: their options and state, and the methods that an objective defines."""
+"""The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it knows no trainer."""
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from dataclasses import field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from lightning.pytorch import LightningModule
+import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA
+from randlora_pl.adapters import (
+    Adapter,
+    AdapterFile,
+    InjectionReport,
+    RandLoRA,
+    inject,
+    merge,
+    save_adapter,
+    set_train_mode,
+    unmerge,
+)
+from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.described import Described
-from randlora_pl.adapters.methods.refine import Start
+from randlora_pl.adapters.methods.refine import Start, refine
+from randlora_pl.adapters.operations import rates_of, undecayed
+from randlora_pl.adapters.random_bases import drawn_on
+from randlora_pl.adapters.save_load import check_loads_again
+from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
+from randlora_pl.tasks.files import check_tensors, kind_of
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, number_answers
+from randlora_pl.tasks.optim import (
+    IMAGES,
+    TOWERS,
+    Factor,
+    check_epochs,
+    default_learning_rate,
+    epoch_factor,
+    parameter_groups,
+    schedule_factor,
+)
+from randlora_pl.tasks.run import Run, cast_and_compile
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive
-
-TOWERS, IMAGES, TEXTS = 0, 1, 2
-"""Places in `Adapter.learning_rates`: both towers, an image tower, a language model."""
-
-
-def default_learning_rate(adapter: Adapter, place: int) -> float:
-    """Return the default learning rate of a method: the lowest of the methods inside it.
-
-    Raises:
-        UserError: A method from outside has none.
-    """
-    leaves = adapter.leaves()
-    if alone := [leaf.method() for leaf in leaves if leaf.learning_rates is None]:
-        raise UserError(f"{alone[0]} has no learning rate of its own. Set it: --model.learning_rate 1e-3, for example.")
-    rates: list[float] = [leaf.learning_rates[place] for leaf in leaves]
-    return min(rates)
-
+from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
+from randlora_pl.utils.own_classes import check_importable, is_own, path_of
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
     from randlora_pl.tasks.losses import StepFeatures
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A metric of an objective, as files, messages and tables show it.
-
-    Examples:
-        >>> Measure("mae", "mean error", mode="min", decimals=3).text(0.25)
-        '0.250'
-
-    Attributes:
-        name: Its name in ``results.json``, behind ``val/`` or ``test/``.
-        word: Its name in sentences.
-        mode: Direction of better values.
-        decimals: Printed decimals; None for a fraction, which is printed in percent.
-        validated: True if a validation logs it, so that it can select the best adapter.
-    """
-
-    name: str
-    word: str = ""
-    mode: Literal["max", "min"] = "max"
-    decimals: int | None = None
-    validated: bool = True
-
-    @property
-    def called(self) -> str:
-        """Its word, or else its name."""
-        return self.word or self.name
-
-    def text(self, value: float) -> str:
-        """Return a value as it is printed."""
-        return f"{100 * value:.2f} %" if self.decimals is None else f"{value:.{self.decimals}f}"
-
-
-ACCURACY = Measure("acc", "accuracy")
-LOSS = Measure("loss", mode="min", decimals=4)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Predictions as a person reads them.
-
-    Attributes:
-        columns: Names of the cells.
-        rows: Cells of each sample.
-        note: Meaning of the columns, for a summary.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str
-
-
 Adopted = Literal["linear head", "image tower", "both towers", "decoder"]
 """Part of a model that an adapter of another program has trained."""
 
 
-class Objective(Declared, LightningModule):
-    """Options and state of a task, and the methods that define what it learns.
+class Objective(Declared, nn.Module):
+    """The base of every task: what is learnt by a frozen backbone with an adapter, which `AdaptationModule` trains.
+
+    A subclass loads the backbone (`build`), and has the loss of each sample (`sample_losses`), an evaluation
+    (`evaluate`) and, if it needs one, a head (`head_tensors`).
 
     Attributes:
         measures: Its metrics, the one that counts first: it selects the best adapter, and sweeps compare it.
@@ -119,10 +87,10 @@ class Objective(Declared, LightningModule):
         start: The LoRA whose outputs the training starts with; None for the base model's.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
-        procedure_state: State of the method's procedure from a checkpoint, until the training starts.
-        step_sums: Sums over the micro-batches of an optimizer step so far, for the logged loss and accuracy.
+        run: The run that it is part of.
+        step_features: Text features that the micro-batches of an optimizer step share, if it has some.
+        metrics: Running metrics by name, such as ``val/acc``.
         retrieval: True if the data are captions, which are evaluated by recall.
-        test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
     measures: ClassVar[tuple[Measure, ...]] = (ACCURACY, LOSS)
@@ -172,7 +140,7 @@ class Objective(Declared, LightningModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        LightningModule.__init__(self)
+        nn.Module.__init__(self)
         if not self.adapter.trains_base and self.adapter.seed is None:
             self.adapter = self.adapter.replace(seed=self.seed)
         self.learning_rate = self.learning_rate or default_learning_rate(
@@ -184,17 +152,21 @@ class Objective(Declared, LightningModule):
         self.start: Start | None = None
         self.identity: ModelIdentity
         self.report: InjectionReport
-        self.procedure_state: dict[str, Any] | None = None
-        self.step_sums: Tensor | None = None
-        self._step_features: StepFeatures | None = None
+        self.run = Run()
+        self.step_features: StepFeatures | None = None
         self.backbone: nn.Module | None = None
-        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
-        self.retrieval, self.test_name = False, "test"
+        self.retrieval = False
         self.classnames, self.templates = list[str](), list[str]()
         self.metrics = nn.ModuleDict()
-        self._draws = True  # random numbers while training
 
-    # Defined by an objective
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which has no run."""
+        return {**self.__dict__, "run": Run()}
+
+    # The model
+
+    def take_data(self, stage: str) -> None:
+        """Take what a stage of the run needs from its data module, before the model is built: classes, for example."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -203,6 +175,63 @@ class Objective(Declared, LightningModule):
     def checkpoint_gradients(self, backbone: nn.Module) -> None:
         """Make the backbone recompute activations instead of keeping them."""
         set_gradient_checkpointing(backbone, True)
+
+    def adapt(self) -> None:
+        """Build the backbone and inject the adapter; the module calls it before every run, it acts once."""
+        if self.backbone is not None:
+            return
+        backbone, source = self.build(), self.start or self.saved
+        device = self.run.device
+        with drawn_on(device if device.type == "cuda" else None):
+            if isinstance(source, Start):
+                self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
+            else:  # a file names the layers
+                self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
+        self.adapter = self.report.adapter  # with a matched rank filled in
+        if self.gradient_checkpointing:
+            self.checkpoint_gradients(backbone)
+        low = bool(self.torch_compile) and any(getattr(leaf, "memory", None) == "low" for leaf in self.adapter.leaves())
+        cast_and_compile(backbone, self.adapter.method(), self.chosen_dtype(), self.torch_compile, low, self.run)
+        self.backbone = backbone
+        self.start_head()
+        set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError(f"{self.adapter.method()} trains nothing in {type(self).__name__}. {self.to_train}")
+
+    def chosen_dtype(self) -> str:
+        """Return the dtype of frozen matrices: ``auto`` depends on precision and method."""
+        if self.frozen_dtype != "auto":
+            return self.frozen_dtype
+        return "bfloat16" if self.run.precision == "bf16-mixed" and self.adapter.keeps_base else "float32"
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of what trains; frozen layers stay in eval mode."""
+        super().train(mode)
+        if self.backbone is not None:
+            set_train_mode(self.model, mode)
+        return self
+
+    @property
+    def model(self) -> nn.Module:
+        """The backbone with its adapter, built by `adapt`; a shared one is switched to its adapter."""
+        if self.backbone is None:
+            raise UserError("the backbone is not built yet; call adapt() first.")
+        if self.adapters is not None:
+            self.adapters.use(self.choice)
+        return self.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    # Training
+
+    def start_training(self) -> None:
+        """Prepare for the first step of a new or resumed run, whose model is on its device."""
+
+    def before_step(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Change the gradients before an optimizer step, whose groups these are."""
 
     @abstractmethod
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -231,16 +260,8 @@ class Objective(Declared, LightningModule):
     def answers(self, predictions: Tensor, most: int = 5) -> Answers:
         """Return `predictions` (b, ...) for a person: the best classes, at most so many, or a number."""
         if not self.has_classes:
-            numbers = [[f"{value:.6f}"] for value in predictions[:, 0].tolist()]
-            return Answers([self.answer], numbers, f"a {self.answer} of each")
-        best = predictions.topk(min(most, len(self.classnames)))
-        count = best.values.shape[1]
-        further = [name for number in range(2, count + 1) for name in (f"class_{number}", f"probability_{number}")]
-        rows = []
-        for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            pairs = [(self.classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]
-            rows.append([text for pair in pairs for text in pair])
-        return Answers(["class", "probability", *further], rows, f"the best {count} classes of each")
+            return number_answers(predictions, self.answer)
+        return class_answers(predictions, self.classnames, most)
 
     @classmethod
     def measure(cls, name: str = "") -> Measure:
@@ -260,13 +281,174 @@ class Objective(Declared, LightningModule):
         if len(classnames) < (0 if scores and not classnames else 2):
             raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
 
-    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-        """Update the metrics of a stage, ``val`` or ``test``, whose names begin with ``name``."""
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of what trains, with their learning rates."""
+        model, options = self.model, (self.learning_rate or 0.0, self.weight_decay, self.decay_vectors)
+        return parameter_groups(model.parameters(), *options, rates_of(model), undecayed(model))
+
+    def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
+        """Return the factor of each group's learning rate, by the schedule.
+
+        Raises:
+            UserError: See `check_schedule`.
+        """
+        if self.schedule != "epochs":
+            how = (self.run.total_steps(), self.warmup_steps, self.final_lr_fraction, self.schedule)
+            return [lambda step: schedule_factor(step, *how)] * len(groups)
+        data = self.run.data
+        self.check_schedule(data)
+
+        def of_group(rate: float) -> Factor:
+            return lambda step: epoch_factor(data.finished_epochs(step), data.epochs, rate)
+
+        return [of_group(group["lr"]) for group in groups]
+
+    def check_schedule(self, data: Any) -> None:
+        """Refuse a schedule that does not fit the length of the run, before anything is computed.
+
+        Raises:
+            UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
+        """
+        if self.schedule == "epochs":
+            check_epochs(getattr(data, "epochs", None))
+
+    # Evaluation, on merged weights
+
+    def prepare_evaluation(self) -> None:
+        """Merge the adapter if possible; subclasses prepare what all batches share."""
+        merge(self.model, strict=False)
+
+    def evaluate(self, batch: dict[str, Any], stage: str) -> Any:
+        """Update the metrics of a stage, ``val`` or ``test``, by a batch; return what callbacks get to see."""
         raise NotImplementedError
+
+    def meter(self, name: str) -> Metric:
+        """Return one of the running metrics."""
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
+
+    def stage_metrics(self, stage: str) -> dict[str, Metric]:
+        """Return the running metrics of a stage by their names behind ``STAGE/``; the module logs them."""
+        names = [name for name in self.metrics if name.startswith(f"{stage}/")]
+        return {name.removeprefix(f"{stage}/"): self.meter(name) for name in names}
+
+    def final_metrics(self, stage: str) -> Mapping[str, Tensor | float]:
+        """Return the metrics that need all samples of a stage by name, the one to watch first."""
+        return {}
+
+    def finish_evaluation(self) -> None:
+        """Restore the frozen weights."""
+        unmerge(self.model)
+
+    def predict(self, batch: dict[str, Any]) -> Tensor:
+        """Return the predictions (b, ...) of a batch."""
+        raise NotImplementedError
+
+    # Head, files and facts
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the tensors beside the backbone that a prediction needs."""
         return {}
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of `head_tensors` back from an adapter folder; refuse tensors that do not fit."""
+        own = self.head_tensors()
+        check_tensors(tensors, own, own.keys(), "the head")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+    def start_head(self) -> None:
+        """Load the trained head of the LoRA that a training starts from, if the task has one.
+
+        Raises:
+            UserError: The file has no head of this kind, or one for other classes.
+        """
+        if self.start is None or not self.trained_head:
+            return
+        file = self.start.file
+        theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), kind_of(type(self))
+        if kind != own:
+            raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
+        if theirs != self.classnames:
+            raise UserError(
+                f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
+                f"{len(self.classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
+            )
+        self.load_head(file.extra)
+
+    def constructor(self) -> dict[str, Any]:
+        """Return the options as JSON values, without the adapter and the options of execution."""
+        left_out = ("adapter", "frozen_dtype", "torch_compile", "liger")
+        return {name: getattr(self, name) for name in option_types(type(self)) if name not in left_out}
+
+    def check_loads_again(self) -> None:
+        """Refuse a task whose file could not be loaded again.
+
+        Raises:
+            UserError: A class cannot be imported, or a file cannot hold an option.
+        """
+        check_loads_again(self.adapter)
+        if not is_own(type(self)):
+            return
+        check_importable(type(self))
+        try:
+            json.dumps(self.constructor())
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{type(self).__name__}: options that a file cannot hold ({error}). Use numbers, texts and lists."
+            ) from None
+
+    def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
+        """Write the adapter folder: trained tensors, head, class names and prompts.
+
+        A task from outside is stored as its nearest parent here, with the path of its own class.
+
+        Args:
+            folder: Folder to write; an older one is replaced at once.
+            summary: Metrics of the training, kept in the metadata.
+        """
+        self.check_loads_again()
+        arguments = self.constructor()
+        if self.identity.sha256:  # without the local path of the weights
+            arguments["pretrained"] = self.identity.pretrained
+        if self.identity.config_sha256:  # without the local path of the folder
+            arguments["name"] = self.identity.name
+        metadata = {
+            "task": kind_of(type(self)),
+            **({"task_class": path_of(type(self))} if is_own(type(self)) else {}),
+            "arguments": arguments,
+            "classnames": self.classnames,
+            "templates": self.templates,
+            "typed_templates": self.typed_templates,
+            "captions": self.retrieval,
+            **self.metadata(),
+            "training": dict(summary or {}),
+        }
+        base = self.identity.as_dict()
+        return save_adapter(self.model, folder, base_model=base, extra=self.head_tensors(), metadata=metadata)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
+        digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
+        for name, tensor in (self.trained_state() | self.own(derived_buffers(self.model))).items():
+            value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
+        return digest.hexdigest()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""
+        return self.trained_parameters() | self.own(kept_buffers(self.model))
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Return what trains, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def own(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return buffers of the model by their names in the task's state dict."""
+        wanted = {id(buffer) for buffer in buffers.values()}
+        return {name: buffer for name, buffer in self.named_buffers() if id(buffer) in wanted}
 
     @classmethod
     def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
@@ -312,20 +494,6 @@ class Objective(Declared, LightningModule):
         """Return further entries of the metadata of an adapter file."""
         return {}
 
-    @property
-    def model(self) -> nn.Module:
-        """The backbone with its adapter, built by `configure_model`; a shared one is switched to its adapter."""
-        if self.backbone is None:
-            raise UserError("the backbone is not built yet; call configure_model() first.")
-        if self.adapters is not None:
-            self.adapters.use(self.choice)
-        return self.backbone
-
     def resolved(self) -> dict[str, Any]:
         """Return the constructor arguments with derived values, for the resolved config."""
         return {name: getattr(self, name) for name in ("pretrained", "learning_rate", "adapter", "targets")}
-
-    @property
-    def data(self) -> Any:
-        """The data module of the run; None without one."""
-        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)

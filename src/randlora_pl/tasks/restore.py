@@ -11,10 +11,9 @@ from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
 from randlora_pl.adapters.save_load import place_adapter
 from randlora_pl.models.catalog import check_config
-from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.files import rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
-from randlora_pl.tasks.objective import Adopted
+from randlora_pl.tasks.objective import Adopted, Objective
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -38,7 +37,7 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
     return found
 
 
-def task_class(file: AdapterFile) -> type[AdaptationTask] | None:
+def task_class(file: AdapterFile) -> type[Objective] | None:
     """Return the task of this program that saved an adapter, or its nearest parent here.
 
     A task from outside without a parent here is returned if it is imported or registered. None stands for another one.
@@ -67,20 +66,20 @@ def require_classes(metadata: Mapping[str, Any], source: object, use: str) -> No
         raise UserError(f"{source} has no classes ({why}), and {use} needs them. Use predict, test or adapter merge.")
 
 
-def named_task(name: object) -> type[AdaptationTask] | None:
+def named_task(name: object) -> type[Objective] | None:
     """Return the task of this program with a name; None if there is none."""
     package = next((each for each in rooms() if name in each.__all__), None)
     kind = getattr(package, str(name), None)
-    return kind if isinstance(kind, type) and issubclass(kind, AdaptationTask) else None
+    return kind if isinstance(kind, type) and issubclass(kind, Objective) else None
 
 
-def adopting(part: Adopted) -> type[AdaptationTask]:
+def adopting(part: Adopted) -> type[Objective]:
     """Return the task for an adapter of another program, which trained this part of a model."""
     return next(kind for name in task_names() if (kind := named_task(name)) is not None and kind.adopts == part)
 
 
-Kind = TypeVar("Kind", bound=AdaptationTask)
-Task = TypeVar("Task", bound=type[AdaptationTask])
+Kind = TypeVar("Kind", bound=Objective)
+Task = TypeVar("Task", bound=type[Objective])
 
 
 def register(kind: Task) -> Task:
@@ -97,25 +96,25 @@ def register(kind: Task) -> Task:
         ...         return 2 * losses, right
 
     Args:
-        kind: A subclass of `AdaptationTask`.
+        kind: A subclass of `Objective`.
 
     Returns:
         The same class.
 
     Raises:
-        UserError: It is not a subclass of `AdaptationTask`, or has the name of a task of this program.
+        UserError: It is not a subclass of `Objective`, or has the name of a task of this program.
     """
-    own_classes.TASKS.register(kind, AdaptationTask, task_names())  # type: ignore[type-abstract]
+    own_classes.TASKS.register(kind, Objective, task_names())  # type: ignore[type-abstract]
     return kind
 
 
-def find_task(path: str) -> type[AdaptationTask]:
+def find_task(path: str) -> type[Objective]:
     """Return a task of a user or a package by its import path.
 
     Raises:
         UserError: It is neither imported by name, nor registered, nor an entry point.
     """
-    return own_classes.TASKS.find(path, AdaptationTask, task_names())  # type: ignore[type-abstract]
+    return own_classes.TASKS.find(path, Objective, task_names())  # type: ignore[type-abstract]
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
@@ -142,7 +141,7 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
 
 def make_ready(task: Kind, file: AdapterFile) -> Kind:
     """Build a task's backbone and load its adapter and head, merged for evaluation; return the task."""
-    task.configure_model()
+    task.adapt()
     check_config(file.config.get("base_model", {}), task.identity.config_sha256, file.path)
     place_adapter(task.model, file)
     task.load_head(file.extra)

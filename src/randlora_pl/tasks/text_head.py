@@ -20,7 +20,7 @@ class TextHeadTask(TowerTask):
 
     Examples:
         >>> task = TextHeadTask("tiny", adapter=LoRA(rank=4))
-        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+        >>> make_trainer().fit(AdaptationModule(task), ImageData(dataset="digits", steps=2))
     """
 
     zero_shot = True
@@ -38,7 +38,7 @@ class TextHeadTask(TowerTask):
         """Load the image tower, and make the head; the text tower is not kept."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
-        device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+        device = self.run.device
         tower = ImageTower(clip.model)
         del clip.model.visual
         prompts = self.used_prompts().evaluation

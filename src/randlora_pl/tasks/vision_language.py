@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.models import encode_prompts
@@ -32,7 +33,7 @@ class VisionLanguageTask(ClipTask):
 
     Examples:
         >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
-        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+        >>> make_trainer().fit(AdaptationModule(task), ImageData(dataset="digits", steps=2))
     """
 
     takes_captions = True
@@ -100,8 +101,7 @@ class VisionLanguageTask(ClipTask):
         count, prompts, _ = tokens.shape
         if prompts == 1:
             return tokens[classes, 0]
-        step = 0 if self._trainer is None else self.trainer.global_step
-        return tokens[classes, rng.integers(self.seed, "caption", classes + step * count, prompts)]
+        return tokens[classes, rng.integers(self.seed, "caption", classes + self.run.step() * count, prompts)]
 
     def scale(self) -> Tensor:
         """Return the factor of the similarities, a scalar."""
@@ -160,34 +160,37 @@ class VisionLanguageTask(ClipTask):
             self._class_features = self.features_of(self.classnames, self.templates)
         return self._class_features
 
-    def features_of(self, classnames: list[str], templates: list[str]) -> Tensor:
+    def features_of(self, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
         """Return embeddings of the prompts of any classes (classes, e), made as in an evaluation."""
         prompts = self.used_prompts(templates).evaluation
         return encode_prompts(self.model, self.tokenizer, classnames, prompts, self.device)
 
-    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
         """Update loss and accuracy for classes; for captions collect what recall needs."""
         if not self.retrieval:
-            return super().evaluate(batch, stage, name)
+            return super().evaluate(batch, stage)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
-        rows = torch.from_numpy(self.trainer.datamodule.samples(stage).rows).to(self.device)  # type: ignore[attr-defined]
+        rows = torch.from_numpy(self.run.data.samples(stage).rows).to(self.device)
         self._pairs.append((features, rows[batch["index"]], batch["label"], batch["weight"]))
         return {}
 
-    def log_metrics(self, stage: str, name: str) -> None:
-        """Log recall over the pairs of all ranks of captions; ``acc`` is recall at 1 from image to caption."""
+    def stage_metrics(self, stage: str) -> dict[str, Metric]:
+        """Return loss and accuracy, which captions do not have."""
+        return {} if self.retrieval else super().stage_metrics(stage)
+
+    def final_metrics(self, stage: str) -> dict[str, Tensor | float]:
+        """Return recall over the pairs of all ranks of captions; ``acc`` is recall at 1 from image to caption."""
         if not self.retrieval:
-            return
-        gathered: list[Any] = [self.all_gather(torch.cat(parts)) for parts in zip(*self._pairs, strict=True)]
-        features, images, captions, weight = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in gathered)
+            return {}
+        gathered = [self.run.gather(torch.cat(parts)) for parts in zip(*self._pairs, strict=True)]
+        features, images, captions, weight = gathered
         counts = weight > 0
         first, image_ids = unique_rows(images[counts])
         texts, text_ids = torch.unique(captions[counts], return_inverse=True)
         prompts = [self.classnames[number] for number in texts.tolist()]
         text_features = encode_prompts(self.model, self.tokenizer, prompts, ["{}"], self.device)
         found = recalls(features[counts][first], text_features, image_ids, text_ids)
-        for key, value in {"acc": found["recall@1"], **found}.items():
-            self.log(f"{name}/{key}", value, rank_zero_only=False, sync_dist=False)
+        return {"acc": found["recall@1"], **found}
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with every class, (b, classes)."""

@@ -160,31 +160,6 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
     return folder / RESULTS
 
 
-def model_results(task: Any) -> dict[str, Any]:
-    """Return parameter counts, identity and options of a task whose model is built.
-
-    ``trainable_parameters`` includes a head and prompts, ``adapter_parameters`` does not. ``total_parameters`` counts
-    the backbone, its adapter, head and prompts.
-    """
-    report = task.report
-    return {
-        "method": report.adapter.method(),
-        "trainable_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
-        "adapter_parameters": report.trainable,
-        "total_parameters": sum(p.numel() for p in task.parameters()),
-        "basis_fingerprint": report.fingerprint,
-        "task": type(task).__name__,
-        "base/weights_hash": report.base_hash,
-        **flat("base", task.identity.as_dict()),
-        **flat("adapter", report.adapter.options()),
-        "learning_rate": task.learning_rate,
-        **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
-        **({} if (metric := task.measure().name) == "acc" else {"metric": metric}),
-        **task.facts(),
-        "seed": task.seed,
-    }
-
-
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return nested values under flat keys, ``prefix/name`` and ``prefix/name/inner``."""
     result: dict[str, Any] = {}

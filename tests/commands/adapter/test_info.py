@@ -82,7 +82,7 @@ def test_without_the_base_model(run: Run, tmp_path: Path) -> None:
         targets = None if adapter.trains_base else ["fc1"]
         task = LinearHeadTask(name="tiny", pretrained=str(there), adapter=adapter, targets=targets)
         task.set_classes(CLASSES, TEMPLATES)
-        task.configure_model()
+        task.adapt()
         shake(task)
         task.save(tmp_path / str(number))
     with_base = [told(run, tmp_path / str(number)) for number in range(6)]
@@ -108,7 +108,7 @@ def test_adapters_without_a_task_and_without_layers(run: Run, tmp_path: Path) ->
     assert "not shown, weights of the base model: plain.safetensors names no base model" in result.out
     task = LinearHeadTask(name="tiny", pretrained="random", adapter=LinearProbe())
     task.set_classes(CLASSES, TEMPLATES)
-    task.configure_model()
+    task.adapt()
     task.save(tmp_path / "probe")
     found = told(run, tmp_path / "probe")
     assert found["parameters"] == 0 and found["head_parameters"] == 4 * 128 and found["layers"] == []

@@ -13,7 +13,7 @@ from torch import nn
 from randlora_pl.adapters import Adapter, LoRA, NoLA, RandLoRA, load_adapter, read_adapter
 from randlora_pl.interop.peft_import import PeftAdapter, named_base
 from randlora_pl.models import ImageTower, load_clip, load_vit
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
+from randlora_pl.tasks import LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask, load_task
 from tests.fake_hub import Repo, fake_hub
 from tests.interop.test_official import by_hand, checkpoint
 from tests.support.cli import Refused, Run
@@ -27,11 +27,11 @@ VIT = "test_vit.r160_in1k"
 """timm's own small model for tests: one million numbers, 160 pixels."""
 
 
-def adapter(kind: type[AdaptationTask], name: str, method: Adapter, path: Path, **options: Any) -> Path:
+def adapter(kind: type[Objective], name: str, method: Adapter, path: Path, **options: Any) -> Path:
     """A task with random weights and values, saved."""
     task: Any = kind(name=name, pretrained="random", adapter=method, **options)  # type: ignore[call-arg]
     task.set_classes(["zero", "one", "two"], ["a {}"])
-    task.configure_model()
+    task.adapt()
     shake(task, 0.1)
     return Path(task.save(path))
 

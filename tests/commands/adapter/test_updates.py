@@ -22,7 +22,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for name, adapter in (("a", LoRA(rank=2, alpha=4.0, seed=1)), ("b", VeRA(rank=8, alpha=8.0, seed=2))):
         task = TextHeadTask(adapter=adapter)
         task.set_classes(CLASSES if name == "a" else ["cat", "dog", "fox"], TEMPLATES)
-        task.configure_model()
+        task.adapt()
         shake(task)
         task.save(folder / name)
     return str(folder / "a"), str(folder / "b")
@@ -72,7 +72,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     def save(name: str, adapter: RandLoRA | LoRA, classes: list[str] = CLASSES, **options: object) -> str:
         task = TextHeadTask(adapter=adapter, **options)  # type: ignore[arg-type]
         task.set_classes(classes, TEMPLATES)
-        task.configure_model()
+        task.adapt()
         shake(task)
         task.save(tmp_path / name, {"step": len(name)})
         return name

@@ -236,7 +236,7 @@ def test_adapters_of_other_classes_bases_and_frames(
     """A classifier of three classes on other weights, and a preprocessing of its own for one of the digits'."""
     task = LinearHeadTask(name="test_vit.r160_in1k", pretrained="random", img_size=32)
     task.set_classes(["cat", "dog", "cow"], [])
-    task.configure_model()
+    task.adapt()
     task.save(tmp_path / "animals.safetensors", {"frame": asdict(ImageSpec(32, (0.5,) * 3, (0.5,) * 3, "bicubic"))})
     frame = asdict(ImageSpec(32, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bilinear"))
     other = variant(finished / "adapter", tmp_path / "other", by=0.0, frame=frame)
@@ -320,7 +320,7 @@ def test_an_adapter_without_what_a_task_saves_is_refused(
 def test_prompts_name_other_classes(run: Run, refused: Refused, finished: Path, photos: Path, tmp_path: Path) -> None:
     task = PromptTask("tiny", "random", prompts=CoOp(length=2, words=None), head=DePT())
     task.set_classes(["cat", "dog", "cow"], [])
-    task.configure_model()
+    task.adapt()
     folder, names = task.save(tmp_path / "prompts"), tmp_path / "names.txt"
     names.write_text("owl\n\nfox \n", encoding="utf-8-sig")
     words = ("predict", "--images", str(photos), "--output", "-", "--classnames", str(names), "--adapter")

@@ -63,7 +63,7 @@ def test_known_classes_are_predicted_with_the_second_head(tmp_path: Path) -> Non
     data = framed({"dataset": "digits"}, task.image_spec, 40)
     data.setup("test")
     task.set_classes(data.classnames, [])
-    task.configure_model()
+    task.adapt()
     shake(task)
     task.eval().save(tmp_path / "run")
     (images,) = batches(data, random_samples(data.samples("test"), 40, 0), 40)

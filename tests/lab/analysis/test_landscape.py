@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_is_infinite() -> None:
     with two_blocks():
         task = make("linear head", "full")
         task.set_classes(CLASSES, TEMPLATES)
-        task.configure_model()
+        task.adapt()
     task.eval()
     merge(task.model)
     with torch.no_grad():

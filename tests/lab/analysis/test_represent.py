@@ -217,7 +217,7 @@ def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
     from tests.language.small import make
 
     task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})
-    task.configure_model()
+    task.adapt()
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     with torch.no_grad():
         for parameter in task.model.parameters():

@@ -12,7 +12,7 @@ from torch import Tensor
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import collate, encode_all, pad_id
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.language.files import record, write_commonsense
 from tests.language.small import WORDS, fit, make, texts, trained
@@ -55,10 +55,10 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Pa
 
     class Keep(L.Callback):
         def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-            losses.setdefault(pl_module.loss_average, []).append(loss.detach())
+            losses.setdefault(pl_module.objective.loss_average, []).append(loss.detach())
 
     fresh = make(tokenizer)
-    fresh.configure_model()
+    fresh.adapt()
     each = []
     for row in rows:
         prompt = fresh.vocabulary(row["prompt"])["input_ids"]
@@ -81,7 +81,7 @@ def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
     from tests.language.tokenizers import encode_one
 
     task = make(tokenizer, label_smoothing=0.5)
-    task.configure_model()
+    task.adapt()
     batch = Tokens([encode_one(task.vocabulary, ("red old", " tall"))], 0).batch([0])
     smooth = float(task.train().sample_losses(batch)[0].detach())
     plain = float(task.eval().sample_losses(batch)[0].detach())
@@ -149,9 +149,11 @@ def test_wrong_missing_and_empty_answers_are_counted(tmp_path: Path, monkeypatch
         ("commonsense_15k", "boolq", ["true, not false", "false", "I do not know", ""], 1, 2),
         ("jsonl", "test", [" 4 ", "5", "4 5", ""], 1, 1),
     ):
-        monkeypatch.setattr(task, "answers", lambda batch, _, told=written: [told[n] for n in batch["index"]])
+        monkeypatch.setattr(task, "write_answers", lambda batch, _, told=written: [told[n] for n in batch["index"]])
         tests = [test] if dataset != "jsonl" else None
-        (found,) = make_trainer(accelerator="cpu").test(task, texts(tmp_path, dataset=dataset, tests=tests))
+        (found,) = make_trainer(accelerator="cpu").test(
+            AdaptationModule(task), texts(tmp_path, dataset=dataset, tests=tests)
+        )
         assert (found["test/acc"], found["test/unfound"]) == (right / 4, unfound / 4)
 
 
@@ -164,7 +166,7 @@ def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
 
 def test_a_vocabulary_that_is_too_small_is_told(tokenizer: Path) -> None:
     with pytest.raises(UserError, match="qwen2"):
-        make(tokenizer, overrides={"vocab_size": 5}).configure_model()
+        make(tokenizer, overrides={"vocab_size": 5}).adapt()
 
 
 def test_an_encoder_is_refused() -> None:
@@ -191,5 +193,5 @@ def test_a_loader_of_ones_own_trains(tokenizer: Path) -> None:
     batch = collate(encoded, pad_id(task.vocabulary))
     batch |= {"weight": torch.full((4,), 0.25), "index": torch.arange(4)}
     trainer = make_trainer(max_steps=2, accelerator="cpu")
-    trainer.fit(task, train_dataloaders=torch.utils.data.DataLoader([batch, batch], batch_size=None))
+    trainer.fit(AdaptationModule(task), train_dataloaders=torch.utils.data.DataLoader([batch, batch], batch_size=None))
     assert trainer.global_step == 2

@@ -16,10 +16,10 @@ from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.language.text_files import read_own
 from randlora_pl.language.tokenization import model_config, split
+from randlora_pl.run.fit_results import model_results
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.tasks import make_trainer
+from randlora_pl.tasks import AdaptationModule, make_trainer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_files import model_results
 from tests.language.classify import SHAPE, labelled, make, write_reviews, write_scores
 from tests.language.small import trained
 
@@ -33,9 +33,9 @@ def test_the_toy_task_is_learned_and_graded_whole(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     task, data = make(), labelled(tmp_path, steps=80, eval_batch_size=6)
     logged = trainer()
-    logged.fit(task, data)
+    logged.fit(AdaptationModule(task), data)
     assert "train/acc" in logged.logged_metrics
-    (found,) = trainer().test(task, data, verbose=False)
+    (found,) = trainer().test(AdaptationModule(task), data, verbose=False)
     rows = read_own(tmp_path / "test.csv")
     labels = [["negative", "positive"].index(row.label) for row in rows]
     predicted = task.classify([row.texts for row in rows], batch_size=7).argmax(1).tolist()
@@ -53,8 +53,8 @@ def test_scores_are_learned_by_their_squared_error_and_graded_whole(tmp_path: Pa
     task = make(learning_rate=3e-3)
     data = labelled(tmp_path, dataset="jsonl", scores=True, steps=12, eval_batch_size=2)
     logged = trainer(enable_checkpointing=False)
-    logged.fit(task, data)
-    (found,) = trainer().test(task, data, verbose=False)
+    logged.fit(AdaptationModule(task), data)
+    (found,) = trainer().test(AdaptationModule(task), data, verbose=False)
     rows = read_own(tmp_path / "test.jsonl")
     labels, predicted = [float(row.label) for row in rows], task.classify([row.texts for row in rows])[:, 0].tolist()
     assert found["test/pearson"] == pytest.approx(pearsonr(predicted, labels)[0], abs=1e-5) == found["test/score"]
@@ -76,14 +76,14 @@ def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
     task = make(kind, config_overrides=shape, head_dropout=0.5)
     data = labelled(write_scores(tmp_path), dataset="jsonl", scores=True, batch_size=4, steps=1)
     fitted = trainer(max_steps=0)
-    fitted.fit(task, data)
+    fitted.fit(AdaptationModule(task), data)
     before = {name: value.clone() for name, value in task.state_dict().items()}
     task.train()
     training = [m for m in task.backbone.modules() if isinstance(m, torch.nn.Dropout) and m.training]  # type: ignore[union-attr]
     assert not training
     dropouts = [m for m in task.completed(task.model).modules() if isinstance(m, torch.nn.Dropout) and m.training]
     assert dropouts and {m.p for m in dropouts} == {0.5}
-    trainer().fit(task, labelled(tmp_path, dataset="jsonl", scores=True, batch_size=4, steps=2))
+    trainer().fit(AdaptationModule(task), labelled(tmp_path, dataset="jsonl", scores=True, batch_size=4, steps=2))
     changed = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
     own = task.trained_state().keys()
     assert changed <= own and any(name.startswith("head.") for name in changed)
@@ -95,7 +95,7 @@ def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
 def built(**options: Any) -> TextClassificationTask:
     task = make(**options)
     task.set_classes(["no", "yes"])
-    task.configure_model()
+    task.adapt()
     return task
 
 
@@ -126,7 +126,7 @@ def test_a_head_in_the_folder_is_taken_where_it_fits(tmp_path: Path) -> None:
     assert torch.equal(built(**options).head_tensors()["classifier.weight"], model.classifier.weight)
     three = make(**options)
     three.set_classes(["a", "b", "c"])
-    three.configure_model()
+    three.adapt()
     assert three.head_tensors()["classifier.weight"].shape == (3, 32)
 
 
@@ -143,9 +143,9 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         make(warmup_fraction=1.0)
     task = make()
     with pytest.raises(UserError, match="classes"):
-        task.configure_model()
+        task.adapt()
     with pytest.raises(UserError, match=r"data module, or set_classes\(classnames\) first"):
-        task.setup("fit")
+        task.take_data("fit")
     with pytest.raises(UserError, match="'a'"):
         task.set_classes(["a"])
     with pytest.raises(UserError, match=r"'yes'\]"):
@@ -153,13 +153,13 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     short = make(overrides={"max_position_embeddings": 268})
     with pytest.raises(UserError, match="10"):
-        trainer().fit(short, labelled(tmp_path))
+        trainer().fit(AdaptationModule(short), labelled(tmp_path))
 
 
 def test_the_adapter_folder_brings_task_head_and_classes_back(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     task = make()
-    trainer().fit(task, labelled(tmp_path))
+    trainer().fit(AdaptationModule(task), labelled(tmp_path))
     task.save(tmp_path / "adapter")
     back = load_language_task(tmp_path / "adapter")
     texts = ["a great film", "a poor song, they say"]
@@ -171,7 +171,7 @@ def test_the_adapter_folder_brings_task_head_and_classes_back(tmp_path: Path) ->
 def test_the_warm_up_is_a_share_of_the_steps(tmp_path: Path) -> None:
     task = make(warmup_fraction=0.3)
     fitted = trainer()
-    fitted.fit(task, labelled(write_reviews(tmp_path), steps=7))
+    fitted.fit(AdaptationModule(task), labelled(write_reviews(tmp_path), steps=7))
     assert task.warmup_steps == math.ceil(0.3 * 7) == 3
     factor = fitted.lr_scheduler_configs[0].scheduler.lr_lambdas[0]
     assert [factor(step) for step in (0, 1, 2, 3, 7)] == pytest.approx([0.25, 0.5, 0.75, 1, 0])
@@ -182,7 +182,7 @@ def test_the_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
     assert make(learning_rate=0.02).head_learning_rate == 0.02
     task = make(learning_rate=0.02, head_learning_rate=0.5)
     fitted = trainer()
-    fitted.fit(task, labelled(write_reviews(tmp_path), steps=2))
+    fitted.fit(AdaptationModule(task), labelled(write_reviews(tmp_path), steps=2))
     rates = {id(p): group["initial_lr"] for group in fitted.optimizers[0].param_groups for p in group["params"]}
     assert {rates[id(each)] for each in task.head.parameters()} == {0.5}
     assert {rates[id(p)] for p in task.model.parameters() if p.requires_grad} == {0.02}
@@ -197,7 +197,7 @@ def test_rates_and_a_head_alone(tmp_path: Path) -> None:
     assert make(learning_rate=None).learning_rate == 1e-4
     assert make(learning_rate=None, adapter=VeRA()).learning_rate == 1e-2
     task = make(adapter=LinearProbe())
-    trainer().fit(task, labelled(write_reviews(tmp_path)))
+    trainer().fit(AdaptationModule(task), labelled(write_reviews(tmp_path)))
     assert task.report.trainable == 0
     assert {name.partition(".")[0] for name in trained(task)} == {"head"}
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.tasks import TextHeadTask, make_trainer
+from randlora_pl.tasks import AdaptationModule, TextHeadTask, make_trainer
 from randlora_pl.utils.reuse import caching
 from tests.tasks.small import two_blocks
 
@@ -37,7 +37,7 @@ def fit(tmp_path: Path) -> Fit:
         task = task or TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
         plain = {"accelerator": "cpu", "default_root_dir": tmp_path, "callbacks": [*callbacks], "log_every_n_steps": 1}
         trainer = make_trainer(**(plain | {"limit_val_batches": 0, "limit_test_batches": 2} | options))
-        trainer.fit(task, images, weights_only=True)
+        trainer.fit(AdaptationModule(task), images, weights_only=True)
         return trainer, task, images
 
     return call

@@ -14,8 +14,8 @@ from randlora_pl.adapters import RandLoRA, read_adapter, trainable_parameters
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, ValidationSchedule
 from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite, steps_between, validations
-from randlora_pl.tasks import TextHeadTask
-from randlora_pl.tasks.trainer import make_trainer
+from randlora_pl.tasks import AdaptationModule, TextHeadTask
+from randlora_pl.tasks.module import make_trainer
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import LAST
 from tests.run.callbacks.conftest import Fit
@@ -160,7 +160,7 @@ def go(tmp_path: Path) -> Go:
         options = {"limit_val_batches": 1, "accelerator": "cpu", "callbacks": callbacks} | options
         trainer = make_trainer(default_root_dir=tmp_path / folder, **options)
         start = tmp_path / folder / LAST
-        trainer.fit(task, data, ckpt_path=start if start.is_file() else None, weights_only=True)
+        trainer.fit(AdaptationModule(task), data, ckpt_path=start if start.is_file() else None, weights_only=True)
         return trainer, task
 
     return call
@@ -178,9 +178,9 @@ def go(tmp_path: Path) -> Go:
 def test_a_run_is_validated_in_between_and_at_its_end(
     steps: int, options: dict[str, Any], wanted: list[int], go: Go
 ) -> None:
-    trainer, task = go(seen := Seen(), steps, **options)
+    trainer, _ = go(seen := Seen(), steps, **options)
     assert seen.steps == wanted and trainer.global_step == min(steps, 11)
-    assert validations(trainer, task, trainer.datamodule) == len(wanted)  # type: ignore[attr-defined]
+    assert validations(trainer, trainer.datamodule) == len(wanted)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

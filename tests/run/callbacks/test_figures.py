@@ -23,7 +23,7 @@ from randlora_pl.run.callbacks.figures import (
     wrong_first,
 )
 from randlora_pl.run.fit_results import format_metrics
-from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.tasks import AdaptationModule, LinearHeadTask, TextHeadTask
 from randlora_pl.utils.text import unpacked
 from tests.run.callbacks.conftest import Fit
 
@@ -31,7 +31,7 @@ from tests.run.callbacks.conftest import Fit
 def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     figures = Figures(samples=6)
     trainer, task, data = fit(figures)
-    trainer.test(task, data, verbose=False)
+    trainer.test(AdaptationModule(task), data, verbose=False)
     assert figures._counts is not None and int(figures._counts.sum()) == 128  # two batches of 64
     accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
     assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
@@ -51,7 +51,7 @@ def test_the_surest_mistakes_open_the_predictions(fit: Fit, monkeypatch: pytest.
         lambda images, truth, guesses, shares, heading="": drawn.append((truth, guesses, shares)),
     )
     trainer, task, data = fit(Figures(samples=4))
-    trainer.test(task, data, verbose=False)
+    trainer.test(AdaptationModule(task), data, verbose=False)
     predictions, mistakes = ([*zip(*grid, strict=True)] for grid in drawn)
     assert predictions[:2] == mistakes[:2] and len(predictions) == len(mistakes) == 4
     wrong = [true != guess for true, guess, _ in predictions]
@@ -59,21 +59,22 @@ def test_the_surest_mistakes_open_the_predictions(fit: Fit, monkeypatch: pytest.
 
 
 def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> None:
-    figures, task = Figures(samples=6), SimpleNamespace(test_name="test")
-    figures.on_test_start(None, task)  # type: ignore[arg-type]
+    figures, module = Figures(samples=6), AdaptationModule(TextHeadTask("tiny", "random"))
+    figures.on_test_start(None, module)  # type: ignore[arg-type]
     for number in range(12):  # four batches of each class
         label, index = torch.full((5,), number // 4), torch.arange(5) + 5 * number
         images = index[:, None, None, None].expand(5, 3, 2, 2).float()
         outputs = {"logits": torch.eye(3)[label], "label": label, "index": index, "weight": torch.ones(5)}
-        figures.on_test_batch_end(None, task, outputs, {"image": images}, number)  # type: ignore[arg-type]
+        figures.on_test_batch_end(None, module, outputs, {"image": images}, number)  # type: ignore[arg-type]
     assert sorted(kept.label for _, kept in figures._shown) == [0, 0, 1, 1, 2, 2]
     assert all(kept.index == kept.image.mean() for _, kept in figures._shown)
 
 
 def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
     trainer, task, data = fit(Figures())
-    task.test_name = "zeroshot"
-    trainer.test(task, data, verbose=False)
+    module = AdaptationModule(task)
+    module.test_name = "zeroshot"
+    trainer.test(module, data, verbose=False)
     assert not (tmp_path / "figures").exists()
 
 
@@ -103,7 +104,7 @@ def test_a_figure_that_fails_does_not_end_the_run(
     monkeypatch.setattr("randlora_pl.run.callbacks.figures.confusion_figure", fail)
     monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
     trainer, task, data = fit(Figures(samples=1))
-    trainer.test(task, data, verbose=False)
+    trainer.test(AdaptationModule(task), data, verbose=False)
     names = {file.name for file in (tmp_path / "figures").iterdir()}
     assert names == {"predictions.png", "mistakes.png", "confusion.csv"}
     assert "confusion could not be drawn: RuntimeError: no font" in caplog.text and "more" not in caplog.text
@@ -148,8 +149,10 @@ def test_metrics_are_those_of_sklearn(absent: bool) -> None:
     callback.on_test_start(None, None)
     callback._scores = scores
     callback._right.update(torch.tensor([1]))
-    trainer, task = SimpleNamespace(loggers=[], global_step=0, is_global_zero=False), SimpleNamespace(test_name="x")
-    callback.on_test_end(trainer, task)
+    trainer = SimpleNamespace(loggers=[], global_step=0, is_global_zero=False)
+    module = AdaptationModule(TextHeadTask("tiny", "random"))
+    module.test_name = "x"
+    callback.on_test_end(trainer, module)
     found = {name.removeprefix("x/"): value for name, value in callback.facts.items()}
     seen = [number for number in range(5) if number in truth]
     assert found["balanced_accuracy"] == pytest.approx(wanted[1][seen].mean())
@@ -160,11 +163,12 @@ def test_metrics_are_those_of_sklearn(absent: bool) -> None:
 
 def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> None:
     trainer, task, data = fit(callback := PerClass())
-    task.test_name = "zeroshot"
-    trainer.test(task, data, verbose=False)
+    module = AdaptationModule(task)
+    module.test_name = "zeroshot"
+    trainer.test(module, data, verbose=False)
     assert "zeroshot/macro_f1" in callback.facts and not (tmp_path / "test_per_class.csv").exists()
-    task.test_name = "test"
-    (figures,) = trainer.test(task, data, verbose=False)
+    module.test_name = "test"
+    (figures,) = trainer.test(module, data, verbose=False)
     header, *rows = csv.reader((tmp_path / "test_per_class.csv").open(newline=""))
     assert header == ["class", "samples", "precision", "recall", "f1"] and [row[0] for row in rows] == task.classnames
     samples, recalls = (np.array([float(row[column]) for row in rows]) for column in (1, 3))

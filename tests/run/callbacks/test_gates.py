@@ -15,7 +15,7 @@ from randlora_pl.adapters import DeltaWeight, HydraLoRA
 from randlora_pl.run.callbacks import Gates, gates_figure
 from randlora_pl.run.callbacks.figures import pixels
 from randlora_pl.run.callbacks.gates import sample_means
-from randlora_pl.tasks import TextHeadTask
+from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from tests.run.callbacks.conftest import Fit
 
 
@@ -32,15 +32,15 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
         seen.append((inputs[0].detach(), batch_labels[-1]))
 
     batch_labels: list[Tensor] = []
-    step = task.test_step
+    evaluate = task.evaluate
 
-    def test_step(batch: Any, batch_idx: int = 0) -> Any:
+    def labelled(batch: Any, stage: str) -> Any:
         batch_labels.append(batch["label"])
-        return step(batch, batch_idx)
+        return evaluate(batch, stage)
 
-    task.test_step = test_step  # type: ignore[method-assign]
+    task.evaluate = labelled  # type: ignore[method-assign]
     handle = task.model.get_submodule(name).register_forward_hook(keep)
-    (metrics,) = trainer.test(task, data, verbose=False)
+    (metrics,) = trainer.test(AdaptationModule(task), data, verbose=False)
     handle.remove()
     assert all(delta.listener is None for delta in layers.values())
     per_class: dict[int, list[Tensor]] = {}
@@ -65,10 +65,11 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
 
 def test_other_methods_and_tests_before_the_training_have_none(fit: Fit, tmp_path: Path) -> None:
     trainer, task, data = fit(Gates())
-    trainer.test(task, data, verbose=False)
+    trainer.test(AdaptationModule(task), data, verbose=False)
     trainer, task, data = fit(Gates(), task=TextHeadTask("tiny", "random", adapter=HydraLoRA(rank=2)))
-    task.test_name = "zeroshot"
-    trainer.test(task, data, verbose=False)
+    module = AdaptationModule(task)
+    module.test_name = "zeroshot"
+    trainer.test(module, data, verbose=False)
     assert not (tmp_path / "figures").exists()
 
 

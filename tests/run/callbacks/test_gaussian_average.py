@@ -14,8 +14,9 @@ from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, GaussianAverage
 from randlora_pl.run.callbacks.gaussian_average import gaussian_weights
-from randlora_pl.tasks import TextHeadTask, make_trainer
+from randlora_pl.tasks import AdaptationModule, TextHeadTask, make_trainer
 from randlora_pl.utils.errors import UserError
+from tests.tasks.prompt.learners import make_prompts
 from tests.tasks.small import trained
 
 EPOCHS = 4
@@ -34,7 +35,7 @@ class EachEpoch(Callback):
         if batch["micro_batch"] != batch["micro_batches"] - 1:
             return
         if trainer.global_step in self.ends:
-            self.values.append(trained(pl_module))
+            self.values.append(trained(pl_module.objective))
         if trainer.global_step == self.step and self.path is not None:
             trainer.save_checkpoint(self.path)
 
@@ -50,7 +51,7 @@ def run(folder: Path, *callbacks: Callback, start: Path | None = None, steps: in
         default_root_dir=folder,
     )
     data = ImageData(dataset="digits", shots=1, batch_size=2, **length)  # type: ignore[arg-type]
-    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    trainer.fit(AdaptationModule(task), data, ckpt_path=start, weights_only=True)
     return task
 
 
@@ -80,7 +81,7 @@ def test_a_run_ends_with_the_mean_also_after_an_interruption(tmp_path: Path) -> 
         trained(task)
     )
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(torch.equal(last["state_dict"][name], value) for name, value in each.values[-1].items())
+    assert all(torch.equal(last["state_dict"][f"objective.{name}"], value) for name, value in each.values[-1].items())
     for start in (middle, tmp_path / "checkpoints" / "last.ckpt"):
         again = run(tmp_path, GaussianAverage(mu=3, sigma=1), start=start)
         assert all(torch.equal(value, trained(task)[name]) for name, value in trained(again).items())
@@ -98,6 +99,6 @@ def test_a_small_deviation_selects_one_epoch_and_equal_values_stay(tmp_path: Pat
     assert all(torch.equal(value, mean._mean[name]) for name, value in module.named_parameters())
     with pytest.raises(UserError, match=r"--data\.epochs"):
         run(tmp_path, GaussianAverage(), steps=2)
-    trainer, two_stages = SimpleNamespace(datamodule=SimpleNamespace(epochs=4)), SimpleNamespace(classifier_steps=0.4)
+    trainer, two_stages = SimpleNamespace(datamodule=SimpleNamespace(epochs=4)), make_prompts("two stages")
     with pytest.raises(UserError, match=r"set --model\.classifier_steps 0, or remove the callback"):
-        GaussianAverage().setup(trainer, two_stages, "test")  # type: ignore[arg-type]
+        GaussianAverage().setup(trainer, AdaptationModule(two_stages), "test")  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from randlora_pl.run.callbacks.summary import (
     state_size,
     validation_row,
 )
+from randlora_pl.tasks import TextHeadTask
 from randlora_pl.utils.errors import DryRunEnd
 from tests.run.callbacks.conftest import Fit
 from tests.tasks.small import built
@@ -42,12 +43,13 @@ def test_page_says_why_an_epoch_has_several_passes(fit: Fit, capsys: pytest.Capt
 
 @pytest.mark.parametrize(("limit", "wanted"), [(1.0, 143), (0.7, 128), (1, 64), (2, 128), (3, 143)])
 def test_a_validation_reads_what_its_limit_leaves(limit: float, wanted: int) -> None:
-    callbacks, plan = [ValidationSchedule()], SimpleNamespace(num_samples=8, global_batch=8)
-    trainer: Any = SimpleNamespace(
-        limit_val_batches=limit, world_size=2, check_val_every_n_epoch=1, callbacks=callbacks
-    )
+    callbacks, plan = [ValidationSchedule()], SimpleNamespace(num_samples=8, global_batch=8, steps=9)
     data = SimpleNamespace(held_out=143, eval_batch_size=32, unit="images", plan=plan)
-    task: Any = SimpleNamespace(total_steps=lambda: 9)
+    trainer: Any = SimpleNamespace(
+        limit_val_batches=limit, world_size=2, check_val_every_n_epoch=1, callbacks=callbacks, datamodule=data,
+        max_steps=9,
+    )  # fmt: skip
+    task: Any = TextHeadTask("tiny", "random")
     size = f"{wanted} of 143" if wanted < 143 else "143"
     assert validation_row(trainer, task, data) == {"validation": f"1 time on {size} images"}
 

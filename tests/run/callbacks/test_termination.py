@@ -12,7 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA, read_adapter
 from randlora_pl.run.callbacks import AdapterCheckpoint, NonFiniteLoss
-from randlora_pl.tasks import TextHeadTask
+from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.errors import UserError
 from tests.run.callbacks.conftest import Fit
@@ -20,19 +20,24 @@ from tests.support.products import in_one_item
 from tests.tasks.small import trained
 
 
+def number_of(task: TextHeadTask, batch: dict[str, Any]) -> int:
+    """The number of a micro-batch in its run."""
+    return task.run.step() * task.run.micro_batches() + int(batch["micro_batch"])
+
+
 class Diverging(TextHeadTask):
     """Its loss is infinite at the third step; the weights may be spoilt one step before."""
 
     spoils = False
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx < 2:
-            return loss
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        losses, right = super().sample_losses(batch)
+        if number_of(self, batch) < 2:
+            return losses, right
         if self.spoils:
             with torch.no_grad():
                 next(p for p in self.parameters() if p.requires_grad).fill_(torch.nan)
-        return loss * torch.inf
+        return losses * torch.inf, right
 
 
 class Spoiling(Diverging):
@@ -78,7 +83,8 @@ def test_all_processes_stop_and_the_first_one_says_why(zero: bool, error: type[B
     trainer.precision, trainer.default_root_dir = "32-true", "nowhere"
     spoilt = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(spoilt.weight, torch.nan)
-    module: Any = spoilt
+    module = AdaptationModule(TextHeadTask("tiny", "random"))
+    module.objective.backbone = spoilt
     with pytest.raises(error, match="on one of the devices" if zero else "2"):
         NonFiniteLoss().on_before_backward(trainer, module, torch.tensor(1.0))
 
@@ -90,7 +96,7 @@ class Weights(Callback):
         self.after: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        self.after.append(trained(pl_module))
+        self.after.append(trained(pl_module.objective))
 
 
 class OneBad(TextHeadTask):
@@ -99,9 +105,9 @@ class OneBad(TextHeadTask):
     bad = 2
     spoil = staticmethod(lambda loss: loss * torch.inf)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        return self.spoil(loss) if batch_idx == self.bad else loss
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        losses, right = super().sample_losses(batch)
+        return self.spoil(losses) if number_of(self, batch) == self.bad else losses, right
 
 
 @in_one_item(

@@ -19,7 +19,7 @@ from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoR
 from randlora_pl.adapters.layers import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel.sharding import AdapterFSDP
-from randlora_pl.tasks import AdaptationTask, make_trainer
+from randlora_pl.tasks import AdaptationModule, Objective, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import make, trained, two_blocks
 
@@ -49,11 +49,11 @@ class Look(L.Callback):
         if not isinstance(trainer.strategy, AdapterFSDP):
             return
         assert trainer.strategy.shards is not None
-        self.facts |= {"shards": vars(trainer.strategy.shards), "sharded": sharded_bytes(pl_module.model)}
+        self.facts |= {"shards": vars(trainer.strategy.shards), "sharded": sharded_bytes(pl_module.objective.model)}
         assert not trainer.test_loop.inference_mode and not trainer.validate_loop.inference_mode
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        shapes = {layer.base_weight.shape for layer in adapted_layers(pl_module.model).values()}
+        shapes = {layer.base_weight.shape for layer in adapted_layers(pl_module.objective.model).values()}
         saved: dict[int, Any] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Look(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if isinstance(trainer.strategy, AdapterFSDP):
             self.facts |= trainer.strategy.metrics()
-            self.facts["sharded at the end"] = sharded_bytes(pl_module.model)
+            self.facts["sharded at the end"] = sharded_bytes(pl_module.objective.model)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.seen += batch["index"][batch["weight"] > 0].tolist()
@@ -91,13 +91,14 @@ def trainer(*callbacks: L.Callback, accumulate: int = ACCUMULATE, **options: Any
     return make_trainer(**(plain | own | options))
 
 
-def with_sgd(task: AdaptationTask) -> AdaptationTask:
+def with_sgd(task: Objective) -> AdaptationModule:
     """Steps of SGD, which do not blow up rounding errors of small gradients as Adam's do."""
-    task.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[assignment, method-assign]
+    module = AdaptationModule(task)
+    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[assignment, method-assign]
         [p for p in task.parameters() if p.requires_grad], lr=0.1
     )
-    task.on_train_start = lambda: None  # type: ignore[method-assign]  # no learning rates to take
-    return task
+    module.on_train_start = lambda: None  # type: ignore[method-assign]  # no learning rates to take
+    return module
 
 
 class Gathers:
@@ -118,7 +119,7 @@ class Gathers:
         setattr(dist, self.name, self.plain)
 
 
-def gathered(task: AdaptationTask) -> dict[str, Tensor]:
+def gathered(task: Objective) -> dict[str, Tensor]:
     """Copies of what does not train, unsharded."""
     return {name: unsharded(p.detach()).clone() for name, p in task.named_parameters() if not p.requires_grad}
 
@@ -134,13 +135,13 @@ def run(kind: str, adapter: Adapter, options: dict[str, Any], within: bool = Fal
     """
     task, look, data = with_sgd(make(kind, adapter=adapter, **options)), Look(), ImageData(**DATA)
     own = trainer(look, limit_test_batches=2, **({"val_check_interval": 1, "limit_val_batches": 1} if within else {}))
-    (figures,) = own.test(task, data, verbose=False)
+    (figures,) = own.test(AdaptationModule(task), data, verbose=False)
     before, look.seen = gathered(task), []
     with Gathers() as gathers:
-        own.fit(task, data)
+        own.fit(AdaptationModule(task), data)
     within_fit = {f"{key} in the training": float(value) for key, value in own.callback_metrics.items() if "val" in key}
     look.seen = []
-    (validated,) = trainer(look, limit_val_batches=1.0).validate(task, data, verbose=False)
+    (validated,) = trainer(look, limit_val_batches=1.0).validate(AdaptationModule(task), data, verbose=False)
     return {
         "weights": trained(task), "figures": figures | within_fit | validated, "seen": look.seen,
         "steps": own.global_step, "gathered": gathers.bytes,
@@ -157,7 +158,7 @@ def half() -> dict[str, Any]:
     options = {"frozen_dtype": "bfloat16"} if WORLD == 1 else {}
     task = with_sgd(make("linear head", adapter=RandLoRA(rank=8), **options))
     with Gathers() as gathers:
-        trainer(precision="bf16-mixed").fit(task, ImageData(**DATA))
+        trainer(precision="bf16-mixed").fit(AdaptationModule(task), ImageData(**DATA))
     inside = [p for name, p in task.named_parameters() if ".resblocks." in name and not p.requires_grad and p.dim() > 1]
     kinds = {p.dtype for name, p in task.named_parameters() if ".resblocks." in name}
     return {
@@ -178,18 +179,18 @@ def resumed(folder: Path) -> dict[str, Any]:
     """A run that was resumed in the middle ends as the whole one; its adapter is kept for a process alone."""
     path = folder / f"middle-{WORLD}.ckpt"
     whole_run, broken = (make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)) for _ in range(2))
-    trainer(SaveAt(path)).fit(whole_run, ImageData(**DATA))
-    trainer().fit(broken, ImageData(**DATA), ckpt_path=path, weights_only=True)
+    trainer(SaveAt(path)).fit(AdaptationModule(whole_run), ImageData(**DATA))
+    trainer().fit(AdaptationModule(broken), ImageData(**DATA), ckpt_path=path, weights_only=True)
     if RANK == 0:
         broken.save(folder / f"adapter-{WORLD}")
-    (figures,) = trainer(limit_val_batches=1.0).validate(broken, ImageData(**DATA), verbose=False)
+    (figures,) = trainer(limit_val_batches=1.0).validate(AdaptationModule(broken), ImageData(**DATA), verbose=False)
     return {"same": equal(trained(whole_run), trained(broken)), "figures": dict(figures)}
 
 
 def spoilt() -> dict[str, Any]:
     """What is said of an update that is not finite, and whether the weights are as before."""
     task = make("text head", adapter=LoRA(rank=2))
-    trainer(limit_test_batches=1).test(task, ImageData(**DATA), verbose=False)
+    trainer(limit_test_batches=1).test(AdaptationModule(task), ImageData(**DATA), verbose=False)
     before = gathered(task)
     *_, last = (parameter for parameter in task.parameters() if parameter.requires_grad)
     with torch.no_grad():
@@ -197,9 +198,9 @@ def spoilt() -> dict[str, Any]:
     return {"said": complaint(task), "restored": equal(before, gathered(task))}
 
 
-def complaint(task: AdaptationTask) -> str:
+def complaint(task: Objective) -> str:
     try:
-        trainer(limit_test_batches=1).test(task, ImageData(**DATA), verbose=False)
+        trainer(limit_test_batches=1).test(AdaptationModule(task), ImageData(**DATA), verbose=False)
     except UserError as error:
         return str(error)
     return ""

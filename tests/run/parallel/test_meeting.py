@@ -20,6 +20,7 @@ from randlora_pl.language.prompt_sets import Item
 from randlora_pl.run import stages
 from randlora_pl.run.parallel.launch import Launch, Meeting, parting
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options, compare_splits
+from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -104,7 +105,8 @@ def test_a_run_is_not_refused_for_the_mistake_of_the_run_before() -> None:
 
 def strategy_of(meeting: Meeting, weights: str = "") -> AdapterDDP:
     strategy = AdapterDDP()
-    strategy._meeting, strategy._lightning_module = meeting, SimpleNamespace(fingerprint=lambda: weights)  # type: ignore[assignment]
+    objective: Any = SimpleNamespace(fingerprint=lambda: weights)
+    strategy._meeting, strategy._lightning_module = meeting, AdaptationModule(objective)
     return strategy
 
 
@@ -129,7 +131,7 @@ def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("randlora_pl.run.stages.meeting_of", lambda job, timeout, m=meeting: m)
         model = SimpleNamespace(saved=SimpleNamespace(path=file), start=None)
         config = SimpleNamespace(run=SimpleNamespace(timeout=5))
-        app: Any = SimpleNamespace(trainer=MagicMock(), model=model, config=config)
+        app: Any = SimpleNamespace(trainer=MagicMock(), task=model, config=config)
         monkeypatch.setattr("randlora_pl.run.stages.launched", lambda: None)
         stages.compare_options(app)  # one process: nothing is read or compared
         app.trainer.strategy = strategy = AdapterDDP()

@@ -17,7 +17,7 @@ from randlora_pl.adapters import SVFT, GaLore, LoRA, RandLoRA, inject, load_adap
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel import sharding
 from randlora_pl.run.parallel.sharding import with_strategy
-from randlora_pl.tasks import PromptTask
+from randlora_pl.tasks import AdaptationModule, PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
 from tests.tasks.small import make, trained, two_blocks
@@ -70,7 +70,7 @@ def test_one_rank_with_sharded_blocks_trains_to_the_bits_of_a_run_without(monkey
     for chosen in ("auto", strategy):
         task = make("linear head", adapter=LoRA(rank=2))
         with two_blocks():
-            trainer(accumulate=1, strategy=chosen, max_steps=2).fit(task, ImageData(**DATA))
+            trainer(accumulate=1, strategy=chosen, max_steps=2).fit(AdaptationModule(task), ImageData(**DATA))
         weights.append(trained(task))
     torch.distributed.destroy_process_group()
     shards = strategy.shards
@@ -91,7 +91,7 @@ def test_sharded_ranks_train_to_the_weights_of_one_process(name: str, results: R
     start = make(kind, adapter=adapter, **options)
     start.set_classes(list("0123456789"), ["{}"])
     with two_blocks():
-        start.configure_model()
+        start.adapt()
     before, moved, wrong = trained(start), 0.0, 0.0
     assert alone["weights"].keys() == first["weights"].keys() == before.keys()
     for tensor, value in alone["weights"].items():
@@ -145,7 +145,7 @@ def test_matrices_are_gathered_in_half_of_the_bytes_where_products_are_in_bfloat
     start = make("linear head", adapter=RandLoRA(rank=8))
     start.set_classes(list("0123456789"), ["{}"])
     with two_blocks():
-        start.configure_model()
+        start.adapt()
     for tensor, before in trained(start).items():
         value = first["weights"][tensor]
         assert value.dtype == torch.float32 and torch.equal(value, second["weights"][tensor])
@@ -188,9 +188,9 @@ def test_a_sharded_run_resumes_with_the_same_bits_and_serves_a_process_alone(fol
     assert all(result["resumed"]["same"] for result in results.values())
     task, data = make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)), ImageData(**DATA)
     with two_blocks():
-        trainer(limit_val_batches=1).validate(task, data, verbose=False)
+        trainer(limit_val_batches=1).validate(AdaptationModule(task), data, verbose=False)
     load_adapter(task.model, folder / "adapter-2")
-    (figures,) = trainer(limit_val_batches=1.0).validate(task, data, verbose=False)
+    (figures,) = trainer(limit_val_batches=1.0).validate(AdaptationModule(task), data, verbose=False)
     assert figures == pytest.approx(results["2-0"]["resumed"]["figures"], rel=1e-5)
 
 
@@ -250,12 +250,14 @@ def test_models_without_blocks_and_an_older_torch_are_refused(monkeypatch: pytes
 
 def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
     strategy = sharding.AdapterFSDP()
-    strategy._lightning_module = PromptTask()
+    strategy._lightning_module = AdaptationModule(PromptTask())
     with pytest.raises(UserError, match=r"fsdp2 does not fit PromptTask.* Remove the option for ddp"):
         strategy.model_to_device()
-    strategy._lightning_module = SimpleNamespace(runs_blocks=False, torch_compile=True)  # type: ignore[assignment]
+    strategy._lightning_module = AdaptationModule(SimpleNamespace(runs_blocks=False, torch_compile=True))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exclude"):
         strategy.model_to_device()
-    strategy._lightning_module = SimpleNamespace(runs_blocks=False, torch_compile=False, adapter=SVFT())  # type: ignore[assignment]
+    strategy._lightning_module = AdaptationModule(
+        SimpleNamespace(runs_blocks=False, torch_compile=False, adapter=SVFT())
+    )  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"SVFT holds singular vectors .*strategy ddp"):
         strategy.model_to_device()

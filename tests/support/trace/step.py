@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.kernels import common
 from randlora_pl.lab.bench.steps import Precision
+from randlora_pl.tasks.module import AdaptationModule, total_steps
 from randlora_pl.utils.errors import UserError
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
 from tests.support.trace.recorder import Recorder, Traced
@@ -53,20 +54,21 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
     Raises:
         UserError: The task cannot be traced, or the adapter does not fit the model.
     """
-    task = _task(setup, adapter)
+    module = _module(setup, adapter)
+    task = module.objective
     mode, recorder = FakeTensorMode(), Recorder()
-    to_fake(mode, task)
-    task._device = DEVICE
+    to_fake(mode, module)
+    module._device = DEVICE
     batches = [_on_device(mode, batch) for batch in _batches(setup, task)]
     with cuda_rules(), _thresholds_once(), mode, recorder:
         recorder.hold([*task.parameters(), *task.buffers()])
         recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
-        optimizer = task.configure_optimizers()["optimizer"]
-        task.start_procedure()
-        _step(task, optimizer, setup, [{**batches[0], "micro_batches": 1}])
+        optimizer = module.configure_optimizers()["optimizer"]
+        module._start_procedure()
+        _step(module, optimizer, setup, [{**batches[0], "micro_batches": 1}])
         gc.collect()
         recorder.start()
-        _step(task, optimizer, setup, batches)
+        _step(module, optimizer, setup, batches)
     return recorder.traced, sum(one.numel() for one in task.parameters() if one.requires_grad)
 
 
@@ -75,19 +77,19 @@ def _thresholds_once() -> AbstractContextManager[Any]:
     return patch.object(common, "thresholds", cache(common.thresholds))
 
 
-def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:
+def _step(module: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:
     """Do what Lightning does in an optimizer step; gradients of the step before stay until the first backward pass."""
     for number, batch in enumerate(batches):
         with _precision(setup):
-            loss = task.training_step(batch, number) / setup.accumulate
+            loss = module.training_step(batch, number) / setup.accumulate
         if number == 0:
-            task.optimizer_zero_grad(0, number, optimizer)
+            module.optimizer_zero_grad(0, number, optimizer)
         loss.backward()
         del loss
-    task.configure_gradient_clipping(optimizer)
+    module.configure_gradient_clipping(optimizer)
     optimizer.step()
-    if (between := task.report.procedure) is not None:
-        between.after_step(task.trainer.global_step, task.total_steps())
+    if (between := module.objective.report.procedure) is not None:
+        between.after_step(module.trainer.global_step, total_steps(module.trainer))
 
 
 def _precision(setup: StepSetup) -> AbstractContextManager[Any]:
@@ -95,8 +97,8 @@ def _precision(setup: StepSetup) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.float32 if setup.precision == "32" else torch.bfloat16)
 
 
-def _task(setup: StepSetup, adapter: Adapter) -> Any:
-    """Return the task with its model on the meta device."""
+def _module(setup: StepSetup, adapter: Adapter) -> Any:
+    """Return the task in its module, with the model on the meta device."""
     options = {"learning_rate": 1e-3, **setup.options}  # no step depends on it, but SGD wants one
     casts = setup.precision == "bf16-frozen" and adapter.keeps_base
     options["frozen_dtype"] = "bfloat16" if casts else "float32"
@@ -104,13 +106,16 @@ def _task(setup: StepSetup, adapter: Adapter) -> Any:
         raise UserError(f"No step of {setup.task} can be traced. Known: {', '.join(_BUILDERS)}")
     with torch.device("meta"):
         task = _class(setup.task)(adapter=adapter, **options)
-        task._trainer = _trainer(setup)
-        task.log = lambda *_, **__: None
+        task.take_data = lambda stage: None
+        module: Any = AdaptationModule(task)
+        module._trainer = _trainer(setup)
+        module.log = lambda *_, **__: None
+        module.setup("fit")
         task.classnames = _names(max(CLASSES, setup.captions))
         task.build = lambda: _BUILDERS[setup.task](task)
-        task.configure_model()
-        task.train()
-    return task
+        task.adapt()
+        module.train()
+    return module
 
 
 def _names(count: int) -> list[str]:
@@ -130,8 +135,8 @@ def _trainer(setup: StepSetup) -> Any:
     """Return what tasks ask their trainer for."""
     return SimpleNamespace(
         precision="32-true" if setup.precision == "32" else "bf16-mixed",
-        precision_plugin=SimpleNamespace(),
-        strategy=SimpleNamespace(root_device=DEVICE),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        strategy=SimpleNamespace(root_device=DEVICE, broadcast=None),
         accumulate_grad_batches=setup.accumulate,
         estimated_stepping_batches=1000,
         world_size=1,

@@ -20,7 +20,7 @@ def built(kind: str, **options: Any) -> PromptTask:
     """A task for four classes, moved away from its start, without a trainer."""
     task = make_prompts(kind, **options)
     task.set_classes(CLASSES, ["{}"])
-    task.configure_model()
+    task.adapt()
     return task
 
 
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_finite_differences(kind: str, fit: Any, monkeypa
     data |= {"image": data["image"].double(), "weight": data["weight"].double()}
 
     def loss() -> torch.Tensor:
-        task._step_features = None
+        task.step_features = None
         value: torch.Tensor = (task.sample_losses(data)[0] * data["weight"]).sum()
         return value
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from randlora_pl.run.callbacks import GaussianAverage
+from randlora_pl.tasks import AdaptationModule
 from tests.support.products import marked
 from tests.tasks.small import trained
 
@@ -45,7 +46,7 @@ def test_resumed_runs_end_with_the_same_bits(kind: str, trainer: Any, digits: An
         task = make_prompts(kind, **options)
         average = [GaussianAverage(mu=2, sigma=1)] if "src" in kind else []
         own = trainer(callbacks=[*average, *callbacks], accumulate_grad_batches=2)
-        own.fit(task, digits(**DATA), ckpt_path=start, weights_only=True)
+        own.fit(AdaptationModule(task), digits(**DATA), ckpt_path=start, weights_only=True)
         assert own.global_step == 8
         return trained(task) | task.trained_state()
 
@@ -59,9 +60,9 @@ def test_resumed_runs_end_with_the_same_bits(kind: str, trainer: Any, digits: An
 
 def test_a_step_of_sgd_resumes_with_the_rates_typed_last(trainer: Any, digits: Any, tmp_path: Path) -> None:
     task = make_prompts("maple + dept", optimizer="sgd", schedule="epochs")
-    trainer(callbacks=[SaveAt(tmp_path, (6,))]).fit(task, digits(**DATA))
+    trainer(callbacks=[SaveAt(tmp_path, (6,))]).fit(AdaptationModule(task), digits(**DATA))
     other = make_prompts("maple + dept", optimizer="sgd", schedule="epochs", prompt_learning_rate=4e-3)
     own = trainer(max_steps=7)
-    own.fit(other, digits(**DATA), ckpt_path=tmp_path / "6.ckpt", weights_only=True)
+    own.fit(AdaptationModule(other), digits(**DATA), ckpt_path=tmp_path / "6.ckpt", weights_only=True)
     assert own.optimizers[0].state  # the momentum
     assert sorted({group["initial_lr"] for group in own.optimizers[0].param_groups}) == pytest.approx([4e-3, 0.026])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.prompts import CoOp
+from randlora_pl.run.fit_results import model_results
 from randlora_pl.tasks import PromptTask, load_task, load_tasks
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_files import model_results
 from tests.support.products import in_one_item, marked
 from tests.tasks.prompt.learners import KINDS, make_prompts
 from tests.tasks.small import images, shake
@@ -28,7 +28,7 @@ NAMES = ["cat", "dog", "tree"]
 def built(kind: str, **options: Any) -> PromptTask:
     task = make_prompts(kind, **options)
     task.set_classes(NAMES, [])
-    task.configure_model()
+    task.adapt()
     shake(task)
     return task.eval()
 
@@ -73,7 +73,7 @@ def test_a_new_task_on_other_classes_takes_a_saved_file(saved: Path) -> None:
     task = make_prompts("maple + dept")
     task.saved = file
     task.set_classes(["a", "b"], [])  # of the data
-    task.configure_model()
+    task.adapt()
     task.load_head(file.extra)
     assert task.own_classes == NAMES and task.classnames == ["a", "b"]
     assert logits(task.eval()).shape == (2, 2)
@@ -123,39 +123,20 @@ def maple(**options: Any) -> dict[str, Any]:
     ("name", "value", "message"),
     [
         ("prompts", 3, "3 describes nothing that this version has"),
-        ("prompts", ["MaPLe"], "describes nothing that this version has"),
-        ("prompts", "MaPLe", "describes nothing that this version has"),
         ("prompts", {"method": "MaPLe"}, "describes nothing that this version has"),
-        ("prompts", {"method": "MaPLe", "options": [1]}, "describes nothing that this version has"),
         ("prompts", {"method": ["MaPLe"], "options": {}}, "is unknown. This version has CoCoOp, CoOp, DeepPrompts"),
         ("prompts", {"method": "MaPLee", "options": {}}, "method 'MaPLee' is unknown"),
-        ("prompts", {"method": "PromptLearner", "options": {}}, "method 'PromptLearner' is unknown"),
-        ("prompts", {"method": "DePT", "options": {}}, "method 'DePT' is unknown"),
         ("prompts", maple(lenght=2), "MaPLe does not take these options (MaPLe has no option 'lenght'."),
-        ("prompts", maple(length="two"), "MaPLe"),
         ("prompts", maple(length=2.5), "length"),
-        ("prompts", maple(length=0), "length is 0"),
-        ("prompts", maple(length=None), "length"),
-        ("prompts", maple(depth=[2]), "MaPLe"),
         ("prompts", maple(depth=99), "depth is 99"),
-        ("prompts", maple(words=3), "words"),
-        ("prompts", maple(coupling="cubic"), "coupling"),
         ("prompts", maple(depth=1), "the head does not fit"),
         ("prompts", {"method": "CoOp", "options": {"length": 2, "words": None}}, "the head does not fit"),
         ("head", 7, "7 describes nothing that this version has"),
         ("head", {"method": "CoOp", "options": {}}, "method 'CoOp' is unknown. This version has DePT, TipAdapter."),
         ("head", {"method": "DePT", "options": {"weight": 7}}, "DePT: weight is 7"),
-        (
-            "head",
-            {"method": "DePT", "options": {"weight": "all"}},
-            "DePT: weight is 'all'; it was written",
-        ),
         ("head", None, "the head does not fit"),
         ("regulation", {"method": "SelfRegulation", "options": {"templates": 0}}, "SelfRegulation: templates is 0"),
-        ("regulation", {"method": "SelfRegulation", "options": {"text": None}}, "text"),
         ("optimizer", "adam", "optimizer"),
-        ("prompt_learning_rate", "fast", "prompt_learning_rate"),
-        ("text_chunk_tokens", 0, "text_chunk_tokens"),
         ("seed", 5, "does not fit this model: it was trained on other weights (open_clip tiny random "),
     ],
 )

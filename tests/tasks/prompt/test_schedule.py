@@ -7,8 +7,8 @@ import lightning as L
 import pytest
 
 from randlora_pl.adapters import Fira
+from randlora_pl.run.fit_results import model_results
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_files import model_results
 
 from .learners import make_prompts
 
@@ -33,7 +33,7 @@ def test_second_heads_and_classifiers_have_a_rate_of_their_own() -> None:
     ):
         task = make_prompts(kind, **options)
         task.set_classes(["a cat", "a dog"], ["a photo of {}"])
-        task.configure_model()
+        task.adapt()
         assert task.optimizer_groups()[-1]["lr"] == task.head_learning_rate == pytest.approx(rate)
         assert model_results(task)["head_learning_rate"] == task.head_learning_rate
     with pytest.raises(UserError, match=r"head_learning_rate is 0\.3, and no head trains"):

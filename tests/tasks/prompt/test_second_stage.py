@@ -29,7 +29,7 @@ class EachStep(L.Callback):
         self.seen: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        self.seen.append(trained(pl_module))
+        self.seen.append(trained(pl_module.objective))
 
 
 def test_stages_train_one_after_the_other(fit: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_accumulated_steps_are_undivided_steps(kind: str, fit: Any) -> None:
     data = DATA | {"device_transforms": not kinks}  # Lightning converts the images of workers alone
     whole, split = new(kind), new(kind)
     start: dict[str, Tensor] = {}
-    keep = LambdaCallback(on_train_batch_start=lambda _, task, *rest: start.update(trained(task) | start))
+    keep = LambdaCallback(on_train_batch_start=lambda _, module, *rest: start.update(trained(module.objective) | start))
     fit(whole, data | {"batch_size": 12}, precision=precision, callbacks=[keep])
     fit(split, data | {"batch_size": 4}, accumulate_grad_batches=3, precision=precision)
     for name, before in start.items():

@@ -39,7 +39,8 @@ class Start(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == 0:
             with torch.no_grad():
-                self.keys, self.logits = pl_module.decoupled.keys.clone(), pl_module.class_logits(images(3))
+                task = pl_module.objective
+                self.keys, self.logits = task.decoupled.keys.clone(), task.class_logits(images(3))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
@@ -189,7 +190,7 @@ def test_what_does_not_fit_is_one_line(fit: Any, monkeypatch: pytest.MonkeyPatch
     task = make_prompts("tip")
     task.set_classes(["cat", "dog"], [])
     with pytest.raises(UserError, match="it needs a run with ImageData"):
-        task.configure_model()
+        task.adapt()
     monkeypatch.setattr(tip, "MOST_IMAGES", 20)
     with pytest.raises(UserError, match="30 are too many, at most 20"):
         fit(make_prompts("tip"), DATA)

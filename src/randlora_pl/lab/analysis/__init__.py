@@ -11,10 +11,10 @@ Examples:
 
     >>> from randlora_pl.lab.analysis import batches, cka_figure, compare
     >>> from randlora_pl.data import ImageData
-    >>> from randlora_pl.tasks import load_task, make_trainer
+    >>> from randlora_pl.tasks import AdaptationModule, load_task, make_trainer
     >>> one, two = load_task("runs/one/adapter"), load_task("runs/two/adapter")
     >>> data = ImageData(dataset="digits")
-    >>> (metrics,) = make_trainer().test(one, data, verbose=False)
+    >>> (metrics,) = make_trainer().test(AdaptationModule(one), data, verbose=False)
     >>> images = [image for image, _ in batches(data, data.samples("test"), 60)]
     >>> curves = compare(one.model, {"two": two.model}, images)
     >>> figure = cka_figure(curves, "one", "60 test images of digits")

@@ -23,7 +23,7 @@ from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import IGNORED, RANDOM, collate, encode_prompt, model_config, pad_id
 from randlora_pl.models.weights import evaluating
-from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
@@ -112,7 +112,7 @@ class CausalLMTask(TextTask):
             if importlib.util.find_spec("liger_kernel") is None:
                 raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
             cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            device = cuda if self._trainer is None else self.trainer.strategy.root_device
+            device = cuda if self.run.precision is None else self.run.device
             if device.type != "cuda":
                 what = f"--model.liger needs a CUDA device, and the model runs on {device.type}"
                 raise UserError(f"{what}. Remove the option.")
@@ -155,8 +155,7 @@ class CausalLMTask(TextTask):
                 raise UserError(f"{what}. Remove the option.")
             from transformers import BitsAndBytesConfig
 
-            half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
-            products = torch.bfloat16 if half else dtype
+            products = torch.bfloat16 if self.run.precision == "bf16-mixed" else dtype
             four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": products}
             how = four if self.quantize == "4bit" else {"load_in_8bit": True}
             options["quantization_config"] = BitsAndBytesConfig(**how)
@@ -168,14 +167,14 @@ class CausalLMTask(TextTask):
             )
         return model.eval()
 
-    def setup(self, stage: str) -> None:
+    def take_data(self, stage: str) -> None:
         """Make the running metrics; tests have metrics by their names.
 
         Raises:
             UserError: A question has no options to choose from; raised before a training.
         """
         names = ["val/loss", "val/acc"]
-        items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
+        items = getattr(self.run.data, "items", [])
         if self.evaluation == "likelihood" and not all(item.options for item in items):
             raise UserError("--model.evaluation likelihood needs questions with options. Use generate.")
         if stage == "test":
@@ -214,21 +213,22 @@ class CausalLMTask(TextTask):
         if self.quantize is None:
             super().prepare_evaluation()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log loss and accuracy of the next token, over all tokens or samples of the validation."""
+    def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any] | None:
+        """Update loss and accuracy of the next token in a validation; in a test answer questions and grade them."""
+        if stage == "test":
+            return self._graded(batch)
         losses, right = self.sample_losses(batch)
         weight = (batch["weight"] > 0).float()
         weight = weight if self.loss_average == "samples" else weight * _learned(batch)
-        for name, values in (("val/loss", losses), ("val/acc", right)):
-            metric = self._metric(name)
-            metric.update(values, weight)
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
+        self.meter("val/loss").update(losses, weight)
+        self.meter("val/acc").update(right, weight)
+        return None
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def _graded(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
-        items = [self.data.items[number] for number in numbers]
-        answers = zip(items, self.answers(batch, items), strict=True)
+        items = [self.run.data.items[number] for number in numbers]
+        answers = zip(items, self.write_answers(batch, items), strict=True)
         # of a description the first paragraph is scored, of an answer all
         texts = [paragraph(text) if item.references else text for item, text in answers]
         for number, item, text, counts in zip(numbers, items, texts, (batch["weight"] > 0).tolist(), strict=True):
@@ -236,17 +236,17 @@ class CausalLMTask(TextTask):
                 self._texts[number] = text
             if counts and not item.references:
                 found = item.find_answer(text)
-                self._metric(f"acc/{item.task}").update(float(found == item.answer))
-                self._metric(f"unfound/{item.task}").update(float(not found))
+                self.meter(f"acc/{item.task}").update(float(found == item.answer))
+                self.meter(f"unfound/{item.task}").update(float(not found))
         return {"index": batch["index"], "texts": texts}
 
-    def answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
+    def write_answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
         """Return the generated text after each prompt, or the likeliest option.
 
         Raises:
             UserError: An answer might not fit into the model.
         """
-        pad = self.data.pad
+        pad = self.run.data.pad
         if self.evaluation == "generate":
             return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
         prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
@@ -296,14 +296,14 @@ class CausalLMTask(TextTask):
     def _decoding(self) -> Decoding:
         return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
 
-    def log_metrics(self, stage: str, name: str) -> None:
-        """Log accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
+    def final_metrics(self, stage: str) -> dict[str, Tensor | float]:
+        """Return accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
 
         Texts with references have scores of the corpus instead, which one process computes from the texts of all.
         """
-        if stage == "val":  # logged by `validation_step`
-            return
-        items, parts = self.data.items, [self._texts]  # of all processes
+        if stage == "val":  # all are running metrics
+            return {}
+        items, parts = self.run.data.items, [self._texts]  # of all processes
         if dist.is_available() and dist.is_initialized():
             parts = [{}] * dist.get_world_size()
             dist.all_gather_object(parts, self._texts)
@@ -311,28 +311,23 @@ class CausalLMTask(TextTask):
         self.written = [items[number].record(text) for number, text in texts.items()]
         scores: dict[str, float] = {}
         scored = [(text, items[number].references) for number, text in texts.items() if items[number].references]
-        if scored and self.trainer.is_global_zero:
+        if scored and self.run.rank == 0:
             scores = generation_scores(*zip(*scored, strict=True))
-        scores = self.trainer.strategy.broadcast(scores)
-        self.log_dict({f"{name}/{key}": value for key, value in scores.items()})
-        found = {key: metric.compute() for key, metric in self.metrics.items()}  # type: ignore[operator]
+        graded: dict[str, Tensor | float] = self.run.broadcast(scores)
+        found = {key: self.meter(key).compute() for key in self.metrics}
         for kind in ("acc", "unfound"):
-            own = {f"{name}/{key}": value for key, value in found.items() if key.startswith(f"{kind}/")}
+            own = {key: value for key, value in found.items() if key.startswith(f"{kind}/")}
             if own:
-                self.log(f"{name}/{kind}", torch.stack(list(own.values())).mean())
+                graded[kind] = torch.stack(list(own.values())).mean()
             if len(own) > 1:
-                self.log_dict(own)
+                graded |= own
+        return graded
 
-    def on_fit_start(self) -> None:
+    def start_training(self) -> None:
         """Refuse samples that are longer than the model."""
-        lengths = getattr(self.data, "lengths", {}).get("train")
+        lengths = getattr(self.run.data, "lengths", {}).get("train")
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
-
-    def _metric(self, name: str) -> MeanMetric:
-        metric = self.metrics[name]
-        assert isinstance(metric, MeanMetric)
-        return metric
 
 
 def _learned(batch: dict[str, Any]) -> Tensor:

@@ -25,7 +25,7 @@ from randlora_pl.language.tokenization import (
     split,
 )
 from randlora_pl.models.weights import evaluating, seeded
-from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
 from randlora_pl.tasks.optim import Factor, parameter_groups
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
@@ -76,7 +76,7 @@ class TextClassificationTask(TextTask):
     # Building
 
     def set_classes(self, classnames: Sequence[str], metric: Metric | None = None) -> None:
-        """Name the classes; Lightning's `setup` takes them from the data module.
+        """Name the classes; `take_data` takes them from the data module.
 
         Args:
             classnames: Name of each class; empty for scores.
@@ -89,13 +89,13 @@ class TextClassificationTask(TextTask):
         self.classnames, self.has_classes = list(classnames), bool(classnames)
         self.metric = metric or ("acc" if classnames else "pearson")
 
-    def setup(self, stage: str) -> None:
+    def take_data(self, stage: str) -> None:
         """Take the classes from the data module, and reset the metrics.
 
         Raises:
             UserError: There are none, or the task was built for others.
         """
-        data = self.data
+        data = self.run.data
         if data is not None:
             self.set_classes(data.classnames, data.metric)
         if self.metric is None:
@@ -121,7 +121,7 @@ class TextClassificationTask(TextTask):
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
         self.targets = self.default_targets(whole)
         most = most_tokens(encoder)
-        data = self.data
+        data = self.run.data
         if most is not None and data is not None and data.longest > most:
             raise UserError(
                 f"{self.name} accepts at most {most} tokens. Use --data.max_length {most} (it is {data.max_length})."
@@ -210,7 +210,7 @@ class TextClassificationTask(TextTask):
 
     def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
         """Return the schedule of each group; the warm-up is a fraction of the steps."""
-        self.warmup_steps = math.ceil(self.warmup_fraction * self.total_steps())
+        self.warmup_steps = math.ceil(self.warmup_fraction * self.run.total_steps())
         return super().rate_factors(groups)
 
     def class_logits(self, batch: dict[str, Any]) -> Tensor:
@@ -244,27 +244,24 @@ class TextClassificationTask(TextTask):
 
     # Evaluation
 
-    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
         """Collect the predictions of a batch."""
         logits, counts, labels = self.class_logits(batch), batch["weight"] > 0, batch["labels"]
         predicted = logits.argmax(1) if self.classnames else logits[:, 0]
-        metric = self.metrics[stage]
-        assert isinstance(metric, PredictionCollector)
-        metric.update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
+        self.meter(stage).update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
         found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
         return found | ({"logits": logits} if self.classnames else {})
 
-    def log_metrics(self, stage: str, name: str) -> None:
-        """Log the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
-        metric = self.metrics[stage]
-        assert isinstance(metric, PredictionCollector) and self.metric is not None
-        found = metric.compute()
-        metric.reset()
+    def final_metrics(self, stage: str) -> dict[str, Tensor | float]:
+        """Return the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
+        meter = self.meter(stage)
+        assert self.metric is not None
+        found = meter.compute()
+        meter.reset()
         own = grades(self.metric, found["predicted"], found["labels"])
-        for key, value in {**own, "score": own[self.metric], "loss": found["loss"]}.items():
-            self.log(f"{name}/{key}", value, prog_bar=key == self.metric)
+        return {**own, "score": own[self.metric], "loss": found["loss"]}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def predict(self, batch: dict[str, Any]) -> Tensor:
         """Return class probabilities (b, classes), or scores (b, 1)."""
         logits = self.class_logits(batch)
         return self.predictions(logits)
@@ -285,7 +282,7 @@ class TextClassificationTask(TextTask):
             for start in range(0, len(encoded), batch_size):
                 some = [encoded[index] for index in order[start : start + batch_size]]
                 batch = collate_sentences(self.vocabulary, some, [0] * len(some), pad)
-                parts.append(self.predict_step({name: value.to(self.device) for name, value in batch.items()}, 0))
+                parts.append(self.predict({name: value.to(self.device) for name, value in batch.items()}))
         if not parts:
             return torch.empty(0, max(1, len(self.classnames)))
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.device)]

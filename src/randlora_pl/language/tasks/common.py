@@ -14,14 +14,14 @@ from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
 from randlora_pl.models import ModelIdentity
 from randlora_pl.models.weights import seeded
-from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.objective import TEXTS
+from randlora_pl.tasks.objective import Objective
+from randlora_pl.tasks.optim import TEXTS
 from randlora_pl.tasks.restore import make_ready, make_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Fraction, NotNegative
 
 
-class TextTask(AdaptationTask):
+class TextTask(Objective):
     """Base of the tasks on texts.
 
     Attributes:

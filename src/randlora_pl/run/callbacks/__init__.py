@@ -12,14 +12,14 @@ Examples:
     >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates(), ProgressLines()]
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
-    >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
+    >>> trainer.fit(AdaptationModule(VisionLanguageTask("tiny")), ImageData(dataset="digits", steps=4))
 
     A test on the classes that the training left out:
 
     >>> trainer = make_trainer(callbacks=[NewClasses()])
     >>> base = ImageData(dataset="digits", classes="base", steps=4)
-    >>> trainer.fit(task := VisionLanguageTask("tiny"), base)
-    >>> sorted(trainer.test(task, base, verbose=False)[0])
+    >>> trainer.fit(module := AdaptationModule(VisionLanguageTask("tiny")), base)
+    >>> sorted(trainer.test(module, base, verbose=False)[0])
     ['test/acc', 'test/loss', 'test/new/acc']
 
     Plots of predictions and of gates (layers, classes, heads):

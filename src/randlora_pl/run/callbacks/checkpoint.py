@@ -16,7 +16,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load, save
+from torch import nn
 
+from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files import write_bytes
@@ -103,7 +105,7 @@ _TRAINED_ON = (
 """Facts about the training data that an adapter stores; resuming does not change them."""
 
 
-def is_finite(module: LightningModule) -> bool:
+def is_finite(module: nn.Module) -> bool:
     """Return True if every trainable tensor is free of infinities and NaNs."""
     finite = [torch.isfinite(p).all() for p in module.parameters() if p.requires_grad]
     return not finite or bool(torch.stack(finite).all())  # the host waits for the device once
@@ -213,12 +215,12 @@ class AdapterCheckpoint(Declared, Callback):
         if self._whole_step:
             self._save_last(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run; after an early stop, keep the older checkpoint.
 
         Lightning has marked its only epoch as completed, so a run resumed from here would not continue.
         """
-        if trainer.global_step >= pl_module.total_steps():
+        if trainer.global_step >= total_steps(trainer):
             self._save_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,17 +232,16 @@ class AdapterCheckpoint(Declared, Callback):
             trainer.save_checkpoint(run_folder(trainer) / LAST)
 
 
-def save_adapter_of(trainer: Trainer, pl_module: Any, name: str, summary: dict[str, Any]) -> None:
+def save_adapter_of(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
     """Write an adapter folder of a run, with facts about its training data and images, if the weights are finite."""
-    if not trainer.is_global_zero or not is_finite(pl_module):
+    task = own_module(pl_module).objective
+    if not trainer.is_global_zero or not is_finite(task):
         return
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = planned(data) if hasattr(data, "summary") else {}
     about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
     frame = getattr(data, "frame", None)
-    pl_module.save(
-        run_folder(trainer) / name, summary | about | ({"frame": asdict(frame)} if frame is not None else {})
-    )
+    task.save(run_folder(trainer) / name, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))
 
 
 def steps_between(steps: int, data: Any) -> int:
@@ -259,29 +260,29 @@ def steps_between(steps: int, data: Any) -> int:
 class ValidationSchedule(Callback):
     """Validate every `steps_between` optimizer steps, and at the end of the run."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the validations; a resumed run may start with one."""
-        steps: int = steps_between(pl_module.total_steps(), trainer.datamodule)  # type: ignore[attr-defined]
+        steps: int = steps_between(total_steps(trainer), trainer.datamodule)  # type: ignore[attr-defined]
         self._every = steps * trainer.accumulate_grad_batches
         self.on_train_batch_end(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Set the interval, so that a validation ends the run, too.
 
         Lightning validates if ``val_check_batch`` divides the number of batches so far.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        ends = progress.is_last_batch or trainer.global_step >= pl_module.total_steps()
+        ends = progress.is_last_batch or trainer.global_step >= total_steps(trainer)
         trainer.val_check_batch = max(1, progress.current.ready) if ends else self._every
 
 
-def validations(trainer: Trainer, task: Any, data: Any) -> int | None:
+def validations(trainer: Trainer, data: Any) -> int | None:
     """Return the number of validations of a planned run, or None if the interval is in time."""
     if not (data.held_out and trainer.limit_val_batches and trainer.check_val_every_n_epoch in (None, 1)):
         return 0
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         return None
-    steps, callbacks = int(task.total_steps()), trainer.callbacks  # type: ignore[attr-defined]
+    steps, callbacks = total_steps(trainer), trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, ValidationSchedule) for callback in callbacks):
         return math.ceil(steps / steps_between(steps, data))
     batches, interval = steps * trainer.accumulate_grad_batches, trainer.val_check_interval
@@ -321,7 +322,7 @@ class Patience(EarlyStopping):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
-        if validations(trainer, pl_module, data) == 0:
+        if validations(trainer, data) == 0:
             raise UserError(
                 f"checkpoint.patience is {self.patience}, but this run has no validation. Hold out {data.unit} for "
                 "validation, set --trainer.limit_val_batches and --trainer.val_check_interval to use them, or remove "

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassStatScores
 
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils import rng
 from randlora_pl.utils.files import write_bytes, write_text
 from randlora_pl.utils.run_files import run_folder
@@ -234,9 +235,11 @@ class Figures(Callback):
         self._shown: list[tuple[tuple[int, int], Prediction]] = []
         self._surest = Surest(self.samples)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
         """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
-        if pl_module.test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
+        if own_module(pl_module).test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
         positions = counts.nonzero()[:, 0]
@@ -261,15 +264,15 @@ class Figures(Callback):
                 insort(self._shown, (key, kept), key=lambda one: (one[0], one[1].index))
                 del self._shown[self.samples :]
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and save the plots."""
-        if pl_module.test_name != "test":
+        if own_module(pl_module).test_name != "test":
             return
         counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
         surest = self._surest.gathered()
         if not trainer.is_global_zero:
             return
-        names = pl_module.classnames if counts is not None or self._shown else []
+        names = own_module(pl_module).objective.classnames if counts is not None or self._shown else []
         plots: dict[str, Callable[[], Figure]] = {}
         if counts is not None:
             counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
@@ -346,11 +349,12 @@ class PerClass(Callback):
             if "index" in outputs:
                 self._right.update(2 * outputs["index"][counts].to(labels.device) + (guesses == labels))
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the class means; after a test of the trained model also write the table."""
         if self._scores is None:
             return
-        table, name = class_table(self._scores.compute().cpu()), pl_module.test_name
+        module = own_module(pl_module)
+        table, name = class_table(self._scores.compute().cpu()), module.test_name
         metrics = {  # over the classes that have them; the accuracy is the mean recall
             f"{name}/balanced_accuracy": float(table[:, 2].nanmean()),
             f"{name}/macro_f1": float(table[:, 3].nanmean()),
@@ -365,7 +369,7 @@ class PerClass(Callback):
             self.facts["test/right"] = packed((codes % 2).bool().tolist())
         if name == "test" and trainer.is_global_zero:
             cells: list[list[Any]] = [["class", "samples", "precision", "recall", "f1"]]
-            for label, row in zip(pl_module.classnames, table.tolist(), strict=True):
+            for label, row in zip(module.objective.classnames, table.tolist(), strict=True):
                 cells.append([label, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])])
             write_text(run_folder(trainer) / "test_per_class.csv", csv_text(cells))
 
@@ -392,9 +396,9 @@ class WrittenAnswers(Callback):
     the generated text, and either the parsed and the correct answer or the references it was scored against.
     """
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file and print its path."""
-        written = getattr(pl_module, "written", [])
+        written = getattr(own_module(pl_module).objective, "written", [])
         if written and trainer.is_global_zero:
             file = run_folder(trainer) / "answers.jsonl"
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.run_files import run_folder
 from randlora_pl.utils.text import csv_text, for_figure
@@ -34,17 +35,19 @@ class Gates(Callback):
         self._sums: dict[str, Tensor] = {}
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the gates of all layers."""
         self._stop()
-        if pl_module.test_name != "test" or pl_module.torch_compile or pl_module.adapter.fixed:
+        module = own_module(pl_module)
+        task = module.objective
+        if module.test_name != "test" or task.torch_compile or task.adapter.fixed:
             return
         items = getattr(trainer.datamodule, "items", None)  # type: ignore[attr-defined]
-        named = [] if pl_module.retrieval else list(pl_module.classnames)
+        named = [] if task.retrieval else list(task.classnames)
         self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or ["all samples"]
         updates = {
             path.replace(".delta", ""): module
-            for path, module in pl_module.model.named_modules()
+            for path, module in task.model.named_modules()
             if isinstance(module, DeltaWeight) and module.heads
         }
         image = {path: delta for path, delta in updates.items() if path.startswith("visual.")}
@@ -63,7 +66,9 @@ class Gates(Callback):
         if name not in self._batch and (means := sample_means(gates, self._size, self._mask)) is not None:
             self._batch[name] = means
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
         """Add the means of a batch to the sums of its classes or datasets."""
         counts = batch["weight"] > 0
         if not self._batch or not isinstance(outputs, dict):
@@ -79,7 +84,7 @@ class Gates(Callback):
             rows = torch.cat([gates, entropy[:, None], torch.ones_like(entropy)[:, None]], 1).float()
             self._sums[name].index_add_(0, group[counts], rows[counts])
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the entropy, and write the plot and the table."""
         if not self._sums:
             return

@@ -17,6 +17,7 @@ from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.layers import AdaptedLayer, BuiltWeight, RowBlocks
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.sites import out_and_in, weight_of
+from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative
 from randlora_pl.utils.run_files import run_folder, write_results
@@ -50,7 +51,7 @@ class GradientFlow(Declared, Callback):
         if self._steps >= STEPS:
             return
         later = {id(value) for group in optimizer.param_groups if group["lr"] == 0 for value in group["params"]}
-        own = pl_module.named_parameters()
+        own = ((name.removeprefix("objective."), value) for name, value in pl_module.named_parameters())
         trained = {name: value for name, value in own if value.requires_grad and id(value) not in later}
         moved = {name: value.grad.any() for name, value in trained.items() if value.grad is not None}
         flags = torch.stack(list(moved.values())).tolist() if moved else []  # the host waits for a GPU once
@@ -124,28 +125,29 @@ class UnseenGradient(_Measured):
         self._layers: list[Layer] = []
         self._last = 0  # optimizer step of the micro-batch before
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what has no LoRA, and compiled blocks."""
         if not self.every_n_steps:
             return
-        adapter, start = pl_module.adapter, pl_module.start
+        task = own_module(pl_module).objective
+        adapter, start = task.adapter, task.start
         kept = start is not None and start.form == "beside"  # the LoRA is a part as soon as the model is built
         if not (kept or any(part.trains_factors for part in getattr(adapter, "parts", [adapter]))):
             raise UserError(
                 f"unseen_gradient.every_n_steps measures LoRA, and {adapter.method()} has none. Remove the option, or "
                 "set --model.adapter LoRA."
             )
-        if pl_module.torch_compile:
+        if task.torch_compile:
             raise UserError("unseen_gradient.every_n_steps does not see compiled blocks. Remove --model.torch_compile.")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Listen to the layers in the first micro-batch of a step that is due."""
         step, before = trainer.global_step + 1, self._last
         self._last = step
         if not self.every_n_steps or step == before or not trainer.is_global_zero:
             return
-        if step % self.every_n_steps == 0 or step == pl_module.total_steps():
-            self._layers = layers_of(pl_module.model)
+        if step % self.every_n_steps == 0 or step == total_steps(trainer):
+            self._layers = layers_of(own_module(pl_module).objective.model)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the share, and listen no more."""
@@ -255,15 +257,16 @@ class UpdateSpectrum(_Measured):
 
     prefix, metrics = "spectrum", ("rank", "stable_rank", "effective_rank", "norm")
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse methods whose update depends on the input, before anything runs."""
-        if self.every_n_steps and not pl_module.adapter.fixed:
+        adapter = own_module(pl_module).objective.adapter
+        if self.every_n_steps and not adapter.fixed:
             raise UserError(
-                f"spectrum.every_n_steps: the update of {pl_module.adapter.method()} depends on the input, so it is "
+                f"spectrum.every_n_steps: the update of {adapter.method()} depends on the input, so it is "
                 "not a matrix and has no spectrum. Remove the option."
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum."""
         step = self._last = trainer.global_step
         self._start: dict[str, Tensor] = {}
@@ -272,11 +275,12 @@ class UpdateSpectrum(_Measured):
             return
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
             raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
-        if pl_module.report.adapter.trains_base and step:
+        task = own_module(pl_module).objective
+        if task.report.adapter.trains_base and step:
             _log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
             self._off = True
-        elif pl_module.report.adapter.trains_base:
-            self._start = {name: weight.detach().clone() for name, weight in _matrices(pl_module.model).items()}
+        elif task.report.adapter.trains_base:
+            self._start = {name: weight.detach().clone() for name, weight in _matrices(task.model).items()}
         if step and step % self.every_n_steps == 0 and step not in self.history["steps"]:
             self._take(trainer, pl_module)
 
@@ -293,15 +297,16 @@ class UpdateSpectrum(_Measured):
             self._take(trainer, pl_module)
 
     @torch.no_grad()
-    def _take(self, trainer: Trainer, pl_module: Any) -> None:
+    def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of all updates, unless one is not finite, which other callbacks report."""
         if not trainer.is_global_zero or self._off:
             return
+        model = own_module(pl_module).objective.model
         if self._start:
-            trained = _matrices(pl_module.model)
+            trained = _matrices(model)
             updates = {name: trained[name] - before for name, before in self._start.items()}
         else:
-            updates = delta_weights(pl_module.model)
+            updates = delta_weights(model)
         if updates and all(bool(update.isfinite().all()) for update in updates.values()):
             spectra = [spectrum(update) for update in updates.values()]
             means = {name: sum(float(getattr(one, name)) for one in spectra) / len(spectra) for name in self.metrics}

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from torch.optim import Optimizer
 
+from randlora_pl.tasks.module import total_steps
 from randlora_pl.utils.device import LateCopy
 from randlora_pl.utils.text import duration, print_above_progress
 
@@ -84,9 +85,9 @@ class ProgressLines(Callback):
         self._printed = time.monotonic()
         self._from = self._printed, trainer.global_step  # the rate counts from here
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Print the line of the training if it is due."""
-        step, steps = trainer.global_step, pl_module.total_steps()
+        step, steps = trainer.global_step, total_steps(trainer)
         if step >= steps or not self._due(trainer):
             return
         (begun, first), rate = self._from, ""
@@ -106,7 +107,13 @@ class ProgressLines(Callback):
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Print the line of a validation or a test if it is due."""
         done, batches = batch_idx + 1, sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
@@ -11,7 +11,8 @@ from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.operations import undecayed
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.run.callbacks.checkpoint import validations
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.module import own_module, total_steps
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.run_files import planned, run_folder
 from randlora_pl.utils.text import byte_size, facts_table, print_above_progress, table
@@ -29,7 +30,7 @@ def layer_table(report: Any) -> str:
     return table(("adapted layer", "kind", "out x in", "layers", "trainable"), rows, right=(2, 3, 4))
 
 
-def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
+def facts(trainer: Trainer, task: Objective, data: Any) -> dict[str, str]:
     """Return the summary's rows beside the layers."""
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parts, total = task.parameter_parts(), sum(p.numel() for p in task.parameters())
@@ -76,7 +77,7 @@ def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     }
 
 
-def other_decay(task: AdaptationTask) -> dict[str, str]:
+def other_decay(task: Objective) -> dict[str, str]:
     """Return a row if a part of the adapter has no weight decay although the task has; an empty dict otherwise."""
     still = sum(each.numel() for each in undecayed(task.model))
     if not still or not task.weight_decay:
@@ -88,13 +89,13 @@ def other_decay(task: AdaptationTask) -> dict[str, str]:
     return {"weight decay": f"0 instead of {decay}, which would change the base model{head}"}
 
 
-def buffer_bytes(task: AdaptationTask, derived: bool = True) -> int:
+def buffer_bytes(task: Objective, derived: bool = True) -> int:
     """Return the bytes of the method's kept buffers, such as indices, and of tensors derived from frozen weights."""
     buffers = update_buffers(task.model) | (derived_buffers(task.model) if derived else {})
     return sum(buffer.numel() * buffer.element_size() for buffer in buffers.values())
 
 
-def state_size(task: AdaptationTask) -> int:
+def state_size(task: Objective) -> int:
     """Return the numbers in the state of optimizer and procedure; a head has AdamW's two moments, SGD has one."""
     trainable: int = sum(p.numel() for p in task.parameters() if p.requires_grad)
     if task.optimizer == "sgd":
@@ -104,13 +105,13 @@ def state_size(task: AdaptationTask) -> int:
     return numbers + (report.procedure.state_size() if report.procedure else 0)
 
 
-def validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
+def validation_row(trainer: Trainer, task: Objective, data: Any) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
-    count = validations(trainer, task, data)
+    count = validations(trainer, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):
         return {}
     if count == 0 and isinstance(trainer.val_check_interval, int):
-        every, batches = trainer.val_check_interval, task.total_steps() * trainer.accumulate_grad_batches
+        every, batches = trainer.val_check_interval, total_steps(trainer) * trainer.accumulate_grad_batches
         return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
     if not count:
         return {}
@@ -138,7 +139,7 @@ class StartSummary(Callback):
         self._printed, self.dry = False, dry
         self.text = ""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the page."""
         if self._printed:
             return
@@ -147,18 +148,19 @@ class StartSummary(Callback):
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
         if trainer.is_global_zero:
-            report, adapter = pl_module.report, pl_module.report.adapter
-            others: list[Described] = pl_module.parts()
+            task = own_module(pl_module).objective
+            report, adapter = task.report, task.report.adapter
+            others: list[Described] = task.parts()
             if not (others and adapter.trains_base and adapter.keeps_base):
                 others.append(adapter)
             page: list[Any] = ["\n" + "\n".join([" + ".join(map(describe, others)), *report.notes])]
             page += [layer_table(report)] if report.rows else []
             page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
-            rows = facts(trainer, pl_module, data)
+            rows = facts(trainer, task, data)
             if self.dry:
-                weights = sum(p.numel() * p.element_size() for p in pl_module.parameters()) + buffer_bytes(pl_module)
-                trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-                trained += _BYTES * state_size(pl_module)
+                weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
+                trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+                trained += _BYTES * state_size(task)
                 rows["memory"] = (
                     f"{byte_size(weights)} of weights, {byte_size(trained)} of gradients and the optimizer's state, "
                     "and activations"  # which depend on the batch and are known only by running

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from randlora_pl.run.callbacks.checkpoint import is_finite, save_adapter_of
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.own_classes import import_words
@@ -183,7 +184,7 @@ class NonFiniteLoss(Callback):
         if is_finite(pl_module):
             save_adapter_of(trainer, pl_module, ADAPTER, {"step": step, "stopped": "the loss was not finite"})
             where = f"The weights before it are in {run_folder(trainer) / ADAPTER} (step {step})."
-        rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak rate, as set by the option
+        rate = own_module(pl_module).objective.learning_rate or 0.0  # the peak rate, as set by the option
         advice = f"Lower --model.learning_rate (now {rate:.2g}, try {rate / 3:.1g}) or --model.adapter.alpha"
         raise UserError(
             f"{what}. {advice}"

@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from randlora_pl.adapters import disabled
 from randlora_pl.data.catalog import find, has_coop
 from randlora_pl.data.unlabelled import batches, framed, random_samples
-from randlora_pl.models.text import zero_shot_accuracy
+from randlora_pl.tasks.images import ClipTask
+from randlora_pl.tasks.module import AdaptationModule, own_module
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative
 
@@ -20,10 +21,11 @@ class ZeroShot(Callback):
     def __init__(self) -> None:
         self._stack = ExitStack()
 
-    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Disable the adapter before weights are merged."""
-        if not pl_module.adapter.trains_base:
-            self._stack.enter_context(disabled(pl_module.model))
+        task = own_module(pl_module).objective
+        if not task.adapter.trains_base:
+            self._stack.enter_context(disabled(task.model))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enable the adapter after weights are restored."""
@@ -40,32 +42,31 @@ class _ByName(Declared, Callback):
     images: Annotated[int, NotNegative] = 0
     """Test images of each dataset, a random choice that is the same in all runs; 0 for all."""
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks without a text tower that names classes."""
-        if not hasattr(pl_module, "features_of"):
+        task = own_module(pl_module).objective
+        if not isinstance(task, ClipTask):
             raise UserError(
-                f"{type(self).__name__}: {type(pl_module).__name__} cannot name other classes. Remove the callback, "
+                f"{type(self).__name__}: {type(task).__name__} cannot name other classes. Remove the callback, "
                 "or use VisionLanguageTask or PromptTask."
             )
-        prompts = getattr(pl_module, "prompts", None)
+        prompts = getattr(task, "prompts", None)
         if prompts is not None and prompts.class_specific:
             raise UserError(f"{type(self).__name__}: {prompts!r} cannot name other classes. Remove the callback.")
 
-    def measure(self, task: Any, options: dict[str, Any], key: str) -> None:
+    def measure(self, module: AdaptationModule, options: dict[str, Any], key: str) -> None:
         """Log the accuracy on the test images of other data, with the preprocessing of the task's own data."""
-        own = task.trainer.datamodule
+        task = module.objective
+        assert isinstance(task, ClipTask)
+        own = task.run.data
         options |= {"root": str(own.root), "num_workers": own.num_workers}
         data = framed(options, own.frame, own.eval_batch_size)
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
         images = batches(data, samples, own.eval_batch_size, task.device)
-        with task.trainer.precision_plugin.forward_context():  # as the test's own batches
-            if hasattr(task, "percent_among"):
-                percent, _ = task.percent_among(data.classnames, images)
-            else:
-                classes = task.features_of(data.classnames, data.templates)
-                (percent,), _ = zero_shot_accuracy(task.model, classes[None], images)
-        task.log(f"{task.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
+        with task.run.autocast():  # as the test's own batches
+            percent, _ = task.percent_among(data.classnames, images, templates=data.templates)
+        module.log(f"{module.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
 
 
 class Elsewhere(_ByName):
@@ -83,13 +84,13 @@ class Elsewhere(_ByName):
     images: Annotated[int, NotNegative] = 1000
     """Test images of each, a random choice that is the same in all runs; 0 for all."""
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
         own = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
             if name != own.row.name:
                 split = own.split if has_coop(find(name)) else "default"
-                self.measure(pl_module, {"dataset": name, "split": split}, f"elsewhere/{name}")
+                self.measure(own_module(pl_module), {"dataset": name, "split": split}, f"elsewhere/{name}")
 
 
 class NewClasses(_ByName):
@@ -100,16 +101,16 @@ class NewClasses(_ByName):
     ``--trainer.callbacks``.
     """
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data without new classes."""
         super().setup(trainer, pl_module, stage)
         if trainer.datamodule.classes == "all":  # type: ignore[attr-defined]
             raise UserError("NewClasses: the training has all classes. Set --data.classes base, or remove it.")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
         own = trainer.datamodule  # type: ignore[attr-defined]
         if own.classes == "base":
             options = {"dataset": own.row.name, "split": own.split, "classes": "new"}
-            options |= {"templates": pl_module.templates, "classnames": own.classnames_file}
-            self.measure(pl_module, options, "new/acc")
+            options |= {"templates": own_module(pl_module).objective.templates, "classnames": own.classnames_file}
+            self.measure(own_module(pl_module), options, "new/acc")

@@ -24,7 +24,7 @@ from randlora_pl.utils.own_classes import import_or_refuse, is_registered, named
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
-    from randlora_pl.tasks import AdaptationTask
+    from randlora_pl.tasks import Objective
 
 Logger = Literal["tensorboard", "csv", "wandb", "mlflow", "none"]
 
@@ -163,14 +163,14 @@ def classes(option: str) -> dict[str, type]:
     """Return the classes of this program that an option of `CLASSES` may name; the tasks on texts come last."""
     match option:
         case "model":
-            base: Any = _room("tasks").AdaptationTask
+            base: Any = _room("tasks").Objective
             return dict([*_exported("tasks", base), *_exported("language", base)])
         case "model.adapter" | "model.adapter.inner":
             found = _exported("adapters.methods", _room("adapters").Adapter)
             return dict(sorted(found, key=lambda named: named[0].lower()))
         case "model.prompts":
             return dict(_exported("prompts", _room("prompts").PromptLearner))
-    tasks = (task for _, task in _exported("tasks", _room("tasks").AdaptationTask))
+    tasks = (task for _, task in _exported("tasks", _room("tasks").Objective))
     kind = next(known[name].kind for known in map(options_of, tasks) if (name := option.rpartition(".")[2]) in known)
     return {each.__name__: each for each in get_args(kind) if each is not types.NoneType}
 
@@ -200,15 +200,15 @@ def class_name(option: str, typed: object, key: str = "") -> str | None:
     raise UserError(f"Unknown {what} {brief(short)} (--{key or option}).{near(short, spelled.values())} Known: {every}")
 
 
-def own_task(name: str) -> "type[AdaptationTask] | None":
+def own_task(name: str) -> "type[Objective] | None":
     """Return the task of this program with a name."""
     text = is_text_task(name)
     kind = getattr(_room("language" if text else "tasks", text), name, None)
-    base: type[AdaptationTask] = _room("tasks", text).AdaptationTask
+    base: type[Objective] = _room("tasks", text).Objective
     return kind if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind) else None
 
 
-def task_of(path: str) -> "type[AdaptationTask] | None":
+def task_of(path: str) -> "type[Objective] | None":
     """Return the task that a config names; None for another class, and for one from outside that is not imported.
 
     Args:
@@ -221,12 +221,12 @@ def task_of(path: str) -> "type[AdaptationTask] | None":
     module, _, name = path.rpartition(".")
     there = import_or_refuse(module, f"The entry point {path}") if is_registered(path) else named_modules().get(module)
     kind = getattr(there, name, None)
-    return kind if isinstance(kind, type) and issubclass(kind, _room("tasks").AdaptationTask) else None
+    return kind if isinstance(kind, type) and issubclass(kind, _room("tasks").Objective) else None
 
 
-def data_class(task: "type[AdaptationTask] | None") -> type:
+def data_class(task: "type[Objective] | None") -> type:
     """Return the class of a task's data; without a task, the class of images."""
-    package, _, name = (task or _room("tasks").AdaptationTask).data_module.rpartition(".")
+    package, _, name = (task or _room("tasks").Objective).data_module.rpartition(".")
     found: type = getattr(import_module(package), name)
     return found
 
@@ -276,7 +276,7 @@ def callback_classes() -> dict[str, type]:
     return kinds | {"unseen_gradient": room.UnseenGradient}
 
 
-def takes_texts(task: "type[AdaptationTask] | None") -> bool:
+def takes_texts(task: "type[Objective] | None") -> bool:
     """Return True if a task has data of texts."""
     return data_class(task).__module__.startswith("randlora_pl.language.")
 

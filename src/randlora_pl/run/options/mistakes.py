@@ -52,7 +52,7 @@ from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
 
 if TYPE_CHECKING:
-    from randlora_pl.tasks import AdaptationTask
+    from randlora_pl.tasks import Objective
 
 Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
 
@@ -166,7 +166,7 @@ def _wrong_values(flat: dict[str, Any], flags: str) -> Iterator[tuple[str, str]]
         yield "trainer.devices", what
 
 
-def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
+def _check_dataset(task: "type[Objective] | None", typed: Any) -> None:
     if typed is None:
         return
     dataset = str(typed)
@@ -179,7 +179,7 @@ def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
     find(dataset)
 
 
-def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) -> None:
+def _check_monitor(task: "type[Objective] | None", flat: dict[str, Any]) -> None:
     """Refuse a metric that no validation logs; a callback of the user, and captions, may have others."""
     monitor, row = str(flat.get("checkpoint.monitor", "val/loss")), CATALOG.get(str(flat.get("data.dataset")))
     if task is None or flat.get("trainer.callbacks") or (row and row.captions):

@@ -20,6 +20,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text import byte_size
 
@@ -71,7 +72,7 @@ class AdapterFSDP(AdapterDDP):
         Raises:
             UserError: The task, ``--model.torch_compile`` or the method does not fit; see also `shard`.
         """
-        task: Any = self.lightning_module
+        task = own_module(self.lightning_module).objective
         if task.runs_blocks:
             raise UserError(
                 f"--trainer.strategy fsdp2 does not fit {type(task).__name__}, which calls the blocks of its model. "

@@ -22,6 +22,7 @@ from randlora_pl.adapters.trained import base_buffers
 from randlora_pl.data.base import BLOCK, TEXTS, Part
 from randlora_pl.run import TIMEOUT
 from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launched, meeting_of
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import brief
 
@@ -223,7 +224,7 @@ class AdapterDDP(DDPStrategy):
         """
         super().model_to_device()
         if self._meeting is not None and not self.exchange.steps:
-            fingerprint: str = self.lightning_module.fingerprint()  # type: ignore[union-attr, operator]
+            fingerprint = own_module(self.lightning_module).objective.fingerprint()
 
             def judge(ask: Ask) -> str:
                 sums = ask("")
@@ -281,6 +282,7 @@ class AdapterDDP(DDPStrategy):
         self.exchange.steps += 1
         result = super().optimizer_step(*args, **kwargs)
         if self._statistics is None:
-            self._statistics = list(base_buffers(self.lightning_module.model, training=True).values())  # type: ignore[union-attr, arg-type]
+            model = own_module(self.lightning_module).objective.model
+            self._statistics = list(base_buffers(model, training=True).values())
         share(self._statistics)
         return result

@@ -166,14 +166,9 @@ class PromptedClip(ClipTask):
         classnames: list[str],
         batches: Iterable[tuple[Tensor, Tensor]],
         tick: Callable[[int], None] = lambda _: None,
+        templates: Sequence[str] = (),
     ) -> tuple[float, int]:
-        """Return the accuracy in percent among any classes, with the second head if all are known, and the images.
-
-        Args:
-            classnames: C names.
-            batches: Images (b, 3, H, W) with labels (b,).
-            tick: Receives the number of images of each batch.
-        """
+        """Return the accuracy in percent among any classes, with the second head if all are known, and the images."""
         right = count = 0
         with self.naming(classnames):
             for batch, labels in batches:
@@ -184,27 +179,27 @@ class PromptedClip(ClipTask):
 
     # The second stage, which trains a classifier alone (Farina et al.)
 
-    def configure_model(self) -> None:
+    def adapt(self) -> None:
         """Build the model; refuse a method that changes what trains during the training, beside a second stage."""
-        super().configure_model()
+        super().adapt()
         if self.classifier is not None and self.report.procedure is not None:
             raise UserError(f"classifier_steps ends the training of {self.adapter.method()}'s procedure; use LoRA.")
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Start with an empty classifier; the first step of the stage fills it."""
-        super().on_train_start()
-        if self.classifier is not None and self.trainer.global_step <= self._first_steps():
+        super().start_training()
+        if self.classifier is not None and self.run.step() <= self._first_steps():
             nn.init.zeros_(self.classifier)
 
     def _first_steps(self) -> int:
         """Return the optimizer steps of the first stage."""
-        total = self.total_steps()
+        total = self.run.total_steps()
         return total - round(total * self.classifier_steps)
 
     def in_second_stage(self) -> bool:
         """Return True if a training is in its second stage."""
-        trains = self.classifier is not None and self._trainer is not None
-        return trains and self.trainer.global_step >= self._first_steps()
+        trains = self.classifier is not None and self.run.total_steps() > 0
+        return trains and self.run.step() >= self._first_steps()
 
     def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
         """Return the schedule of each group: with two stages a cosine in each, and 0 in the other stage.
@@ -214,7 +209,7 @@ class PromptedClip(ClipTask):
         """
         if self.classifier is None:
             return super().rate_factors(groups)
-        total, first, final = self.total_steps(), self._first_steps(), self.final_lr_fraction
+        total, first, final = self.run.total_steps(), self._first_steps(), self.final_lr_fraction
 
         def stage(start: int, stop: int, warmup: int) -> Factor:
             def factor(step: int) -> float:
@@ -232,7 +227,7 @@ class PromptedClip(ClipTask):
         self.eval()
         try:
             with torch.no_grad():
-                if self.trainer.global_step == self._first_steps() and batch["micro_batch"] == 0:
+                if self.run.step() == self._first_steps() and batch["micro_batch"] == 0:
                     self.classifier.copy_(normalize(self._texts(self.model)))
                 own = self._images(batch["image"])
         finally:
@@ -266,11 +261,11 @@ class PromptedClip(ClipTask):
         bias = logit_bias(self.model)
         return [] if bias is None or self.loss_batch != "all" or not bias.requires_grad else [bias]
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def before_step(self, groups: Sequence[dict[str, Any]]) -> None:
         """Drop the gradients of what does not train in this stage, so that the optimizer leaves it alone."""
         for bias in self._cancelled():
             bias.grad = None
-        for group in optimizer.param_groups if self.classifier is not None else ():
+        for group in groups if self.classifier is not None else ():
             for each in group["params"] if group["lr"] == 0 else ():
                 each.grad = None
 

@@ -52,7 +52,7 @@ class PromptTask(PromptedClip):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
-        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+        >>> make_trainer().fit(AdaptationModule(task), ImageData(dataset="digits", steps=2))
     """
 
     to_train = "Learn prompts (--model.prompts CoOp), or add a weight update (--model.adapter RandLoRA)."
@@ -192,10 +192,10 @@ class PromptTask(PromptedClip):
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
-        held = self._step_features
+        held = self.step_features
         carried, other = super().accumulated_loss(batch), self.unused(batch)
         if carried is not None and self.teacher is not None and held is not None:
-            carried = carried + self.teacher.text_loss(held.features) * self.trainer.accumulate_grad_batches
+            carried = carried + self.teacher.text_loss(held.features) * self.run.micro_batches()
         return carried if other is None else other if carried is None else carried + other
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
@@ -211,9 +211,9 @@ class PromptTask(PromptedClip):
             groups += parameter_groups([self.classifier], own_rate, self.weight_decay, True)
         return groups
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Drop the features of a loaded file, and fill the second head."""
-        super().on_train_start()
+        super().start_training()
         self._check_own()
         self.saved_head, self.teacher = False, None
         if self.decoupled is not None:
@@ -304,7 +304,7 @@ class PromptTask(PromptedClip):
         self.saved_head = not self.prompts.per_image
 
     def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
-        """Write the adapter folder (see `Stored.save`), with the class features that an evaluation would have."""
+        """Write the adapter folder (see `Objective.save`), with the class features that an evaluation would have."""
         self._check_own()
         if not self.prompts.per_image:
             training, half = self.training, any(each.dtype == torch.bfloat16 for each in self.model.parameters())

@@ -65,8 +65,8 @@ class TipAdapter(SecondHeadOptions):
             if saved is None or saved.dim() != 1 or not bool(torch.isin(saved, known.to(saved)).all()):
                 raise UserError(f"{file.path} lacks the classes of the images that TipAdapter keeps: it is damaged.")
             labels = saved.long()
-        elif hasattr(task.data, "crop_scale"):
-            labels = torch.from_numpy(task.data.samples("train").labels)
+        elif hasattr(task.run.data, "crop_scale"):
+            labels = torch.from_numpy(task.run.data.samples("train").labels)
         else:
             raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
         if len(labels) > MOST_IMAGES:
@@ -121,17 +121,17 @@ class Cache(SecondHead):
         Raises:
             UserError: The run has several steps, but nothing trains.
         """
-        if not self.options.rate_factor and task.total_steps() > 1:
+        if not self.options.rate_factor and task.run.total_steps() > 1:
             raise UserError("the keys of TipAdapter do not train (rate_factor is 0): give --data.steps 1.")
-        if task.trainer.global_step:  # a resumed run
+        if task.run.step():  # a resumed run
             return
-        data, strategy, training = task.data, task.trainer.strategy, task.training
+        run, data, training = task.run, task.run.data, task.training
         task.eval()
 
         def features(batches: TrainBatches | EvalBatches) -> Batches:
             """Yield batches and the unit features (b, e) of their images, the same in all processes."""
             for batch in Loader(batches, 0, data.processes("train"), data.skipped):
-                with task.trainer.precision_plugin.forward_context():
+                with run.autocast():
                     found = encode(batch["image"].to(task.device))
                 yield batch, normalize(found.float())
 
@@ -142,12 +142,12 @@ class Cache(SecondHead):
             for batch, units in features(views):
                 counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
                 sums.index_add_(0, batch["index"], units.cpu() * counts[:, None])
-            self.keys.copy_(strategy.broadcast(normalize(sums)))
+            self.keys.copy_(run.broadcast(normalize(sums)))
             samples = data.samples("val") if self.options.search and not data.trains_on_val else None
             if samples is not None and len(samples):
                 schedule = EvalSchedule(len(samples), size)
                 batches = features(EvalBatches(samples, schedule, data.frame, data.skip))
-                self.factors.copy_(torch.tensor(strategy.broadcast(self._best(batches, compare))))
+                self.factors.copy_(torch.tensor(run.broadcast(self._best(batches, compare))))
                 log.info("TipAdapter: alpha %g and beta %g are best on validation images", *self.factors.tolist())
         task.train(training)
 
