@@ -14,9 +14,9 @@ from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject, save_load
 from randlora_pl.interop import peft_import as peft_files
 from randlora_pl.utils.errors import UserError
 from tests.adapters.zoo import mlp
-from tests.data.download.test_archives import BOMB
 from tests.support.cli import Refused
 from tests.support.products import in_one_item
+from tests.utils.test_files import BOMB
 
 DEEP = '{"a":' + "[" * 100_000
 
