@@ -16,7 +16,7 @@ from randlora_pl.utils.run_files import read_results
 from tests.data.conftest import Tree
 from tests.data.conftest import tree as tree  # the fixture
 from tests.run.test_stages import only_run
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
 
 
@@ -100,3 +100,7 @@ def test_a_run_ends_early_and_its_best_adapter_is_tested(run: Run, tmp_path: Pat
     assert run("test", "--run", str(folder), "--run.root", "runs").code == 0
     tested = json.loads((only_run(tmp_path, "quickstart-test") / "results.json").read_text())
     assert tested["test/loss"] == results["test/loss"]
+
+
+def test_patience_without_validations_is_refused(refused: Refused) -> None:
+    assert "patience" in refused("fit", *SMALL, *ENDS, "--trainer.limit_val_batches", "0")

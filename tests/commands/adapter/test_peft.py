@@ -154,6 +154,7 @@ def test_base_models_that_configs_of_peft_name(
     config = {"base_model_name_or_path": name, "task_type": kind} if name else {}
     assert named_base(PeftAdapter(config, {})) == base
     assert named_base(PeftAdapter({}, {}, task={"base_model": {"name": "models/x", "pretrained": "models/x"}})) is None
+    assert named_base(PeftAdapter({}, {}, task={"base_model": {"name": "models/x", "pretrained": "models/x"}})) is None
 
 
 @pytest.mark.usefixtures("deep")
