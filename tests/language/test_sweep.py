@@ -244,11 +244,6 @@ def test_alphas_are_those_of_the_rank(name: str) -> None:
             assert alpha / rank == (0.0625 if flat[kind] == "NoLA" else 2), cell.labels
 
 
-def parameters_of(number: int, *labels: str) -> str:
-    """The printed parameters of a model, method and budget."""
-    return next(cell.params for cell in paper_cells(number) if cell[1:4] == labels)
-
-
 def test_reports_have_the_notes_about_vera() -> None:
     for number, model, keys in (
         (4, "RoBERTa-base", {"vera_of_roberta"}),
