@@ -257,34 +257,29 @@ def test_several_adapters_say_what_each_says_alone(run: Run, repeater: Path, toy
         assert [row["written"] for row in read(text) if row["adapter"] == name] == [row["written"] for row in rows]
 
 
-def test_files_that_are_wrong_are_told(
-    refused: Refused, repeater: Path, critic: Path, toy: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"\n')
-    (tmp_path / "less.jsonl").write_text('{"prompt": "a"}\n{"completion": "b"}\n')
-    (tmp_path / "number.jsonl").write_text('{"prompt": "a"}\n3\n')
-    (tmp_path / "blank.jsonl").write_text('{"prompt": " "}\n')
-    (tmp_path / "asked.jsonl").write_text('{"instruction": "a"}\n')
-    (tmp_path / "p.csv").write_text("prompt,completion\na,b,c\n")
-    (tmp_path / "p.tsv").write_text("prompt\na\n")
-    (tmp_path / "latin.txt").write_bytes(b"fine\n\xe9t\xe9\n")
+WRONG = {
+    "empty.txt": (b"\n \n", "empty.txt has no text"),
+    "empty.jsonl": (b"", "empty.jsonl has no text"),
+    "bad.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', "bad.jsonl, line 2: no valid JSON"),
+    "less.jsonl": (b'{"prompt": "a"}\n{"completion": "b"}\n', "less.jsonl, line 2: 'prompt' is missing"),
+    "number.jsonl": (b'{"prompt": "a"}\n3\n', "line 2: expected an object with the fields prompt"),
+    "blank.jsonl": (b'{"prompt": " "}\n', "blank.jsonl, line 1: the prompt is empty"),
+    "asked.jsonl": (b'{"instruction": "a"}\n', "asked.jsonl, line 1: 'instruction' is for models"),
+    "p.csv": (b"prompt,completion\na,b,c\n", "p.csv, line 2: 3 fields, but the header has 2"),
+    "p.tsv": (b"prompt\na\n", "p.tsv is not a .txt, .jsonl or .csv file"),
+    "latin.txt": (b"fine\n\xe9t\xe9\n", "latin.txt, line 2: this is not UTF-8"),
+}
 
+
+def test_files_that_are_wrong_are_told(refused: Refused, repeater: Path, critic: Path, tmp_path: Path) -> None:
     def said(file: str, folder: Path = repeater) -> str:
         return refused("predict", "--adapter", str(folder / "adapter"), "--texts", file)
 
+    for name, (content, message) in WRONG.items():
+        (tmp_path / name).write_bytes(content)
+        assert message in said(name)
     assert "nowhere.txt does not exist" in said("nowhere.txt")
     assert "is a folder: name its files" in said(".")
-    assert "empty.txt has no text" in said("empty.txt") and "empty.jsonl has no text" in said("empty.jsonl")
-    assert "bad.jsonl, line 2: no valid JSON" in said("bad.jsonl")
-    assert "less.jsonl, line 2: 'prompt' is missing" in said("less.jsonl")
-    assert "number.jsonl, line 2: expected an object with the fields prompt" in said("number.jsonl")
-    assert "blank.jsonl, line 1: the prompt is empty" in said("blank.jsonl")
-    assert "asked.jsonl, line 1: 'instruction' is for models" in said("asked.jsonl")
-    assert "p.csv, line 2: 3 fields, but the header has 2" in said("p.csv")
-    assert "p.tsv is not a .txt, .jsonl or .csv file" in said("p.tsv")
-    assert "latin.txt, line 2: this is not UTF-8" in said("latin.txt")
     assert "'text' (or 'text_a' and 'text_b') is missing" in said("less.jsonl", critic)
     (tmp_path / "pair.jsonl").write_text('{"text_a": "a", "text_b": "b"}\n')
     assert "was trained on single texts: give records with text" in said("pair.jsonl", critic)
