@@ -21,7 +21,6 @@ def first_step(**options: object) -> tuple[RandLoRADelta, Tensor]:
     adapter = RandLoRA(rank=10, alpha=20, init="lambda", **options)  # type: ignore[arg-type]
     weight = 0.02 * torch.randn(OUT, IN)
     delta = adapter.delta_weight(shape, weight, adapter.bases([shape], torch.device("cpu")))
-    assert isinstance(delta, RandLoRADelta)
     with torch.no_grad():
         delta.lambdas.add_(torch.randn(delta.lambdas.shape).sign(), alpha=RATE / WARMUP)
     return delta, weight

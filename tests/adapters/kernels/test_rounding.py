@@ -1,18 +1,21 @@
 """W0 + delta in bfloat16: nothing of a small update is lost, for every method, built or merged."""
 
+import gc
 import math
 import struct
+import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA
-from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.kernels.common import added, rounded, thresholds
-from randlora_pl.adapters.layers import WeightedSum
-from randlora_pl.adapters.random_bases import WeightShape
-from tests.adapters.cases import METHODS, UNFIXED, WHOLE
+from randlora_pl.adapters.base import DeltaWeight, WeightedSum
+from randlora_pl.adapters.kernels.flop_choice import built_again
+from randlora_pl.adapters.kernels.rounding import added, rounded
+from randlora_pl.adapters.weights import WeightShape
+from tests.adapters.cases import METHODS, UNFIXED, WHOLE, assert_close
 from tests.support.products import in_one_item, marked
 
 RATIOS = (0.0005, 0.005, 0.05)
@@ -40,15 +43,6 @@ def test_entries_are_those_of_the_reference() -> None:
     expected = [reference(value, index) for index, value in enumerate(total.flatten().tolist())]
     assert found.float().flatten().tolist() == expected
     assert torch.equal(added(weight.T, delta.T), rounded(total.T.contiguous(), torch.bfloat16))  # any layout
-
-
-def test_thresholds_are_uniform_and_those_of_neighbours_are_unrelated() -> None:
-    values = thresholds(1 << 16, torch.device("cpu")).double() / 2**15
-    assert values.min() >= 0 and values.max() < 1
-    assert torch.histc(values, 32).sub_(2048).abs().max() < 5 * math.sqrt(2048)
-    centred = values - values.mean()
-    for step in (1, 2, 64, 768, 1024, 4096):
-        assert abs((centred[step:] * centred[:-step]).mean() * 12) < 0.02
 
 
 def test_what_is_not_bfloat16_is_a_plain_sum() -> None:
@@ -137,3 +131,31 @@ def test_numbers_of_a_diverged_run_stay_what_they_are() -> None:
     bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32)  # NaNs, infinities
     found = rounded(bits.view(torch.float32).repeat(500, 1), torch.bfloat16)
     assert found[:, :3].isnan().all() and (found[:, 3] == math.inf).all() and (found[:, 4] == -math.inf).all()
+
+
+# Weights that the backward pass builds again
+
+
+@in_one_item(("bias", "x_trains"), [(True, True), (False, True), (True, False)])
+def test_gradients_are_the_same_and_no_weight_is_kept(bias: bool, x_trains: bool) -> None:
+    scale = torch.randn(30, 1, dtype=torch.float64, requires_grad=True)
+    weight, x = torch.randn(30, 20, dtype=torch.float64), torch.randn(2, 5, 20, dtype=torch.float64)
+    offset = torch.randn(30, dtype=torch.float64, requires_grad=True) if bias else None
+    built: list[weakref.ref[Tensor]] = []
+
+    def build() -> Tensor:
+        made = weight * (1 + scale)
+        built.append(weakref.ref(made))
+        return made
+
+    outputs = built_again(x.requires_grad_(x_trains), build, offset)
+    gc.collect()
+    assert [made() for made in built] == [None]
+    expected = F.linear(x, weight * (1 + scale), offset)
+    assert_close(outputs, expected, 1e-12)
+    inputs = [each for each in (scale, x, offset) if each is not None and each.requires_grad]
+    gradient = torch.randn_like(expected)
+    pairs = zip(*(torch.autograd.grad(each, inputs, gradient) for each in (outputs, expected)), strict=True)
+    for first, second in pairs:
+        assert_close(first, second, 1e-12)
+    assert len(built) == 2

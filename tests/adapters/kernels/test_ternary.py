@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, merge
-from randlora_pl.adapters.kernels.basis_product import Sparse, Stored, stored
-from randlora_pl.adapters.methods.randlora import RandLoRADelta
+from randlora_pl.adapters.kernels.basis_product import Stored
+from randlora_pl.adapters.kernels.ternary import Sparse, stored
 from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import choose_as_on_cuda
-from tests.adapters.cases import One, assert_close, bases_of
+from tests.adapters.cases import One, adapted_one, assert_close, bases_of
 from tests.support.products import in_one_item
 
 
@@ -60,8 +60,7 @@ def test_additions_give_the_dense_products(
 
 def layer(sparsity: Any, out_features: int = 96, in_features: int = 64, **options: Any) -> One:
     torch.manual_seed(0)
-    model = One(in_features, out_features)
-    inject(model, RandLoRA(rank=4, basis="ternary", sparsity=sparsity, **options), ["fc"])
+    model, _ = adapted_one(RandLoRA(rank=4, basis="ternary", sparsity=sparsity, **options), in_features, out_features)
     for parameter in (model.fc.delta.lambdas, model.fc.delta.gammas):
         torch.nn.init.normal_(parameter)
     return model
@@ -69,7 +68,6 @@ def layer(sparsity: Any, out_features: int = 96, in_features: int = 64, **option
 
 def kind(model: One) -> type:
     delta = model.fc.delta
-    assert isinstance(delta, RandLoRADelta)
     return type(delta.basis())
 
 

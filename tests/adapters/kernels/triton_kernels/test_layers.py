@@ -82,20 +82,6 @@ def test_layers_compute_the_same_with_kernels(
             assert one.dtype == other.dtype and error < tolerance, (dtype, error)
 
 
-@pytest.mark.slow
-def test_layers_with_kernels_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "VALUE", "1")
-    for basis in ("uniform", "hadamard"):
-        layer = One(24, 16)
-        inject(layer, RandLoRA(rank=3, basis=basis), ["fc"])  # type: ignore[arg-type]
-        x = torch.randn(32, 24)
-        expected = layer(x)
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-        assert torch.allclose(compiled, expected, atol=1e-5)
-        compiled.sum().backward()
-        torch._dynamo.reset()
-
-
 def test_built_weights_in_bfloat16_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounded by the thresholds of `rounding`, but for sums in another order."""
     for basis in ("uniform", "hadamard"):
