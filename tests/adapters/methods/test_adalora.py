@@ -10,10 +10,8 @@ import torch
 from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdaLoRA, inject, load_adapter, merge_and_unload, save_adapter, trainable_parameters
+from randlora_pl.adapters import AdaLoRA, inject, load_adapter, merge_and_unload, save_adapter
 from randlora_pl.adapters.methods.adalora import AdaLoRADelta, Pruning
-from randlora_pl.utils.errors import UserError
-from tests.adapters import zoo
 from tests.support.products import in_one_item
 
 RANK, TARGET, LAYERS = 4, 2, 3
@@ -269,37 +267,6 @@ def test_files_and_copies_have_the_mask(tmp_path: Path) -> None:
     assert all(update in set(twin.modules()) for update in copied.procedure.updates)
     x = torch.randn(3, 6, dtype=torch.float64)
     assert torch.equal(again(x), model(x)) and torch.equal(twin(x), model(x))
-
-
-def test_counts_on_clip() -> None:
-    model = zoo.clip_on_meta("ViT-B-32")
-    report = inject(model, AdaLoRA())
-    assert report.trainable == 10_325_376
-    pruning = report.procedure
-    assert isinstance(pruning, Pruning) and len(pruning.updates) == 72
-    assert pruning.budget(0, 1000) == 72 * 48 and pruning.budget(999, 1000) == 2304
-    sizes = [32 * (len(update.B) + update.A.shape[1] + 1) for update in pruning.updates]
-    assert sum(sizes) == 6_883_584
-    assert all(value.is_meta for value in trainable_parameters(model).values())
-
-
-@in_one_item(
-    ("options", "message"),
-    [
-        ({"rank": 4, "target_rank": 5}, "target_rank is 5, and 0 starts with rank 4. Set a target_rank from 1 to 4"),
-        ({"target_rank": 0}, "target_rank is 0"),
-        ({"rank": 7}, "rank 7 is larger than the smaller side"),
-        ({"warmup": 0.6, "final": 0.4}, "warmup is 0.6 and final is 0.4. Set fractions of the run"),
-        ({"warmup": -0.1}, "warmup is -0.1. Set 0 or a positive number"),
-        ({"every": 0}, "every is 0. Set a positive whole number"),
-        ({"beta2": 1.0}, "AdaLoRA: beta2 is 1.0. Set a number from 0 to below 1"),
-        ({"gamma": float("nan")}, "gamma is nan. Set 0 or a positive number"),
-        ({"orthogonality": "peft"}, "orthogonality is 'peft'. Set code or paper"),
-    ],
-)
-def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        model_of(**options)
 
 
 def test_the_target_is_two_thirds_of_the_rank_by_default() -> None:

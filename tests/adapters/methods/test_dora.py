@@ -1,16 +1,14 @@
-"""DoRA: magnitudes and the constant norm of its gradient; PEFT judges the rest."""
+"""DoRA: the constant norm of its gradient; HiRA: its rank, and what its backward pass keeps. PEFT judges the rest."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters import (
-    AutoLoRA,
-    BitFit,
     DoRA,
-    HydraLoRA,
+    HiRA,
     LoRA,
     RandLoRA,
     VeRA,
@@ -18,32 +16,16 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.methods.dora import DoRADelta
-from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.utils.errors import UserError
-from tests.adapters.cases import One, adapt, assert_close, randomise
-
-
-def test_magnitudes_start_at_the_row_norms_and_become_them() -> None:
-    model = One(12, 20)
-    inject(model, DoRA(LoRA(rank=4, alpha=4.0)), ["fc"])
-    delta = model.fc.delta
-    assert isinstance(delta, DoRADelta)
-    assert_close(delta.magnitude, model.fc.weight.norm(dim=1))
-    randomise(model)
-    assert_close(delta.effective_weight(model.fc.weight).norm(dim=1), delta.magnitude.abs())
-    # The report's update is all that changes, the inner one is before the rows are scaled.
-    assert_close(delta_weights(model)["fc"], delta.effective_weight(model.fc.weight) - model.fc.weight)
-    assert not torch.equal(delta.change(model.fc.weight), delta.inner.change(model.fc.weight))
+from randlora_pl.adapters.weights import WeightShape
+from tests.adapters.cases import One, adapted_one, assert_close, randomise
+from tests.adapters.layers.test_quantized import pair
 
 
 @pytest.mark.parametrize("inner", [LoRA(rank=4, alpha=4.0), RandLoRA(rank=4), VeRA(rank=9, alpha=9.0)])
 def test_the_norm_is_a_constant_for_the_gradient(inner: Any) -> None:
-    model = One(12, 20).double()
-    inject(model, DoRA(inner), ["fc"])
+    model, delta = adapted_one(DoRA(inner), dtype=torch.float64)
     randomise(model)
-    delta, weight = model.fc.delta, model.fc.weight
-    assert isinstance(delta, DoRADelta)
+    weight = model.fc.weight
     norm = (weight + delta.inner.change(torch.empty(0))).norm(dim=1, keepdim=True).detach()
 
     def by_hand(x: Tensor) -> Tensor:
@@ -88,18 +70,53 @@ def test_options_come_from_the_inner_method() -> None:
     assert DoRA(LoRA(rank=4)).count(WeightShape("fc", 20, 12)) == 4 * 32 + 20
 
 
-@pytest.mark.parametrize("inner", [BitFit(), DoRA()])
-def test_an_inner_method_must_add_an_update(inner: Any) -> None:
-    for each in (inner, HydraLoRA(), AutoLoRA()):  # AutoLoRA's search needs data that know of it
-        with pytest.raises(UserError, match=f"^DoRA: inner is {each.method()}. Choose"):
-            DoRA(each)
+# HiRA
 
 
-def test_split_weights_have_magnitudes_of_their_own() -> None:
-    from tests.adapters.cases import SelfAttention
+def test_a_small_rank_gives_full_rank_and_zeros_stay_zero() -> None:
+    model = One(24, 24)
+    with torch.no_grad():
+        model.fc.weight[3, 5:9] = 0
+    report = inject(model, HiRA(rank=2, seed=3), ["fc"])
+    assert report.trainable == HiRA(rank=2).count(WeightShape("fc", 24, 24)) == 2 * 48
+    delta = model.fc.delta
+    assert isinstance(delta, nn.Module) and delta.A.abs().max() <= 24**-0.5  # type: ignore[operator, union-attr]
+    randomise(model)
+    update = delta_weights(model)["fc"]
+    assert torch.linalg.matrix_rank(update) == 24
+    assert not update[3, 5:9].any() and update[3, 9:].all()
 
-    model = SelfAttention(12)
-    adapt(model, "dora", "mha-split")
-    names = trainable_parameters(model)
-    assert {name for name in names if name.endswith("magnitude")} == {f"attn.delta.{b}.magnitude" for b in "qkv"}
-    assert all(names[f"attn.delta.{b}.magnitude"].shape == (12,) for b in "qkv")
+
+def large_tensors_kept(model: One) -> int:
+    """How many tensors of the weight's size, besides the weight, a training pass keeps."""
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.extend([tensor] * (tensor.data_ptr() != model.fc.weight.data_ptr() and tensor.numel() == 40 * 30))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(torch.randn(3, 40, requires_grad=True))
+    output.sum().backward()
+    return len(kept)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_no_matrix_of_the_weight_s_size_is_kept(dropout: float) -> None:
+    """Beside a plain frozen weight, and beside a packed one, which is unpacked again."""
+    for model in pair(40, 30):
+        before = large_tensors_kept(model)  # of a packed layer's own forward
+        inject(model, HiRA(rank=2, dropout=dropout), ["fc"])
+        randomise(model)
+        assert large_tensors_kept(model.train()) == before
+
+
+def test_dora_scales_the_rows_of_the_changed_weight() -> None:
+    model, delta = adapted_one(DoRA(HiRA(rank=3)))
+    weight = model.fc.weight.detach().clone()
+    assert not delta_weights(model)["fc"].any()
+    randomise(model)
+    changed = weight + weight * (delta.inner.B @ delta.inner.A)
+    expected = delta.magnitude[:, None] * changed / changed.norm(dim=1, keepdim=True)
+    x = torch.randn(4, 12)
+    assert_close(model(x), x @ expected.T + model.fc.bias, 1e-5)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LinearProbe, disabled, inject, trainable_parameters
-from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close
 
@@ -49,13 +48,6 @@ def test_a_shared_tensor_counts_once() -> None:
     assert report.trainable == sum(row.trainable for row in report.rows) == 36 + 12
 
 
-def test_targets_are_refused() -> None:
-    model = SelfAttention(12)
-    with pytest.raises(UserError, match="BitFit"):
-        inject(model, BitFit(), ["qkv"])
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
 def test_there_is_no_base_to_go_back_to_but_for_the_probe() -> None:
     for adapter in (BitFit(), FullFineTuning()):
         model = SelfAttention(12)
@@ -68,8 +60,3 @@ def test_there_is_no_base_to_go_back_to_but_for_the_probe() -> None:
     inject(model, LinearProbe())
     with disabled(model):
         assert_close(model(x), expected, 1e-6)
-
-
-def test_the_base_class_is_abstract() -> None:
-    with pytest.raises(TypeError, match=r"abstract method '?selects"):
-        BaseWeightMethod()  # type: ignore[abstract]

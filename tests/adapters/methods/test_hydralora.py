@@ -11,65 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import HydraLoRA, LoRA, inject
 from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
-from randlora_pl.adapters.methods.lora import LoRADelta
-from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.utils.errors import UserError
-from tests.adapters.cases import One, assert_close, randomise
+from randlora_pl.adapters.weights import WeightShape
+from tests.adapters.cases import One, adapted_one, assert_close, randomise
 from tests.adapters.reference import hydralora
 from tests.support.products import in_one_item
 
 
 def adapted(in_features: int = 12, out_features: int = 20, **options: Any) -> tuple[One, HydraLoRADelta]:
     """Return a layer with an update whose tensors are random."""
-    model = One(in_features, out_features)
-    inject(model, HydraLoRA(**{"rank": 4, "alpha": 6.0, **options}), ["fc"])
+    model, delta = adapted_one(HydraLoRA(**{"rank": 4, "alpha": 6.0, **options}), in_features, out_features)
     randomise(model)
-    assert isinstance(model.fc.delta, HydraLoRADelta)
-    return model, model.fc.delta
+    return model, delta
 
 
-@torch.no_grad()
-def as_lora(model: One, delta: HydraLoRADelta, left: Tensor) -> One:
-    """Return the same layer with a LoRA of the same A, and of another B."""
-    twin = One(model.fc.in_features, model.fc.out_features)
-    twin.load_state_dict(model.state_dict(), strict=False)
-    inject(twin, LoRA(rank=4, alpha=6.0), ["fc"])
-    lora = twin.fc.delta
-    assert isinstance(lora, LoRADelta)
-    lora.keep = False  # two thin products, as HydraLoRA has no weight to build
-    lora.A.copy_(delta.A)
-    lora.B.copy_(left)
-    return twin
-
-
-def test_one_head_is_lora_bit_for_bit() -> None:
-    model, delta = adapted(heads=1)
-    twin, x = as_lora(model, delta, delta.B[0]), torch.randn(5, 12)
-    outputs = [each(x) for each in (model, twin)]
-    assert torch.equal(*outputs)
-    gradients = [
-        torch.autograd.grad(output.square().sum(), [each.A, each.B])
-        for output, each in zip(outputs, (delta, twin.fc.delta), strict=True)
-    ]
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert torch.equal(gradients[0][1][0], gradients[1][1])
-    fresh, lora = One(12, 20), One(12, 20)
-    inject(fresh, HydraLoRA(rank=4, heads=1, seed=3), ["fc"])
-    inject(lora, LoRA(rank=4, seed=3), ["fc"])
-    assert torch.equal(fresh.fc.delta.A, lora.fc.delta.A)  # type: ignore[arg-type, union-attr]
-
-
-def test_a_router_of_zeros_is_lora_with_the_mean_head_and_the_order_of_heads_means_nothing() -> None:
-    model, delta = adapted(heads=3)
-    x, order = torch.randn(2, 5, 12), torch.tensor([2, 0, 1])
-    before = model(x)
-    with torch.no_grad():
-        delta.B.copy_(delta.B[order])
-        delta.router.copy_(delta.router[order])
-    assert_close(model(x), before, 1e-6)
-    with torch.no_grad():
-        delta.router.zero_()
-    assert_close(model(x), as_lora(model, delta, delta.B.mean(0))(x), 1e-6)
+def test_a_starts_as_lora_s() -> None:
+    deltas = [adapted_one(each)[1] for each in (HydraLoRA(rank=4, seed=3), LoRA(rank=4, seed=3))]
+    assert torch.equal(deltas[0].A, deltas[1].A)
 
 
 def test_heads_share_one_dropout_mask_and_one_product_and_the_router_sees_the_whole_input() -> None:
@@ -89,24 +46,6 @@ def test_heads_share_one_dropout_mask_and_one_product_and_the_router_sees_the_wh
     with FlopCounterMode(display=False) as counter:
         delta.contribution(x, lambda: x)
     assert counter.get_total_flops() == 2 * 50 * (3 * 16 + 3 * 16 + 3 * 3 * 3)  # r in + K in + K r out for each token
-
-
-def test_the_router_has_a_gradient_from_the_second_step() -> None:
-    model = One(12, 20)
-    inject(model, HydraLoRA(rank=4), ["fc"])
-    delta = model.fc.delta
-    assert isinstance(delta, HydraLoRADelta)
-    assert delta.router.any() and not delta.B.any()
-    optimizer = torch.optim.SGD(delta.parameters(), lr=0.1)
-    moved = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(torch.randn(9, 12)).square().sum().backward()
-        assert delta.router.grad is not None
-        moved.append(bool(delta.router.grad.any()))
-        optimizer.step()
-    assert moved == [False, True]
-    assert not torch.equal(delta.B[0], delta.B[1])
 
 
 def test_gates_are_float32_with_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,19 +104,9 @@ def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> 
     assert penalty is not None and penalty.item() == pytest.approx(0.5 * sum(terms) / 2, rel=1e-4)
     penalty.backward()
     assert all(delta.router.grad.any() for delta in deltas)
-    first = penalty.item()
-    optimizer = torch.optim.Adam([delta.router for delta in deltas], lr=0.03)
-    for step in range(40):
-        model(x)
-        optimizer.zero_grad()
-        term = procedure.penalty()
-        assert term is not None
-        term.backward()
-        optimizer.step()
-        procedure.after_step(step, 40)
-    assert term.item() < 0.5 * first
+    procedure.after_step(0, 2)
     model(x)
-    procedure.after_step(40, 41)
+    procedure.after_step(1, 2)
     assert copy.deepcopy(model)(x).shape == x.shape  # no tensor with a history is left
     model(x[0, 0])
     one = procedure.penalty()  # of one token, without other dimensions
@@ -185,19 +114,7 @@ def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> 
     assert inject(One(12, 20), HydraLoRA(rank=4), ["fc"]).procedure is None
 
 
-def test_counts_and_errors() -> None:
-    layer = nn.ModuleDict({name: nn.Linear(4096, 4096, bias=False, device="meta") for name in ("q_proj", "v_proj")})
-    report = inject(nn.ModuleList([layer] + [_copied(layer) for _ in range(31)]), HydraLoRA(), ["q_proj", "v_proj"])
-    assert report.trainable == 9_175_040  # Llama-2-7B; the paper leaves out the 786,432 of the routers
+def test_counts() -> None:
+    layers = 64 * HydraLoRA().count(WeightShape("q_proj", 4096, 4096))
+    assert layers == 9_175_040  # q and v of Llama-2-7B; the paper leaves out the 786,432 of the routers
     assert HydraLoRA(rank=4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12
-    for heads in (0, 1.5, True):
-        with pytest.raises(UserError, match=r"heads is .* Set a positive whole number"):
-            HydraLoRA(heads=heads)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="balance is -1"):
-        HydraLoRA(balance=-1)
-    with pytest.raises(UserError, match="rank 13 is larger"):
-        adapted(rank=13)
-
-
-def _copied(layer: nn.ModuleDict) -> nn.ModuleDict:
-    return nn.ModuleDict({name: nn.Linear(4096, 4096, bias=False, device="meta") for name in layer})

@@ -79,23 +79,6 @@ def test_updates_are_those_of_the_equations(shape: str, fira: bool) -> None:
     assert not fira or {cut < 1 for cut in cuts} == {True, False}  # the limiter acts in some steps
 
 
-def test_full_rank_is_adamw_in_a_rotated_basis() -> None:
-    """Without moving the basis; AdamW's own decay is none here, as it does not rotate with the gradient."""
-    weight, gradients = nn.Parameter(torch.zeros(5, 8, dtype=torch.float64)), list(random_gradients((5, 8), 6))
-    basis = leading_vectors(gradients[0], 5)
-    assert_close(basis.T @ basis, torch.eye(5, dtype=torch.float64), 1e-12)
-    turned = nn.Parameter(torch.zeros(5, 8, dtype=torch.float64))
-    adamw = torch.optim.AdamW([turned], lr=0.1, weight_decay=0)
-    for gradient in gradients:
-        turned.grad = basis.T @ gradient
-        adamw.step()
-    for fira in (False, True):  # nothing is outside
-        with torch.no_grad():
-            weight.zero_()
-        own = ProjectedAdamW([weight], [weight], rank=9, scale=1, full_rank=fira, lr=0.1)
-        assert_close(stepped(weight, gradients, own), basis @ turned.detach(), 1e-9)
-
-
 class Language(nn.Module):
     """A block with embeddings, a tied head, an untied one and a norm."""
 
@@ -225,11 +208,6 @@ def test_fira_is_not_limited_by_rounding_and_does_not_depend_on_scales() -> None
     assert_close(ends[2], ends[0] * 0.25, 1e-5)  # of the whole update
 
 
-def test_bad_options_are_refused_in_one_line() -> None:
-    for option, value in (("rank", 0), ("rank", True), ("period", 1.5), ("scale", 0), ("scale", math.inf)):
-        with pytest.raises(UserError, match=rf"Fira: {option} is .*Set a positive (whole |)number"):
-            Fira(**{option: value})
-    with pytest.raises(TypeError, match="match"):
-        GaLore(match="lora:32")
+def test_a_report_says_how_many_ranks_are_cut() -> None:
     note = inject(nn.Sequential(nn.Linear(8, 300), nn.Linear(300, 300)), GaLore()).notes
     assert note == ["moments of 2 weights are projected to rank 128, cut to the smaller side in 1 of them"]

@@ -1,17 +1,14 @@
 """SHiRA: its places, and memory of its backward pass; the formula is tested by the contract."""
 
-from collections import Counter
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import SHiRA, inject, load_adapter, save_adapter
-from randlora_pl.adapters.methods.shira import SHiRADelta, distinct
-from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.adapters.select import match_budget
-from randlora_pl.utils.errors import UserError
+from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.methods.shira import distinct
+from randlora_pl.adapters.weights import WeightShape
 from tests.adapters.cases import One, randomise
 from tests.adapters.reference import distinct_integers
 from tests.support.products import in_one_item
@@ -25,14 +22,6 @@ def test_places_are_those_of_the_slow_loop(count: int, size: int) -> None:
     assert found.tolist() == distinct_integers(2**40 + 7, "shira/fc", count, size)
     assert len(found.unique()) == count
     assert found.dtype == torch.int64
-
-
-def test_every_place_is_as_likely() -> None:
-    counts: Counter[int] = Counter()
-    for seed in range(600):
-        counts.update(distinct(seed, "x", 3, 10).tolist())
-    assert sorted(counts) == list(range(10))
-    assert all(140 < count < 220 for count in counts.values())  # 180 of a binomial with a deviation of 11
 
 
 def test_places_are_distinct_and_differ_by_layer_and_seed() -> None:
@@ -54,7 +43,6 @@ def test_the_largest_weights_are_taken_and_kept(tmp_path: Path) -> None:
     again.load_state_dict(model.state_dict())
     inject(model, SHiRA(rank=2, places="top"), ["fc"])
     delta = model.fc.delta
-    assert isinstance(delta, SHiRADelta)
     mask = delta.change(torch.empty(0)).flatten().scatter(0, delta.places.long(), 1.0).bool().view(20, 12)
     weight = model.fc.weight.abs()
     assert mask.sum() == 64 and weight[mask].min() > weight[~mask].max()
@@ -69,12 +57,8 @@ def test_the_largest_weights_are_taken_and_kept(tmp_path: Path) -> None:
     assert ties.fc.delta.places.tolist() == list(range(8))  # type: ignore[union-attr,operator]
 
 
-def test_counts_budgets_and_errors() -> None:
+def test_counts_and_budgets() -> None:
     shapes = [WeightShape("fc1", 30, 20), WeightShape("fc2", 20, 30)]
     assert [SHiRA(rank=12).count(shape) for shape in shapes] == [600, 600]
     assert SHiRA().sizes(shapes) == range(1, 13)
     assert match_budget(SHiRA(match="lora:12"), shapes, nn.Linear(2, 2))[0].rank == 12
-    with pytest.raises(UserError, match=r"rank 13 asks for more entries than fc1 has \(30 x 20\); choose .* up to 12"):
-        SHiRA(rank=13).count(shapes[0])
-    with pytest.raises(UserError, match=r"'best'. Set random or top"):
-        SHiRA(places="best")  # type: ignore[arg-type]

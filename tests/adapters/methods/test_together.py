@@ -14,9 +14,7 @@ from randlora_pl.adapters import (
     PRANC,
     AdaLoRA,
     Adapter,
-    AutoLoRA,
     DoRA,
-    FullFineTuning,
     HiRA,
     HydraLoRA,
     LoRA,
@@ -158,33 +156,15 @@ def test_rates_budgets_and_products() -> None:
 
 
 @in_one_item(
-    ("make", "message"),
+    ("parts", "message"),
     [
-        (lambda: Together([]), "parts has 0. Give two methods or more"),
-        (lambda: Together([LoRA()]), "parts has 1. Give two methods or more"),
-        (lambda: Together([LoRA(), FullFineTuning()]), "FullFineTuning cannot be a part. Give methods that add"),
-        (lambda: Together([LoRA(), Together()]), "Together cannot be a part"),
-        (lambda: Together([LoRA(), AutoLoRA()]), "AutoLoRA cannot be a part"),
-        (lambda: Together([LoRA(), "RandLoRA"]), r"parts\[1\] is 'RandLoRA'. Set an object of Adapter"),  # type: ignore[list-item]
-        (lambda: Together([LoRA(qkv="split"), RandLoRA()]), "some parts have qkv packed and some split"),
-        (lambda: Together([AdaLoRA(), DoRA(AdaLoRA())]), "AdaLoRA and AdaLoRA have training procedures of their own"),
-        (lambda: Together(rates=[1]), r"rates is \[1\]. Set a positive number for each of the 2 parts"),
-        (lambda: Together(rates=[1, 0]), r"rates\[1\] is 0. Set a positive number"),
-        (lambda: DoRA(Together([LoRA(dropout=0.1), RandLoRA()])), "parts of its inner Together have dropout"),
+        ([LoRA(match="lora:2"), VeRA(match="lora:2")], "LoRA and VeRA have match"),
         (
-            lambda: inject(One(12, 20), Together([LoRA(rank=13), LoRA(rank=2)])),
-            "LoRA: rank 13 is larger than the smaller side",
-        ),
-        (
-            lambda: inject(One(12, 20), Together([LoRA(match="lora:2"), VeRA(match="lora:2")])),
-            "LoRA and VeRA have match",
-        ),
-        (
-            lambda: inject(One(12, 20), Together([LoRA(rank=9), VeRA(match="lora:2")])),
+            [LoRA(rank=9), VeRA(match="lora:2")],
             r"no rank of VeRA in Together comes near lora:2 .* is nearest\. .* or make the other parts smaller\.",
         ),
     ],
 )
-def test_refused(make: Callable[[], Any], message: str) -> None:
+def test_budgets_that_are_refused(parts: list[Adapter], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make()
+        inject(One(12, 20), Together(parts))
