@@ -1,11 +1,14 @@
 """The methods, layers and shapes that the contract runs over, and small things that many tests do."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -38,6 +41,8 @@ from randlora_pl.adapters import (
     make_optimizer,
     trainable_parameters,
 )
+from randlora_pl.adapters.io.container import CONFIG, TENSORS
+from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.trained import update_buffers
 
@@ -103,6 +108,15 @@ class One(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc(x)
         return out
+
+
+def adapted_one(
+    adapter: Adapter, in_features: int = 12, out_features: int = 20, dtype: torch.dtype = torch.float32
+) -> tuple[One, Any]:
+    """A single linear layer with an update, and the update."""
+    model = One(in_features, out_features).to(dtype)
+    inject(model, adapter, ["fc"])
+    return model, model.fc.delta
 
 
 class Conv1D(nn.Module):
@@ -281,6 +295,22 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> No
     difference = (actual - expected).abs().max().item()
     limit = relative * expected.abs().max().item()
     assert difference <= limit, f"largest difference {difference:.2e}, limit {limit:.2e}"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
+    """Change a config by hand, so without its checksums."""
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("sha256", None)
+    change(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the tensors of a folder by hand."""
+    tensors = load_file(folder / TENSORS)
+    change(tensors)
+    save_file(tensors, folder / TENSORS)
+    edit(folder)
 
 
 def bases_of(model: nn.Module) -> list[Bases]:

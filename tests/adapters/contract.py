@@ -46,24 +46,16 @@ CHECKS: dict[str, list[Check]] = {}
 """The checks of each method, in the order of this file."""
 
 
-def of_every_method(check: Check) -> Check:
-    for method in METHODS:
-        CHECKS.setdefault(method, []).append(check)
-    return check
+def of_every_method(*but: str) -> Callable[[Check], Check]:
+    """Run a check for all methods but some."""
 
+    def add(check: Check) -> Check:
+        for method in METHODS:
+            if method not in but:
+                CHECKS.setdefault(method, []).append(check)
+        return check
 
-def of_every_update(check: Check) -> Check:
-    for method in METHODS:
-        if method not in WHOLE:
-            CHECKS[method].append(check)
-    return check
-
-
-def of_every_matrix(check: Check) -> Check:
-    for method in METHODS:
-        if method not in UNFIXED:
-            CHECKS[method].append(check)
-    return check
+    return add
 
 
 def state(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]:
@@ -79,7 +71,7 @@ def updated_layers(model: nn.Module) -> list[AdaptedLayer]:
     return [layer for layer in adapted_layers(model).values() if layer.delta is not None]
 
 
-@of_every_method
+@of_every_method()
 def nothing_changes_at_the_start(method: str, kind: str) -> None:
     plain, model = base_and_adapted(method, kind)
     deltas = {} if method in UNFIXED else delta_weights(model)
@@ -92,7 +84,7 @@ def nothing_changes_at_the_start(method: str, kind: str) -> None:
     assert_close(model(x), plain(x), 1e-6)
 
 
-@of_every_method
+@of_every_method()
 def every_trainable_tensor_gets_a_gradient_within_two_steps(method: str, kind: str) -> None:
     _, model = base_and_adapted(method, kind)
     moved = optimizer_steps(model, 2)
@@ -100,7 +92,7 @@ def every_trainable_tensor_gets_a_gradient_within_two_steps(method: str, kind: s
     assert bool(moved) == (method != "probe")
 
 
-@of_every_method
+@of_every_method()
 def frozen_tensors_keep_every_bit_and_the_rest_moves(method: str, kind: str) -> None:
     plain, model = base_and_adapted(method, kind)
     train = set(trainable_parameters(model))
@@ -114,17 +106,18 @@ def frozen_tensors_keep_every_bit_and_the_rest_moves(method: str, kind: str) -> 
         assert same_bits(state(model, set(plain.state_dict())), state(plain))
 
 
-@of_every_matrix
+@of_every_method(*UNFIXED)
 def merged_equals_unmerged_and_unmerging_restores_every_bit(method: str, kind: str) -> None:
     plain, model = trained(method, kind)
     x = inputs(model)
-    before, unmerged = state(model), model(x)
+    before, unmerged, updates = state(model), model(x), delta_weights(model)
     if method not in WHOLE:
         assert (unmerged - plain(x)).abs().max() > 1e-2
     for _ in range(2):
         merge(model)
         once = state(model)
         assert_close(model(x), unmerged)
+        assert same_bits(delta_weights(model), updates)
         merge(model)
         assert same_bits(state(model), once)
         unmerge(model)
@@ -134,7 +127,7 @@ def merged_equals_unmerged_and_unmerging_restores_every_bit(method: str, kind: s
         assert torch.equal(model(x), unmerged)
 
 
-@of_every_matrix
+@of_every_method(*UNFIXED)
 def unload_gives_plain_layers_with_merged_weights(method: str, kind: str) -> None:
     plain, model = trained(method, kind)
     x = inputs(model)
@@ -148,7 +141,7 @@ def unload_gives_plain_layers_with_merged_weights(method: str, kind: str) -> Non
     assert_close(model(x), expected)
 
 
-@of_every_update
+@of_every_method(*WHOLE)
 def a_disabled_adapter_is_the_base_model(method: str, kind: str) -> None:
     plain, model = trained(method, kind)
     x = inputs(model)
@@ -166,7 +159,7 @@ def a_disabled_adapter_is_the_base_model(method: str, kind: str) -> None:
     assert_close(model(x), adapted)
 
 
-@of_every_update
+@of_every_method(*WHOLE)
 def the_update_is_the_slow_loop_over_the_formula(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     for layer in updated_layers(model):
@@ -188,7 +181,7 @@ def the_update_is_the_slow_loop_over_the_formula(method: str, kind: str) -> None
     }
 
 
-@of_every_method
+@of_every_method()
 def gradients_are_exact(method: str, kind: str) -> None:
     _, model = trained(method, kind, torch.float64)
     parameters = trainable_parameters(model)
@@ -203,21 +196,17 @@ def gradients_are_exact(method: str, kind: str) -> None:
     assert torch.autograd.gradcheck(forward, (x, *values), fast_mode=True)
 
 
-def by_deepcopy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
-
-
 def by_pickle(model: nn.Module) -> nn.Module:
     copied: nn.Module = pickle.loads(pickle.dumps(model))
     return copied
 
 
-@of_every_method
+@of_every_method()
 def copies_work_and_are_independent(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     x = inputs(model)
     expected = model(x)
-    for copied in (by_deepcopy, by_pickle):
+    for copied in (copy.deepcopy, by_pickle):
         twin = copied(model)
         assert torch.equal(twin(x), expected)
         assert len(bases_of(twin)) == len(bases_of(model)) <= 1
@@ -228,7 +217,7 @@ def copies_work_and_are_independent(method: str, kind: str) -> None:
         assert torch.equal(model(x), expected)
 
 
-@of_every_method
+@of_every_method()
 def an_adapted_layer_keeps_every_key(method: str, kind: str) -> None:
     plain, model = trained(method, kind)
     keys, own = set(plain.state_dict()), {*trainable_parameters(model), *derived_buffers(model), *update_buffers(model)}
@@ -243,21 +232,21 @@ def an_adapted_layer_keeps_every_key(method: str, kind: str) -> None:
             assert_close(model(x), other(x), 1e-6)
 
 
-@of_every_update
+@of_every_method(*WHOLE)
 def bases_are_stored_once_and_in_no_checkpoint(method: str, kind: str) -> None:
     model = nn.ModuleDict({"first": KINDS[kind].build(), "second": KINDS[kind].build()})
     adapt(model, method, kind)
     if adapter_of(method, kind).bases([WeightShape("fc", 12, 12)], torch.device("meta")) is None:
         assert bases_of(model) == []
         return
-    for same in (model, model.double().float().to("cpu"), by_deepcopy(model), by_pickle(model)):
+    for same in (model, model.double().float().to("cpu"), copy.deepcopy(model), by_pickle(model)):
         assert len(bases_of(same)) == 1
         assert not any(".bases." in key for key in same.state_dict())
         named = [(name, buffer) for name, buffer in same.named_buffers(remove_duplicate=False) if "bases" in name]
         assert len({buffer.data_ptr() for _, buffer in named}) == 2 < len(named)
 
 
-@of_every_method
+@of_every_method()
 def autocast_to_bfloat16(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     x = inputs(model)
@@ -272,7 +261,7 @@ def autocast_to_bfloat16(method: str, kind: str) -> None:
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-@of_every_update
+@of_every_method(*WHOLE)
 def bfloat16_weights_with_a_float32_adapter(method: str, kind: str) -> None:
     plain, model = trained(method, kind, torch.bfloat16)
     assert {value.dtype for value in trainable_parameters(model).values()} == {torch.float32}
@@ -301,7 +290,7 @@ def _twins(model: nn.Module, plain: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-@of_every_method
+@of_every_method()
 def gradient_checkpointing_gives_the_same_gradients(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     x = inputs(model).requires_grad_()
@@ -312,7 +301,7 @@ def gradient_checkpointing_gives_the_same_gradients(method: str, kind: str) -> N
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
-@of_every_method
+@of_every_method()
 def the_report_counts_what_trains(method: str, kind: str) -> None:
     model = KINDS[kind].build()
     plain = sum(parameter.numel() for parameter in model.parameters())

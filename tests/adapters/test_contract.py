@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from randlora_pl.adapters import merge, trainable_parameters
-from tests.adapters.cases import KINDS, METHODS, assert_close, inputs, trained
+from randlora_pl.adapters import make_optimizer, merge, trainable_parameters
+from tests.adapters.cases import KINDS, METHODS, assert_close, base_and_adapted, inputs, trained
 from tests.adapters.contract import CHECKS
-from tests.support.products import marked
+from tests.support.products import in_one_item, marked
 
 
 def by_default(pair: tuple[str, str]) -> bool:
@@ -39,6 +39,7 @@ COMPILED = [
     ("autolora-bases", "linear-in>out"),
     ("dora-randlora", "timm-split"),
     ("together", "mha-packed"),
+    ("randlora", "conv2d"),
 ]
 
 
@@ -56,3 +57,21 @@ def test_compiles_without_a_graph_break(method: str, kind: str) -> None:
         assert_close(first, second)
     merge(model, strict=False)
     assert_close(compiled(x), outputs[1])
+
+
+DECAYS = ("full", "galore", "fira", "nola-official")
+"""Methods whose published decay moves the model: of the pretrained weights, or of two factors that are not zero."""
+
+
+@in_one_item("method", [name for name in METHODS if name != "probe"])  # which trains nothing
+def test_decay_alone_changes_no_model(method: str) -> None:
+    """Factors that start away from zero may shrink, because the other factor is zero."""
+    _, model = base_and_adapted(method, "linear-in<out")
+    x = inputs(model)
+    before = model(x)
+    optimizer = make_optimizer(model, lr=2.56e-2, weight_decay=0.1)
+    for each in trainable_parameters(model).values():
+        each.grad = torch.zeros_like(each)
+    for _ in range(80):
+        optimizer.step()
+    assert torch.equal(model(x), before) == (method not in DECAYS)

@@ -1,7 +1,7 @@
 """Kept buffers: what training changes without a gradient is in the file, and comes back."""
 
 import copy
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import (
+    SVFT,
+    AdaLoRA,
     Adapter,
     AdapterSet,
+    AutoLoRA,
     BitFit,
     FullFineTuning,
     LinearProbe,
     LoRA,
-    disabled,
+    SHiRA,
     inject,
     load_adapter,
-    merge,
     read_adapter,
-    register,
     save_adapter,
     set_train_mode,
 )
-from randlora_pl.adapters import save_load as adapter_files
-from randlora_pl.adapters.methods.lora import LoRADelta
-from randlora_pl.adapters.save_load import CONFIG, TENSORS, load_tensors, save_tensors
-from randlora_pl.adapters.trained import base_buffers, kept_buffers
+from randlora_pl.adapters.kept import base_buffers, kept_buffers
 from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import edit, edit_tensors
+from tests.support.products import in_one_item
 
 STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
@@ -125,25 +125,17 @@ def test_a_set_of_adapters_switches_statistics(tmp_path: Path) -> None:
 
 
 def test_statistics_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    save_adapter(tuned(FullFineTuning(), set_train_mode), tmp_path / "a")
-    config = json.loads((tmp_path / "a" / CONFIG).read_text())
-    del config["sha256"]
-    tensors = load_tensors(tmp_path / "a" / TENSORS)
-
-    def write(tensors: dict[str, Tensor]) -> None:
-        (tmp_path / "a" / CONFIG).write_text(json.dumps(config))
-        save_tensors(tensors, tmp_path / "a" / TENSORS)
-
-    write({**tensors, "1.running_mean": torch.zeros(5)})
+    path = save_adapter(tuned(FullFineTuning(), set_train_mode), tmp_path / "a")
+    whole = shutil.copytree(path, tmp_path / "b")
+    edit_tensors(path, lambda tensors: tensors.update({"1.running_mean": torch.zeros(5)}))
     with pytest.raises(UserError, match=r"1\.running_mean"):
-        load_adapter(net(), tmp_path / "a")
-    write({name: value for name, value in tensors.items() if name != "1.running_mean"})
+        load_adapter(net(), path)
+    edit_tensors(path, lambda tensors: tensors.pop("1.running_mean"))
     with pytest.raises(UserError, match=r"1\.running_mean"):
-        read_adapter(tmp_path / "a")
-    config["kept"] = []
-    write(tensors)
+        read_adapter(path)
+    edit(whole, lambda config: config.update(kept=[]))
     with pytest.raises(UserError, match="num_batches_tracked"):
-        load_adapter(net(), tmp_path / "a")
+        load_adapter(net(), whole)
 
 
 def test_a_set_parts_statistics_that_move_in_it(tmp_path: Path) -> None:
@@ -195,47 +187,49 @@ def test_a_used_model_forgets_what_it_computed_from_other_weights(tmp_path: Path
     assert torch.allclose(used(torch.ones(1, 2)), plain + 2)
 
 
-@register
-class Masked(LoRA):
-    """LoRA with a mask of its outputs that something else than a gradient decides."""
-
-    def delta_weight(self, shape: Any, weight: Tensor, bases: Any) -> LoRADelta:
-        plain = super().delta_weight(shape, weight, bases)
-        plain.__class__ = MaskedDelta
-        plain.register_buffer("mask", torch.ones(shape.out_features))
-        return plain
+# Kept buffers of a file that was made by hand are refused if a forward pass would fail with them
 
 
-class MaskedDelta(LoRADelta):
-    kept = ("mask",)
-    mask: Tensor
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        p, q = super().factors()
-        return self.mask[:, None] * p, q
+def _set(place: int, value: int) -> Callable[[Tensor], Tensor]:
+    return lambda kept: kept.index_fill(0, torch.tensor(place), value)
 
 
-@pytest.mark.parametrize("qkv", ["packed", "split"])
-def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path) -> None:
-    base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
-    model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
-    inject(model, Masked(rank=2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("mask"):
-                tensor.copy_((torch.rand(len(tensor)) > 0.5).float())
-            elif ".delta." in f".{name}":
-                tensor.copy_(torch.randn(tensor.shape))
+SHIRA, TOP_K = SHiRA(rank=1), SVFT(pattern="top_k", off_diagonals=1)
+IMPOSSIBLE: list[tuple[Adapter, Callable[[Tensor], Tensor], str]] = [
+    *((SHIRA, _set(*change), r"fc\.delta\.places must be distinct places from 0 to 24, in asc") for change in [
+        (0, -1), (-1, 25), (-1, 2**31 - 1),
+    ]),
+    *((TOP_K, _set(*change), r"places must be distinct places from 0 to 24") for change in [(0, -1), (-1, 25)]),
+    *((each, lambda kept: kept[:1].expand_as(kept), "distinct places") for each in (SHIRA, TOP_K)),
+    (SHIRA, lambda kept: kept.flip(0), "ascending order"),
+    (SHIRA, lambda kept: kept.long() - 2**40, "distinct places"),
+    (SHIRA, lambda kept: kept + 0.5, r"places is torch\.float32 in the file and torch\.int32 here"),
+    (SHIRA, lambda kept: kept[1:], r"has shape \(9,\) in the file and \(10,\) here"),
+    (AdaLoRA(rank=3), lambda kept: kept.float(), r"mask is torch\.float32 in the file and torch\.bool here"),
+    (AdaLoRA(rank=3), lambda kept: kept[1:], r"mask has shape \(2,\) in the file and \(3,\) here"),
+    (AutoLoRA(rank=3), lambda kept: kept.bool(), r"v is torch\.bool in the file and torch\.float32 here"),
+    (AutoLoRA(rank=3), lambda kept: kept[1:], r"v has shape \(2,\)"),
+]  # fmt: skip
+
+
+@in_one_item(("adapter", "change", "message"), IMPOSSIBLE)
+def test_impossible_kept_buffers_are_refused(
+    adapter: Adapter, change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    """Into the base model, and into one with the same adapter."""
+    base = nn.ModuleDict({"fc": nn.Linear(5, 5)})
+    model = copy.deepcopy(base)
+    report = inject(model, adapter, ["fc"])
+    if report.procedure is not None:
+        report.procedure.ran = True
     save_adapter(model, tmp_path / "a")
-    file = read_adapter(tmp_path / "a")
-    assert [name.rpartition(".")[2] for name in file.kept] == ["mask"] * (2 if qkv == "split" else 1)
-    fresh = copy.deepcopy(base)
-    load_adapter(fresh, tmp_path / "a")
-    merge(fresh)
-    assert torch.allclose(fresh(x, x, x)[0], model(x, x, x)[0], atol=1e-5)
-    with disabled(model):
-        assert not torch.allclose(fresh(x, x, x)[0], model(x, x, x)[0], atol=1e-3)
-    name = file.kept[0]
-    object.__setattr__(file, "tensors", {n: v for n, v in file.tensors.items() if n != name})
-    with pytest.raises(UserError, match="1 missing"):
-        adapter_files.place_adapter(copy.deepcopy(base), file)
+    load_adapter(copy.deepcopy(base), tmp_path / "a")
+    (name,) = read_adapter(tmp_path / "a").kept
+    edit_tensors(tmp_path / "a", lambda tensors: tensors.update({name: change(tensors[name]).contiguous()}))
+    before = copy.deepcopy(model.state_dict())
+    for other in (base, model):
+        with pytest.raises(UserError, match=message) as refusal:
+            load_adapter(other, tmp_path / "a")
+        assert "\n" not in str(refusal.value)
+    assert not hasattr(base, "adapter_report")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

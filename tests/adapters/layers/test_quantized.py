@@ -34,7 +34,9 @@ from randlora_pl.adapters import (
     save_adapter,
     trainable_parameters,
 )
-from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.layers import attach
+from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.sites import _of_unit_vectors, dequantized
 from randlora_pl.adapters.trained import update_buffers
@@ -130,27 +132,6 @@ def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
         outputs.append(model(torch.ones(9, 20)))
     assert_close(outputs[1], outputs[0], 1e-5)
     assert not torch.allclose(outputs[0], plain.eval()(torch.ones(9, 20)), atol=1e-3)
-
-
-@in_one_item("method", ADDING)
-def test_the_packed_weight_keeps_every_bit_while_the_update_trains(method: str) -> None:
-    _, quantized = pair()
-    before = copy.deepcopy(quantized.fc.weight)
-    inject(quantized, METHODS[method](4, "packed"), ["fc"])
-    assert all(optimizer_steps(quantized, 2).values())
-    assert quantized.fc.weight.dtype == torch.int8
-    assert torch.equal(quantized.fc.weight, before)
-    own = {*trainable_parameters(quantized), *derived_buffers(quantized), *update_buffers(quantized)}
-    assert set(quantized.state_dict()) == {"fc.weight", "fc.bias", *own}
-
-
-def test_no_method_that_adds_reads_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, quantized = both("randlora")
-    calls: list[int] = []
-    real = Eighths.forward
-    monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
-    quantized(torch.randn(7, 20)).sum().backward()
-    assert calls == [7]
 
 
 class Casts(TorchDispatchMode):
@@ -269,15 +250,6 @@ def test_an_adapter_goes_from_the_quantized_model_into_the_plain_one(tmp_path: P
     adapters.use({"one": 0.5})
     expected = (plain(x) + F.linear(x, again.fc.base_weight, again.fc.bias)) / 2  # type: ignore[arg-type]
     assert_close(again(x), expected, 1e-5)
-
-
-def test_a_forward_of_its_own_around_a_plain_weight_is_still_refused() -> None:
-    class Own(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) * 2
-
-    with pytest.raises(UserError, match="forward"):
-        inject(nn.ModuleDict({"fc": Own(4, 4)}), LoRA(rank=2), ["fc"])
 
 
 def library(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -21,11 +21,15 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.select import select
-from randlora_pl.adapters.sites import find_sites, reader_of, row_blocks
+from randlora_pl.adapters.layers.weight_access import row_blocks
+from randlora_pl.adapters.targets.blocks import is_router
+from randlora_pl.adapters.targets.obstacles import reader_of
+from randlora_pl.adapters.targets.select import select
+from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import METHODS, FewHeads, OneConv1D, randomise
+from tests.judges import models
 from tests.support.products import in_one_item
 
 
@@ -40,14 +44,11 @@ def block_names(*fields: str, tower: str = "") -> list[str]:
 IN, OUT, FC1, FC2 = "attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"
 CLIP_TARGETS: list[tuple[list[str] | None, list[str]]] = [
     (None, [IN, FC1, FC2]),
-    (["qkv"], [IN]),
     (["attn"], [IN, OUT]),
     (["mlp"], [FC1, FC2]),
     (["all"], [IN, OUT, FC1, FC2]),
     (["o"], [OUT]),
     (["fc1"], [FC1]),
-    (["fc2"], [FC2]),
-    (["q"], ["attn.q"]),
     (["k", "v"], ["attn.k", "attn.v"]),
     (["q", "o"], ["attn.q", OUT]),
     (["q", "qkv"], [IN]),
@@ -118,32 +119,11 @@ def test_pytorch_and_transformers_names() -> None:
 
 
 def test_names_of_language_models() -> None:
-    """Without transformers: modules of their names, one block each."""
-
-    def block(*layers: str, own: str) -> nn.Module:
-        model: Any = nn.Module()
-        for layer in layers:
-            parent = model
-            *path, last = f"layers.0.{layer}".split(".")
-            for name in path:
-                if not hasattr(parent, name):
-                    parent.add_module(name, nn.Module())
-                parent = getattr(parent, name)
-            parent.add_module(last, nn.Linear(6, 6))
-        return model.get_submodule(own)  # type: ignore[no-any-return]
-
-    llama = block(
-        *(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-        own="layers.0",
-    )  # fmt: skip
+    llama, bert = models.llama().layers[0], models.bert().encoder.layer[0]  # type: ignore[union-attr, index]
     projections = [f"self_attn.{name}_proj" for name in "qkv"]
     assert names(llama) == [*projections, "mlp.up_proj", "mlp.down_proj"]
     assert names(llama, ["gate", "o"]) == ["self_attn.o_proj", "mlp.gate_proj"]
     assert len(names(llama, ["all"])) == 7
-    bert = block(
-        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-        "intermediate.dense", "output.dense", "pooler.dense", own="layers.0",
-    )  # fmt: skip
     attention = ["attention.self.query", "attention.self.key", "attention.self.value"]
     assert names(bert) == [*attention, "intermediate.dense", "output.dense"]
     assert names(bert, ["o", "fc2"]) == ["attention.output.dense", "output.dense"]
@@ -198,50 +178,47 @@ def test_sites_say_kind_role_and_path() -> None:
 # Refusals
 
 
+class Own(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def computed() -> nn.Module:
+    """Layers that compute their weight."""
+    attention = nn.utils.parametrizations.spectral_norm(nn.MultiheadAttention(12, 3), "in_proj_weight")
+    return nn.ModuleDict({"fc": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "attn": attention})
+
+
 @in_one_item(
-    ("targets", "message"),
+    ("build", "targets", "message"),
     [
-        (["mpl"], r"target 'mpl' matches no layer.* Did you mean 'mlp'"),
-        (["c_proy"], r"Did you mean 'c_proj'"),
-        (["visual.transformer.resblocks.0.mlp.cfc"], r"Did you mean 'visual.transformer.resblocks.0.mlp.c_fc'"),
-        (
-            ["qkv", "xyz"],
-            r"target 'xyz' matches no layer of the model. Layers are named as 'visual.conv1.*Aliases: qkv attn mlp",
-        ),
-        (["audio:mlp"], r"this model has no tower 'audio'. Top-level parts: transformer, visual"),
-        (["visual:zzzzzz"], r"target 'visual:zzzzzz' matches no layer"),
-        (["mlp("], r"target 'mlp\(' is not a regular expression"),
-        ([], r"targets is empty"),
+        (zoo.small_clip, ["mpl"], r"target 'mpl' matches no layer.* Did you mean 'mlp'"),
+        (zoo.small_clip, ["c_proy"], r"Did you mean 'c_proj'"),
+        (zoo.small_clip, ["visual.transformer.resblocks.0.mlp.cfc"], "mean 'visual.transformer.resblocks.0.mlp.c_fc'"),
+        (zoo.small_clip, ["qkv", "xyz"], "target 'xyz' matches no layer of the model. Layers are named as 'visual.con"),
+        (zoo.small_clip, ["qkv", "xyz"], "Aliases: qkv attn mlp"),
+        (zoo.small_clip, ["audio:mlp"], r"this model has no tower 'audio'. Top-level parts: transformer, visual"),
+        (zoo.small_clip, ["visual:zzzzzz"], r"target 'visual:zzzzzz' matches no layer"),
+        (zoo.small_clip, ["mlp("], r"target 'mlp\(' is not a regular expression"),
+        (zoo.small_clip, [], r"targets is empty"),
+        (zoo.small_vit, ["text:mlp"], "'text'"),  # which needs a visual one
+        (zoo.small_vit, ["conv"], "'all'"),
+        (lambda: zoo.timm_on_meta("resnet18"), ["all"], "'conv'"),
+        (nn.ReLU, None, "ReLU"),
+        (lambda: nn.ModuleDict({"fc": Own(4, 4)}), ["fc"], "forward"),
+        (computed, ["fc"], "computes"),
+        (computed, ["qkv"], "q/k/v"),
     ],
 )
-def test_targets_that_match_nothing(targets: list[str], message: str) -> None:
+def test_targets_that_are_refused(build: Callable[[], nn.Module], targets: list[str] | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        select(zoo.small_clip(), targets, False)
+        select(build(), targets, False)
 
 
 # Defaults
 
 
 DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "resnet18": (
-        lambda: timm.create_model("resnet18"),
-        "0 of 1 linear layers, 19 of 20 convolutions, 100 % of the weights of the blocks; skipped: fc, conv1",
-    ),
-    "convnext": (
-        lambda: timm.create_model("convnext_atto"),
-        "0 of 1 linear layers, 39 of 40 convolutions, 100 % of the weights of the blocks; skipped: head.fc, stem.0",
-    ),
-    "swiftformer": (
-        lambda: timm.create_model("swiftformer_xs"),
-        "16 of 18 linear layers, 0 of 61 convolutions (`conv`: 59), 8.85 % of the weights of the blocks; "
-        "skipped: head, head_dist",
-    ),
-    "pvt": (
-        lambda: timm.create_model("pvt_v2_b0"),
-        "32 of 41 linear layers (the paper's choice; `all`: 40), "
-        "0 of 18 convolutions (`conv`: 17), 65 % of the weights of the blocks; "
-        "skipped: 8 x stages.*.blocks.*.attn.proj, head",
-    ),
     "packed q and k": (
         lambda: timm.create_model("convit_tiny"),
         "46 of 69 linear layers (the paper's choice; `all`: 68), "
@@ -309,8 +286,7 @@ def test_other_names_of_q_k_and_v() -> None:
 
 @pytest.mark.parametrize("name", ["edgenext_small", "caformer_s18", "coat_lite_tiny"])
 def test_attention_under_another_name_has_an_output_projection(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    model = zoo.timm_on_meta(name)
     assert [layer.rpartition(".")[2] for layer in names(model, ["attn"])[:2]] == ["qkv", "proj"]
 
 
@@ -341,39 +317,13 @@ def test_defaults_of_texts_leave_the_language_head() -> None:
 
 
 def test_conv_takes_what_the_rank_allows_and_names_are_refused() -> None:
-    with torch.device("meta"):
-        model = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    model = zoo.timm_on_meta("mobilenetv3_small_050")
     with pytest.raises(UserError, match="smaller"):
         inject(model, LoRA(rank=16), ["conv_dw"])
     report = inject(model, LoRA(rank=16), ["conv"])
     assert "conv_dw (rank above 9)" in report.coverage.line
     assert not any("stem" in row.layer or min(row.shape) < 16 for row in report.rows)
     assert all(row.kind == "conv" for row in report.rows)
-
-
-@pytest.mark.parametrize(("name", "target", "other"), [("resnet18", "all", "conv"), ("test_vit", "conv", "all")])
-def test_the_alias_of_the_other_kind_is_named(name: str, target: str, other: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    with pytest.raises(UserError, match=rf"'{other}'"):
-        inject(model, LoRA(rank=2), [target])
-
-
-def test_all_is_every_linear_layer_of_the_blocks() -> None:
-    with torch.device("meta"):
-        model = timm.create_model("swiftformer_xs")
-    assert len(names(model, ["all"])) == 16
-    assert {layer.rpartition(".")[2] for layer in names(model, ["all"])} == {"to_query", "to_key", "proj", "final"}
-
-
-def test_a_text_tower_needs_a_visual_one() -> None:
-    with pytest.raises(UserError, match="'text'"):
-        select(zoo.small_vit(), ["text:mlp"], False)
-
-
-def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="ReLU"):
-        select(nn.ReLU(), None, False)
 
 
 def beit() -> nn.Module:
@@ -460,25 +410,6 @@ def test_reading_a_weight_from_afar_is_found_and_setting_it_up_is_not_reading() 
     assert reader_of(Reading(), "inside.other") is None
 
 
-class Own(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
-
-
-def test_layers_that_compute_their_weight_are_refused() -> None:
-    normalised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    model = nn.ModuleDict(
-        {
-            "fc": normalised,
-            "attn": nn.utils.parametrizations.spectral_norm(nn.MultiheadAttention(12, 3), "in_proj_weight"),
-        }
-    )
-    with pytest.raises(UserError, match="computes"):
-        select(model, ["fc"], False)
-    with pytest.raises(UserError, match="q/k/v"):
-        select(model, ["qkv"], False)
-
-
 def test_a_class_without_source_is_taken_as_it_is() -> None:
     space: dict[str, Any] = {"nn": nn}
     exec("class Blind(nn.Module):\n    def forward(self, x):\n        return self.fc(x)", space)
@@ -489,11 +420,6 @@ def test_a_class_without_source_is_taken_as_it_is() -> None:
 
 class OwnAttention(nn.MultiheadAttention):
     pass
-
-
-def test_layers_with_a_forward_of_their_own_are_refused() -> None:
-    with pytest.raises(UserError, match="forward"):
-        select(nn.ModuleDict({"fc": Own(4, 4)}), ["fc"], False)
 
 
 @pytest.mark.parametrize(
@@ -578,3 +504,92 @@ def test_weights_without_entries_are_skipped_and_refused_by_name(
     assert [row.layer for row in inject(model(), METHODS[method](4, "packed")).rows] == ["0"]
     with pytest.raises(UserError, match=rf"1 has no entries \({shown}\)"):
         inject(model(), METHODS[method](4, "packed"), ["1"])
+
+
+# A report counts weights as well as layers, and warns where most stay frozen
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(4, 8, 16))
+        self.bias = nn.Parameter(torch.zeros(4, 16))
+
+
+class Block(nn.Module):
+    """A mixture: a router, stacked experts, and one linear layer beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.gate = nn.Linear(8, 4)
+        self.experts = Experts()
+        self.dense = nn.Linear(8, 8, bias=False)
+
+
+def mixture() -> nn.Module:
+    return nn.Sequential(Block(), Block())
+
+
+def test_stacked_experts_are_counted_and_the_router_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    report = inject(mixture(), LoRA(rank=2))
+    assert [row.layer for row in report.rows] == ["0.dense", "1.dense"]
+    weights = {"dense": 8 * 8, "gate": 8 * 4, "up": 4 * 8 * 16}  # of a block, counted by hand
+    assert report.coverage.share == pytest.approx(weights["dense"] / sum(weights.values()))
+    assert report.coverage.frozen == {"*.experts.up": 2 * 512, "*.gate.weight": 2 * 32}
+    assert report.coverage.line == (
+        "2 of 4 linear layers, 10.5 % of the weights of the blocks; skipped: 2 x *.gate (router)"
+    )
+    warning = report.coverage.warning
+    assert warning.startswith("only 10.5 % of the weights of the blocks are adapted. Frozen: *.experts.up (84.2 %), ")
+    assert "stacked experts, cannot be adapted" in warning and "[all" not in warning
+    assert warning in str(report) and [record.message for record in caplog.records] == [f"Sequential: {warning}"]
+
+
+def test_a_choice_of_the_user_is_not_warned_of() -> None:
+    assert inject(mixture(), LoRA(rank=2), ["dense"]).coverage.warning == ""
+    report = inject(mixture(), LoRA(rank=2), ["all"])
+    assert report.coverage.warning and {row.layer for row in report.rows} == {"0.dense", "1.dense"}
+    named = inject(mixture(), LoRA(rank=2), ["[01].gate", "dense"])
+    assert {row.layer for row in named.rows} >= {"0.gate", "1.gate"}
+    assert inject(mixture(), LoRA(rank=2), trained=["experts"]).coverage.share == pytest.approx(1 - 32 / 608)
+
+
+def test_gates_that_are_no_routers() -> None:
+    model = zoo.timm_on_meta("gmlp_s16_224")
+    assert not any(is_router(model, path) for path, _ in model.named_modules())
+
+
+def test_qwens_mixture_at_tiny_size_warns(caplog: pytest.LogCaptureFixture) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install '.[language]'")
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.Qwen3MoeConfig(**sizes, **heads, num_experts=8, num_experts_per_tok=2, vocab_size=32)
+    report = inject(transformers.Qwen3MoeForCausalLM(config), LoRA(rank=2))
+    attention, experts, router = 4 * 16 * 16, 8 * (16 * 16 + 16 * 8), 8 * 16
+    assert report.coverage.share == pytest.approx(attention / (attention + experts + router))
+    assert not any("gate" in row.layer for row in report.rows)
+    assert "mlp.experts.gate_up_proj (48.5 %)" in report.coverage.warning and len(caplog.records) == 1
+
+
+def test_convolutions_beside_linear_layers_are_weighed(caplog: pytest.LogCaptureFixture) -> None:
+    model = zoo.timm_on_meta("fastvit_mci2")
+    report = inject(model, LoRA(rank=2))
+    assert report.coverage.line.startswith("8 of 8 linear layers, 0 of 235 convolutions (`conv`: 227), 18.9 % of the")
+    assert "--model.targets '[all, conv]'" in report.coverage.warning
+    assert not caplog.records  # a model without values is only counted
+    model = zoo.timm_on_meta("fastvit_mci2")
+    assert inject(model, LoRA(rank=2), ["all", "conv"]).coverage.share > 0.9
+
+
+def test_layers_of_other_shapes_have_other_names_in_the_table() -> None:
+    with torch.device("meta"):
+        report = inject(timm.create_model("pvt_v2_b0"), LoRA(rank=2))
+    names = [name for name, *_ in report.grouped()]
+    assert names[:2] == ["stages.0.blocks.*.attn.q", "stages.0.blocks.*.attn.kv"] and len(set(names)) == len(names)
+
+
+def test_layers_of_the_default_below_the_rank_are_left_out_with_a_reason() -> None:
+    model = zoo.timm_on_meta("csatv2")
+    report = inject(model, LoRA(rank=32))
+    assert "14 x stages.*.*.attn.attn.qkv (rank above 1)" in report.coverage.line and report.coverage.warning
