@@ -13,34 +13,25 @@ from randlora_pl.utils.errors import UserError
 OPENAI = open_clip.OPENAI_DATASET_MEAN
 
 
-def test_unknown_names_get_a_near_match() -> None:
-    with pytest.raises(UserError, match="'ViT-B-32'"):
-        resolve("ViT-B32", None)
-    with pytest.raises(UserError, match="'tiny'"):
-        resolve("tyny", None)
+def test_unknown_names_and_tags_get_a_near_match() -> None:
+    for name, tag, words in (
+        ("ViT-B32", None, "'ViT-B-32'"),
+        ("tyny", None, "'tiny'"),
+        ("ViT-H-14", "laion2b_s32b_b79", "Did you mean 'laion2b_s32b_b79k'"),
+        ("ViT-H-14", "laion2b_s32b_b79", "Its tags: laion2b_s32b_b79k, metaclip_fullcc"),
+        ("Small", "openai", "Its tags: none"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve(name, tag)
 
 
-def test_unknown_tags_list_those_of_the_architecture() -> None:
-    with pytest.raises(UserError) as info:
-        resolve("ViT-H-14", "laion2b_s32b_b79")
-    assert "Did you mean 'laion2b_s32b_b79k'" in str(info.value)
-    assert "Its tags: laion2b_s32b_b79k, metaclip_fullcc" in str(info.value)
-    with pytest.raises(UserError, match="Its tags: none"):
-        resolve("Small", "openai")
-
-
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32"])
-def test_openai_weights_get_quickgelu(name: str) -> None:
-    source = resolve(name, "openai")
-    assert source.name == "ViT-B-32-quickgelu"
-    assert source.config["quick_gelu"]
-    assert "trained with QuickGELU, so ViT-B-32-quickgelu is used" in source.notes[0]
-
-
-def test_plain_weights_get_plain_gelu() -> None:
+def test_weights_get_the_activation_of_their_training() -> None:
+    for name in ("ViT-B-32", "ViT-B/32"):
+        source = resolve(name, "openai")
+        assert source.name == "ViT-B-32-quickgelu" and source.config["quick_gelu"]
+        assert "trained with QuickGELU, so ViT-B-32-quickgelu is used" in source.notes[0]
     source = resolve("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
-    assert source.name == "ViT-B-32"
-    assert not source.config.get("quick_gelu")
+    assert source.name == "ViT-B-32" and not source.config.get("quick_gelu")
     assert "trained with plain GELU" in source.notes[0]
 
 
@@ -157,17 +148,14 @@ def test_the_tiny_model() -> None:
         image_spec(shipped, 64)
 
 
-def test_downloads_use_the_tags_file_or_say_where_it_is(tags: None, small_file: Path) -> None:
+def test_downloads_use_the_tags_file_or_say_where_it_is(
+    tags: None, small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert download(resolve("Small", "plain_tag")) == str(small_file)
     with pytest.raises(UserError) as info:
         download(resolve("Small", "far_tag"))
     message = str(info.value)
-    assert "downloaded" in message
-    assert "--model.name" in message
-    assert "\n" not in message
-
-
-def test_sources_outside_the_hub_are_named_too(monkeypatch: pytest.MonkeyPatch, tags: None) -> None:
+    assert "downloaded" in message and "--model.name" in message and "\n" not in message
     entry = open_clip.get_pretrained_cfg("Small", "far_tag")
     monkeypatch.setitem(entry, "hf_hub", "")
     monkeypatch.setitem(entry, "url", "file:///no/such/file.pt")

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, merge
-from randlora_pl.models import ImageTower, cast_frozen, compile_blocks, execution, load_clip, load_vit
+from randlora_pl.models import (
+    ImageTower,
+    cast_frozen,
+    compile_blocks,
+    execution,
+    load_clip,
+    load_vit,
+    meta_clip,
+    meta_vit,
+)
+from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
@@ -72,20 +82,6 @@ def test_quantized_weights_are_not_cast() -> None:
     assert (model[0].weight.dtype, model[1].weight.dtype) == (torch.uint8, torch.bfloat16)
 
 
-def test_merging_into_cast_weights_rounds_once_more(backbone: tuple[nn.Module, Tensor]) -> None:
-    model, images = backbone
-    inject(model, LoRA(rank=2, alpha=4))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("delta.B"):
-                parameter.normal_(generator=torch.Generator().manual_seed(1), std=0.02)
-    cast_frozen(model.eval(), torch.bfloat16)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        apart = model(images).float()
-        merge(model)
-        assert (model(images).float() - apart).norm() < 0.05 * apart.norm()
-
-
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -143,3 +139,39 @@ def test_what_cannot_be_compiled_is_told(
     monkeypatch.setattr(execution.shutil, "which", lambda name: name if compilers else None)
     with pytest.raises(UserError, match=says):
         compile_blocks(model()[0], backend, CPU)
+
+
+# Blocks are found in every kind of backbone, with nearly all of its weights
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "count", "share"),
+    [
+        (lambda: meta_clip("tiny"), "visual.transformer.resblocks.0", 10, 0.8),
+        (lambda: ImageTower(meta_clip("tiny")), "visual.transformer.resblocks.0", 6, 0.9),
+        (lambda: meta_clip("ViT-B-16-SigLIP"), "visual.trunk.blocks.0", 24, 0.8),
+        (lambda: meta_vit("vit_tiny_patch16_224"), "blocks.0", 12, 0.9),
+        (lambda: meta_vit("swin_tiny_patch4_window7_224"), "layers.0.blocks.0", 12, 0.9),
+    ],
+)
+def test_blocks_hold_nearly_all_weights(model: Callable[[], nn.Module], first: str, count: int, share: float) -> None:
+    built = model()
+    blocks = repeated_blocks(built)
+    assert (next(iter(blocks)), len(blocks)) == (first, count)
+    inside = [parameter for block in blocks.values() for parameter in block.parameters()]
+    assert len(set(inside)) == len(inside)
+    assert sum(p.numel() for p in inside) > share * sum(p.numel() for p in built.parameters())
+
+
+def test_sequences_of_layers_are_no_blocks() -> None:
+    assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == {}
+    assert repeated_blocks(nn.Sequential(nn.Sequential(nn.Linear(2, 2)))) == {}
+
+
+def test_an_adapter_changes_no_blocks() -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    model = nn.ModuleList([block(), block()])
+    inject(model, LoRA(rank=1))
+    assert list(repeated_blocks(model)) == ["0", "1"]

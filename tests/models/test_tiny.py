@@ -62,22 +62,9 @@ def test_shipped_model_is_a_plain_open_clip_model_in_fp32(shipped: CLIP) -> None
     size = TINY_CONFIG["preprocess_cfg"]["size"]
     assert shipped.encode_image(torch.zeros(2, 3, size, size)).shape == (2, 128)
     assert shipped.encode_text(tiny_tokenizer()(["a", "b", "c"])).shape == (3, 128)
-    kinds = {type(module) for module in shipped.modules() if "ttention" in type(module).__name__}
-    assert torch.nn.MultiheadAttention in kinds
-
-
-def test_image_facts_and_architecture_agree(shipped: CLIP) -> None:
-    assert TINY_CONFIG["preprocess_cfg"]["size"] == shipped.visual.image_size[0] == 32
-    assert len(TINY_CONFIG["preprocess_cfg"]["mean"]) == len(TINY_CONFIG["preprocess_cfg"]["std"]) == 3
+    assert any(isinstance(module, torch.nn.MultiheadAttention) for module in shipped.modules())
+    assert size == shipped.visual.image_size[0] == 32
     assert TINY_CONFIG["preprocess_cfg"]["interpolation"] == "bicubic"
-
-
-def test_random_weights_depend_on_the_seed_alone() -> None:
-    state = torch.get_rng_state()
-    first, again, other = (build_tiny("random", seed).state_dict() for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["text_projection"], other["text_projection"])
 
 
 def test_shipped_weights_do_not_depend_on_the_seed(shipped: CLIP) -> None:
@@ -179,9 +166,7 @@ def test_script_leaves_out_digits_and_keeps_one_skin_tone_unseen(script: ModuleT
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("torch_settings")
-@pytest.mark.skipif(
-    not hasattr(torch.optim, "Muon"), reason="the script needs PyTorch 2.9 for Muon; the package does not"
-)
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the script needs Muon of PyTorch 2.9")
 def test_script_trains_the_same_weights_twice(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,22 +175,9 @@ def test_script_trains_the_same_weights_twice(
     trained: list[dict[str, Tensor]] = []
     for name in ("one", "two"):
         output = tmp_path / "out" / f"{name}.safetensors"
-        options = ["--emoji", tmp_path / "emoji", "--fashion", tmp_path / "fashion", "--output", output]
-        script.main(
-            [
-                *map(str, options),
-                "--steps",
-                "3",
-                "--batch",
-                "16",
-                "--learning-rate",
-                "0.01",
-                "--threads",
-                "1",
-                "--log-every",
-                "1",
-            ]
-        )
+        options = {"emoji": tmp_path / "emoji", "fashion": tmp_path / "fashion", "output": output}
+        options |= {"steps": 3, "batch": 16, "learning-rate": 0.01, "threads": 1, "log-every": 1}
+        script.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
         trained.append(load_file(output))
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     start = build_tiny("random", 0).half().state_dict()

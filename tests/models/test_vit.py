@@ -11,8 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from randlora_pl.models.vit import features_of, load_vit, meta_vit, vit_image_spec
 from randlora_pl.models.weights import ImageSpec
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.weights_files import file_sha256
-from tests.support.products import marked
+from randlora_pl.utils.files.weights_files import file_sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
@@ -53,17 +52,6 @@ def test_oblong_images_are_refused_unless_a_size_is_typed() -> None:
         vit_image_spec(DINOV2, 0)
 
 
-def test_counting_needs_no_memory() -> None:
-    model = meta_vit(DINOV2)
-    # 86,580,480 in DINOv2's own model at 518 pixels, less its mask token and 37^2 - 16^2 positions
-    assert sum(parameter.numel() for parameter in model.parameters()) == 86_580_480 - (1 + 37**2 - 16**2) * 768
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    assert {"blocks.0.attn.qkv.weight", "blocks.11.mlp.fc1.weight"} <= dict(model.named_parameters()).keys()
-    with pytest.raises(UserError, match="230"):
-        meta_vit(DINOV2, 230)
-    meta_vit("pvt_v2_b0", 64)  # patches of 7 pixels that overlap
-
-
 def test_random_weights_are_a_pure_function_of_the_seed() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -72,13 +60,8 @@ def test_random_weights_are_a_pure_function_of_the_seed() -> None:
     torch.manual_seed(7)
     assert same(first.model, load_vit("test_vit", "random", seed=1).model)
     assert not same(first.model, load_vit("test_vit", seed=2).model)
-    assert first.identity.as_dict() == {
-        "library": "timm",
-        "name": "test_vit",
-        "pretrained": "random",
-        "image_size": 160,
-        "seed": 1,
-    }
+    facts = {"library": "timm", "name": "test_vit", "pretrained": "random", "image_size": 160, "seed": 1}
+    assert first.identity.as_dict() == facts
     assert first.model(torch.zeros(2, 3, 160, 160)).shape == (2, first.num_features)
 
 
@@ -124,15 +107,6 @@ def test_positions_of_another_image_size_are_resized(tmp_path: Path) -> None:
     assert torch.equal(vit.model.state_dict()["blocks.3.mlp.fc1.weight"], whole["blocks.3.mlp.fc1.weight"])
 
 
-def test_dinov2_features_are_the_normalised_class_token() -> None:
-    model: Any = load_vit("vit_small_patch14_dinov2", img_size=28).model.eval()
-    image = torch.randn(2, 3, 28, 28)
-    tokens = model.forward_features(image)
-    assert torch.equal(model(image), tokens[:, 0])
-    assert tokens[:, 0].mean(-1).abs().max() < 1e-5  # a layer norm with initial weights
-    assert tokens[:, 0].var(-1, unbiased=False).sub(1).abs().max() < 1e-2
-
-
 def test_files_of_other_architectures_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit2", num_classes=0).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"norm.weight"):
@@ -150,16 +124,15 @@ def test_files_of_other_architectures_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_tags() -> None:
-    with pytest.raises(UserError, match="'vit_base_patch14_dinov2'"):
-        load_vit("vit_base_patch14_dino2")
-    with pytest.raises(UserError, match=r"'lvd142m'\?"):
-        load_vit("vit_base_patch14_dinov2.lvd")
-    with pytest.raises(UserError, match="'lvd142m'"):
-        load_vit("vit_base_patch14_dinov2", "lvd142")
-    with pytest.raises(UserError, match=r"--model.pretrained"):
-        load_vit("vit_base_patch16_224.dino", "mae")
-    with pytest.raises(UserError, match="vit_large_patch14_224"):
-        load_vit("vit_large_patch14_224", "timm")
+    for name, tag, words in (
+        ("vit_base_patch14_dino2", None, "'vit_base_patch14_dinov2'"),
+        ("vit_base_patch14_dinov2.lvd", None, r"'lvd142m'\?"),
+        ("vit_base_patch14_dinov2", "lvd142", "'lvd142m'"),
+        ("vit_base_patch16_224.dino", "mae", "--model.pretrained"),
+        ("vit_large_patch14_224", "timm", "vit_large_patch14_224"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_vit(name, tag)
 
 
 @pytest.mark.parametrize("pretrained", ["timm", "r160_in1k"])
@@ -169,12 +142,8 @@ def test_tags_load_what_timm_has(monkeypatch: pytest.MonkeyPatch, pretrained: st
     vit = load_vit("test_vit", pretrained)
     source.reset_classifier(0)
     assert same(vit.model, source)
-    assert vit.identity.as_dict() == {
-        "library": "timm",
-        "name": "test_vit.r160_in1k",
-        "pretrained": "r160_in1k",
-        "image_size": 160,
-    }
+    facts = {"library": "timm", "name": "test_vit.r160_in1k", "pretrained": "r160_in1k", "image_size": 160}
+    assert vit.identity.as_dict() == facts
 
 
 def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,26 +157,21 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     assert "https://huggingface.co/timm/test_vit.r160_in1k" in str(info.value)
 
 
-def test_models_without_patches_take_any_size() -> None:
-    vit = load_vit("resnet18", img_size=50)
+def test_sizes() -> None:
+    vit = load_vit("resnet18", img_size=50)  # without patches any
     assert vit.image.size == 50
     assert vit.model(torch.zeros(1, 3, 50, 50)).shape == (1, 512)
-
-
-def test_impossible_sizes() -> None:
-    with pytest.raises(UserError, match="test_vit"):
-        load_vit("test_vit", img_size=0)
-    with pytest.raises(UserError, match="100"):
-        load_vit("test_vit", img_size=100)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    marked([("densenet121", 16), ("levit_128s", 100), ("halonet26t", 64)], lambda row: row[0] == "levit_128s"),
-)
-def test_sizes_that_fail_in_use_are_refused_when_the_model_loads(name: str, size: int) -> None:
-    with pytest.raises(UserError, match=f"{size} x {size}"):
-        load_vit(name, img_size=size)
+    assert meta_vit("vit_so400m_patch14_siglip_gap_384") is not None  # 27 patches of 14 pixels, and a margin
+    assert meta_vit("pvt_v2_b0", 64) is not None  # patches of 7 pixels that overlap
+    for name, size, words in (
+        ("test_vit", 0, "test_vit"),
+        ("test_vit", 100, "100"),
+        ("vit_so400m_patch14_siglip_gap_384", 385, "385 is not a multiple"),
+        (DINOV2, 230, "230"),
+        ("levit_128s", 100, "100 x 100"),  # fails in use
+    ):
+        with pytest.raises(UserError, match=words):
+            load_vit(name, img_size=size)
 
 
 def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +181,3 @@ def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="test_vit"):
         load_vit("test_vit")
-
-
-def test_a_models_own_size_may_leave_a_margin_beside_its_patches() -> None:
-    assert meta_vit("vit_so400m_patch14_siglip_gap_384") is not None  # 27 patches of 14 pixels
-    with pytest.raises(UserError, match="385 is not a multiple"):
-        meta_vit("vit_so400m_patch14_siglip_gap_384", 385)

@@ -178,15 +178,10 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
             load_clip(name)
         assert "\n" not in str(found.value)
     shutil.copy(clips / "open_clip_config.json", half)
-    for frame, message in (
-        ({"resize_mode": "stretch"}, "resize 'stretch'.* Known: shortest, longest, squash"),
-        ({"mean": [0.5, 0.5]}, "three numbers"),
-        ({"interpolation": 3}, "interpolation 3"),
-    ):
-        _changed(half, preprocess_cfg=frame)
-        with pytest.raises(UserError, match=message) as found:
-            load_clip(name, "random")
-        assert "\n" not in str(found.value)
+    _changed(half, preprocess_cfg={"interpolation": 3})
+    with pytest.raises(UserError, match="interpolation 3") as found:
+        load_clip(name, "random")
+    assert "\n" not in str(found.value)
     for part, values, message in (
         ("vision_cfg", {"image_size": "x"}, "vision_cfg.image_size is 'x'"),
         ("vision_cfg", {"image_size": []}, r"vision_cfg.image_size is \[\]"),

@@ -98,58 +98,6 @@ def test_chunks_and_order_change_nothing() -> None:
     torch.testing.assert_close(backwards.flip(0), whole, rtol=0, atol=1e-5)
 
 
-def test_equal_contexts_of_each_class_are_one_for_all() -> None:
-    model, tokenizer = tiny()
-    tower, rows, unified = text_tower(model), rows_of(tokenizer, chunk_tokens=20), drawn(4, 128)
-    specific = unified.detach().expand(4, -1, -1).clone().requires_grad_()
-    one, each = encode_rows(tower, rows, unified), encode_rows(tower, rows, specific)
-    torch.testing.assert_close(one, each, rtol=0, atol=0)
-    (whole,), (parts,) = gradients(one, unified), gradients(each, specific)
-    torch.testing.assert_close(whole, parts.sum(0))
-    with torch.no_grad():  # a class's tokens reach its own text, and no other
-        specific[2] += drawn(4, 128, seed=3)
-        moved = (encode_rows(tower, rows, specific) - each).abs().amax(1)
-    assert moved[2] > 1e-3 and moved[[0, 1, 3]].max() == 0
-
-
-def test_deep_tokens_replace_states_of_the_first_blocks_alone() -> None:
-    model, tokenizer = tiny()
-    tower, seen = text_tower(model), []
-    hooks = [
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        for block in tower.transformer.resblocks
-    ]
-    deep = [drawn(4, 128, seed=1)]
-    encode_rows(tower, rows_of(tokenizer), drawn(4, 128), deep)
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) == 4 and torch.equal(seen[1][:, 1:5], deep[0].expand(4, -1, -1))
-    assert all((states[:, 1:5] - deep[0]).abs().amax((1, 2)).min() > 1e-3 for states in seen[2:])  # carried on
-    before, ends = seen[1].clone(), tower.transformer.resblocks[0](seen[0], attn_mask=tower.attn_mask[:11, :11])
-    torch.testing.assert_close(before[:, 5:], ends[:, 5:])
-    torch.testing.assert_close(before[:, :1], ends[:, :1])
-
-
-def test_gradients_are_those_of_finite_differences() -> None:
-    model, tokenizer = tiny()
-    tower, rows = text_tower(model.double()), rows_of(tokenizer, chunk_tokens=20)
-    tensors = [drawn(4, 128, dtype=torch.float64), drawn(4, 128, seed=1, dtype=torch.float64)]
-
-    def loss(context: Tensor, deep: Tensor) -> Tensor:
-        features = F.normalize(encode_rows(tower, rows, context, [deep]), dim=1)
-        upper = torch.randn(features.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-        return (features * upper).sum()
-
-    found = torch.autograd.grad(loss(*tensors), tensors)
-    for number, gradient in enumerate(found):
-        way, step = torch.zeros_like(gradient).normal_(generator=torch.Generator().manual_seed(3)), 1e-6
-        ends = []
-        for sign in (1, -1):
-            moved = [each + sign * step * way if place == number else each for place, each in enumerate(tensors)]
-            ends.append(loss(*moved).item())
-        assert float((gradient * way).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
-
-
 def test_hundreds_of_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{first}{second} {third}" for first in "abcdefghij" for second in "abcdefghij" for third in "klmn"]
 
