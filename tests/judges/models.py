@@ -15,6 +15,7 @@ from transformers import (
     LlamaModel,
     Phi3Config,
     Phi3Model,
+    PretrainedConfig,
     Qwen2Config,
     Qwen2Model,
     RobertaConfig,
@@ -23,62 +24,43 @@ from transformers import (
 
 from tests.adapters.zoo import captions, images, small_clip, small_vit
 
+SIZES = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40}
+GROUPED = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
+"""Fewer heads for k and v than for q."""
+
+
+def _model(kind: type, config: PretrainedConfig, **options: Any) -> nn.Module:
+    model: nn.Module = kind(config, **options).eval()
+    return model
+
 
 def bert() -> nn.Module:
-    config = BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    model: nn.Module = BertModel(config).eval()
-    return model
+    return _model(BertModel, BertConfig(**SIZES, num_attention_heads=2, max_position_embeddings=16))
 
 
 def llama() -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, max_position_embeddings=16,
-    )  # fmt: skip
-    model: nn.Module = LlamaModel(config).eval()
-    return model
+    return _model(LlamaModel, LlamaConfig(**GROUPED))
 
 
 def qwen2() -> nn.Module:
-    config = Qwen2Config(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, max_position_embeddings=16,
-    )  # fmt: skip
-    model: nn.Module = Qwen2Model(config).eval()
-    return model
+    return _model(Qwen2Model, Qwen2Config(**GROUPED))
 
 
 def phi3() -> nn.Module:
-    """Fused projections, with fewer heads for k and v than for q."""
-    config = Phi3Config(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, max_position_embeddings=16, original_max_position_embeddings=16, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    model: nn.Module = Phi3Model(config).eval()
-    return model
+    """Fused projections."""
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return _model(Phi3Model, Phi3Config(**GROUPED, **tokens, original_max_position_embeddings=16))
 
 
 def roberta() -> nn.Module:
-    config = RobertaConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40,
-        max_position_embeddings=20,
-    )  # fmt: skip
-    model: nn.Module = RobertaModel(config, add_pooling_layer=False).eval()
-    return model
+    config = RobertaConfig(**SIZES, num_attention_heads=2, max_position_embeddings=20)
+    return _model(RobertaModel, config, add_pooling_layer=False)
 
 
 def gpt2() -> nn.Module:
     """Layers that store their weights as (in, out)."""
-    config = GPT2Config(
-        vocab_size=50, n_embd=24, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0,
-        initializer_range=0.2,
-    )  # fmt: skip
-    model: nn.Module = GPT2Model(config).eval()
-    return model
+    sizes = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return _model(GPT2Model, GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.2))
 
 
 def _tokens(model: Any) -> Tensor:

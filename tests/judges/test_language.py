@@ -9,20 +9,15 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from randlora_pl.adapters import (
     DoRA,
     LoRA,
     RandLoRA,
-    adapted_layers,
-    delta_weights,
     inject,
-    merge,
-    merge_and_unload,
     save_adapter,
     set_train_mode,
-    unmerge,
 )
 from randlora_pl.adapters.kernels.common import dropped
 from randlora_pl.interop.peft_export import export_peft
@@ -30,7 +25,7 @@ from randlora_pl.interop.peft_import import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS
-from tests.support.products import covering
+from tests.support.products import covering, in_one_item
 
 FAMILIES = ["qwen2", "llama", "phi3", "roberta", "gpt2"]
 CONFIGS: dict[str, Callable[[Any, float], Any]] = {
@@ -107,29 +102,6 @@ def test_outputs_and_gradients_are_peft_s(
         assert second.grad.any()
 
 
-@pytest.mark.parametrize(("method", "family"), covering(CONFIGS, FAMILIES, strength=1))
-def test_updates_and_merged_weights_are_peft_s(method: str, family: str, tmp_path: Path) -> None:
-    theirs, ours = pair(method, family, 0.0, tmp_path)
-    if method != "dora":
-        for path, delta in delta_weights(ours).items():
-            expected: Tensor = theirs.base_model.model.get_submodule(path).get_delta_weight("default").detach()
-            layer = adapted_layers(ours)[path]
-            assert delta.shape == (layer.swap_layout(layer.adapted_weight)).shape
-            assert_close(layer.swap_layout(delta), expected, 1e-5)
-    before = {name: value.clone() for name, value in ours.state_dict().items()}
-    expected = MODELS[family].outputs(ours)
-    merge(ours)
-    assert_close(MODELS[family].outputs(ours), expected, 1e-5)
-    unmerge(ours)
-    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
-    merged, plain = theirs.merge_and_unload().state_dict(), MODELS[family].build()
-    assert list(merged) == list(plain.state_dict())
-    assert [type(module) for module in merge_and_unload(ours).modules()] == [type(module) for module in plain.modules()]
-    assert ours.state_dict().keys() == merged.keys()
-    for name, value in ours.state_dict().items():
-        assert_close(value, merged[name], 1e-5)
-
-
 @pytest.mark.parametrize(("family", "targets"), [("gpt2", ["q", "v", "mlp"]), ("phi3", ["q", "k", "v"])])
 def test_lora_on_blocks_of_a_fused_weight_goes_to_peft(family: str, targets: list[str], tmp_path: Path) -> None:
     base = MODELS[family].build()
@@ -143,7 +115,7 @@ def test_lora_on_blocks_of_a_fused_weight_goes_to_peft(family: str, targets: lis
     assert (MODELS[family].outputs(base) - MODELS[family].outputs(ours)).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("adapter", "family", "targets", "message"),
     [
         (LoRA(rank=3), "phi3", ["k", "v"], "qkv_proj is adapted in k and v alone, and the rows are unknown"),

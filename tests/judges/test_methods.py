@@ -1,115 +1,83 @@
 """PEFT judges each method on one layer: update, output, and the gradients of the input and of all that trains."""
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
-from peft import HiraConfig, LoraConfig, OFTConfig, RandLoraConfig, VeraConfig
+from peft import HiraConfig, LoraConfig, OFTConfig, RandLoraConfig, VeraConfig, get_peft_model
+from torch import nn
 
-from randlora_pl.adapters import OFT, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights
-from randlora_pl.adapters.methods.dora import DoRADelta
-from randlora_pl.adapters.methods.hira import HiRADelta
-from randlora_pl.adapters.methods.lora import LoRADelta
-from randlora_pl.adapters.methods.oft import OFTDelta
-from randlora_pl.adapters.methods.randlora import RandLoRADelta
-from randlora_pl.adapters.methods.vera import VeRADelta
+from randlora_pl.adapters import OFT, Adapter, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights
+from randlora_pl.adapters.methods.randlora import draw_peft_randlora
+from randlora_pl.adapters.methods.vera import draw_peft_vera
+from randlora_pl.adapters.weights import WeightShape
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
-from tests.support.products import in_one_item
+from tests.support.products import covered, in_one_item
+
+# Ours, and whether it is the transpose of PEFT's.
+TENSORS: dict[str, dict[str, tuple[str, bool]]] = {
+    "RandLoRA": {"randlora_lambda": ("lambdas", True), "randlora_gamma": ("gammas", False)},
+    "LoRA": {"lora_A": ("A", False), "lora_B": ("B", False)},
+    "VeRA": {"vera_lambda_b": ("b", False), "vera_lambda_d": ("d", False)},
+    "DoRA": {"lora_A": ("inner.A", False), "lora_B": ("inner.B", False), "lora_magnitude_vector": ("magnitude", False)},
+    "HiRA": {"hira_A": ("A", False), "hira_B": ("B", False)},
+    "OFT": {"oft_R": ("Q", False)},
+}
 
 
-def peft_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
-    config = RandLoraConfig(r=r, randlora_alpha=20, target_modules=["fc"])
-    adapter = RandLoRA(rank=r, alpha=20.0, pairing="peft", init="lambda")
+def pair_of(in_features: int, out_features: int, adapter: Adapter, config: type, **options: Any) -> oracle.Pair:
+    """One layer under PEFT and under us, with the same random bases if there are any."""
+    config = config(target_modules=["fc"], **options)
     theirs, ours = oracle.adapt_both(in_features, out_features, config, adapter)
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, RandLoRADelta)
-    delta.bases.A, delta.bases.B = (
-        layer.randlora_A["default"].permute(1, 0, 2).float(),  # type: ignore[index,operator,union-attr]
-        layer.randlora_B["default"].float(),  # type: ignore[index,operator,union-attr]
-    )
-    tensors = {
-        "lambda": (layer.randlora_lambda["default"], delta.lambdas, True),  # type: ignore[index]
-        "gamma": (layer.randlora_gamma["default"], delta.gammas, False),  # type: ignore[index]
-    }
-    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
+    layer: Any = theirs.get_submodule("base_model.model.fc")
+    delta: Any = ours.fc.delta
+    if isinstance(adapter, RandLoRA):
+        delta.bases.A = layer.randlora_A["default"].permute(1, 0, 2).float()
+        delta.bases.B = layer.randlora_B["default"].float()
+    if isinstance(adapter, VeRA):
+        delta.bases.A, delta.bases.B = layer.vera_A["default"][None], layer.vera_B["default"][:, None]
+    tensors = {}
+    for name, (own, turned) in TENSORS[adapter.method()].items():
+        held = getattr(layer, name)["default"]
+        tensors[own] = (getattr(held, "weight", held), delta.get_parameter(own), turned)
+    return oracle.Pair(theirs, ours, layer, tensors)
 
 
-@pytest.mark.parametrize(("in_features", "out_features", "r"), oracle.SHAPES)
-def test_randlora_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    pair = peft_pair(in_features, out_features, r)
-    for theirs, ours, turned in pair.tensors.values():
-        assert torch.equal(theirs.T if turned else theirs, ours)  # the same start
-    oracle.check_delta(pair)
-    oracle.check(pair)
+def randlora(in_features: int, out_features: int, r: int) -> oracle.Pair:
+    adapter = RandLoRA(rank=r, alpha=20.0, pairing="peft", init="lambda")
+    return pair_of(in_features, out_features, adapter, RandLoraConfig, r=r, randlora_alpha=20)
+
+
+@in_one_item(("in_features", "out_features", "r"), oracle.SHAPES)
+def test_randlora_and_vera_equal_peft(in_features: int, out_features: int, r: int) -> None:
+    vera = VeRA(rank=r, alpha=float(r)), VeRA(rank=30, alpha=30.0)  # also more than any side
+    pairs = [pair_of(in_features, out_features, each, VeraConfig, r=each.rank) for each in vera]
+    for pair in (randlora(in_features, out_features, r), *pairs):
+        for theirs, ours, turned in pair.tensors.values():
+            assert torch.equal(theirs.T if turned else theirs, ours)  # the same start
+        oracle.check_delta(pair)
+        oracle.check(pair)
 
 
 def test_the_equation_pairs_other_columns_than_peft() -> None:
-    pair = peft_pair(12, 20, 4)
+    pair = randlora(12, 20, 4)
     pair.share()
     pair.delta.pairing = "equation"
     theirs = pair.their_layer.get_delta_weight("default")
     assert (delta_weights(pair.ours)["fc"] - theirs).abs().max() > 0.1 * theirs.abs().max()
 
 
-def lora_pair(in_features: int, out_features: int, r: int, rslora: bool) -> oracle.Pair:
-    config = LoraConfig(r=r, lora_alpha=7, target_modules=["fc"], use_rslora=rslora)
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, LoRA(rank=r, alpha=7.0, rslora=rslora))
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, LoRADelta)
-    tensors = {
-        "A": (layer.lora_A["default"].weight, delta.A, False),  # type: ignore[index]
-        "B": (layer.lora_B["default"].weight, delta.B, False),  # type: ignore[index]
-    }
-    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize(("in_features", "out_features", "r"), oracle.SHAPES)
-def test_lora_equals_peft(in_features: int, out_features: int, r: int, rslora: bool) -> None:
-    pair = lora_pair(in_features, out_features, r, rslora)
-    oracle.check_delta(pair)
-    oracle.check(pair)
-
-
-def vera_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
-    config = VeraConfig(r=r, target_modules=["fc"])
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, VeRA(rank=r, alpha=float(r)))
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, VeRADelta)
-    delta.bases.A = layer.vera_A["default"][None]  # type: ignore[index]
-    delta.bases.B = layer.vera_B["default"][:, None]  # type: ignore[index]
-    tensors = {
-        "b": (layer.vera_lambda_b["default"], delta.b, False),  # type: ignore[index]
-        "d": (layer.vera_lambda_d["default"], delta.d, False),  # type: ignore[index]
-    }
-    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("in_features", "out_features", "r"), [*oracle.SHAPES, (8, 10, 30)])
-def test_vera_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    pair = vera_pair(in_features, out_features, r)
-    for theirs, ours, _ in pair.tensors.values():
-        assert torch.equal(theirs, ours)  # the same start
-    oracle.check_delta(pair)
-    oracle.check(pair)
-
-
-def dora_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
-    config = LoraConfig(r=r, lora_alpha=7, target_modules=["fc"], use_dora=True)
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, DoRA(LoRA(rank=r, alpha=7.0)))
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, DoRADelta)
-    assert isinstance(delta.inner, LoRADelta)
-    tensors = {
-        "A": (layer.lora_A["default"].weight, delta.inner.A, False),  # type: ignore[index]
-        "B": (layer.lora_B["default"].weight, delta.inner.B, False),  # type: ignore[index]
-        "magnitude": (layer.lora_magnitude_vector["default"].weight, delta.magnitude, False),  # type: ignore[index]
-    }
-    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("in_features", "out_features", "r"), oracle.SHAPES)
-def test_dora_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    pair = dora_pair(in_features, out_features, r)
+@in_one_item(("in_features", "out_features", "r"), oracle.SHAPES)
+def test_lora_and_dora_equal_peft(in_features: int, out_features: int, r: int) -> None:
+    options: dict[str, Any] = {"config": LoraConfig, "r": r, "lora_alpha": 7}
+    for rslora in (False, True):
+        adapter = LoRA(rank=r, alpha=7.0, rslora=rslora)
+        pair = pair_of(in_features, out_features, adapter, use_rslora=rslora, **options)
+        oracle.check_delta(pair)
+        oracle.check(pair)
+    pair = pair_of(in_features, out_features, DoRA(LoRA(rank=r, alpha=7.0)), use_dora=True, **options)
     theirs, ours, _ = pair.tensors["magnitude"]
     assert_close(ours, theirs, 1e-6)  # the same start
     oracle.check(pair)
@@ -117,26 +85,72 @@ def test_dora_equals_peft(in_features: int, out_features: int, r: int) -> None:
 
 @in_one_item(("in_features", "out_features", "r"), oracle.SHAPES)
 def test_hira_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    theirs, ours = oracle.adapt_both(in_features, out_features, HiraConfig(r=r, target_modules=["fc"]), HiRA(rank=r))
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, HiRADelta)
-    tensors = {name: (getattr(layer, f"hira_{name}")["default"], getattr(delta, name), False) for name in "AB"}
-    pair = oracle.Pair(theirs, ours, layer, tensors)
+    pair = pair_of(in_features, out_features, HiRA(rank=r), HiraConfig, r=r)
     pair.share()
-    assert_close(delta.change(torch.ones(out_features, in_features)), layer.get_delta_weight("default"))  # type: ignore[operator]
+    theirs = pair.their_layer.get_delta_weight("default")
+    assert_close(pair.delta.change(torch.ones(out_features, in_features)), theirs)
     oracle.check(pair)
 
 
 @in_one_item(("in_features", "block"), [(12, 4), (20, 4), (16, 8), (23, 23)])
 def test_oft_equals_peft(in_features: int, block: int) -> None:
-    """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_import.py."""
-    config = OFTConfig(oft_block_size=block, target_modules=["fc"])
-    theirs, ours = oracle.adapt_both(in_features, 12, config, OFT(block=block, neumann_terms=5))
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, OFTDelta)
-    tensors = {"Q": (layer.oft_R["default"].weight, delta.Q, False)}  # type: ignore[index]
-    pair = oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
+    """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_relative.py."""
+    pair = pair_of(in_features, 12, OFT(block=block, neumann_terms=5), OFTConfig, oft_block_size=block)
     pair.share(0.1)
-    turn = torch.block_diag(*delta.turn()) + torch.eye(in_features)
-    assert_close(turn, layer.get_delta_weight("default"))  # type: ignore[operator]
+    turn = torch.block_diag(*pair.delta.turn()) + torch.eye(in_features)
+    assert_close(turn, pair.their_layer.get_delta_weight("default"))
     oracle.check(pair)
+
+
+# PEFT's random bases from its seed alone, bit for bit
+
+
+# Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.
+LAYERS = [
+    ({"a": (8, 20)}, 4),
+    ({"a": (20, 8)}, 3),
+    ({"a": (9, 9)}, 2),
+    ({"a": (6, 24), "b": (24, 6), "c": (10, 10)}, 5),
+    ({"a": (4, 12)}, 6),
+]
+KINDS = [{}, {"sparse": True}, {"very_sparse": True}, {"sparse": True, "very_sparse": True}]
+
+
+def adapted(layers: dict[str, tuple[int, int]], config: Any) -> tuple[Any, list[WeightShape]]:
+    model = nn.ModuleDict({name: nn.Linear(*sizes) for name, sizes in layers.items()})
+    config.target_modules = set(layers)
+    return get_peft_model(model, config), [WeightShape(name, o, i) for name, (i, o) in layers.items()]  # type: ignore[arg-type]
+
+
+@covered(("kind", "case", "key"), KINDS, LAYERS, [0, 7], strength=1)
+def test_randlora(
+    kind: dict[str, bool],
+    case: tuple[dict[str, tuple[int, int]], int],
+    key: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers, rank = case
+    for dtype in (torch.bfloat16, torch.float16):  # the second where there is no bfloat16
+        monkeypatch.setattr("peft.tuners.randlora.model.is_bf16_available", lambda dtype=dtype: dtype == torch.bfloat16)
+        peft, shapes = adapted(layers, RandLoraConfig(r=rank, projection_prng_key=key, **kind))
+        a, b = draw_peft_randlora(key, rank, shapes, dtype=dtype, **kind)
+        assert torch.equal(a, peft.base_model.randlora_A["default"].float())
+        assert torch.equal(b, peft.base_model.randlora_B["default"].float())
+        assert not torch.equal(a, draw_peft_randlora(key + 1, rank, shapes, dtype=dtype, **kind)[0])
+
+
+def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> None:
+    shapes = [WeightShape("a", 256, 256)]
+    for one, other in zip(
+        *(draw_peft_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True
+    ):
+        assert (one - other).abs().max() > 1
+
+
+@in_one_item(("case", "key"), itertools.product(LAYERS, [0, 7]))
+def test_vera(case: tuple[dict[str, tuple[int, int]], int], key: int) -> None:
+    layers, rank = case
+    peft, shapes = adapted(layers, VeraConfig(r=rank, projection_prng_key=key))
+    a, b = draw_peft_vera(key, rank, shapes)
+    assert torch.equal(a, peft.base_model.vera_A["default"])
+    assert torch.equal(b, peft.base_model.vera_B["default"])
