@@ -41,9 +41,8 @@ from randlora_pl.adapters import (
     make_optimizer,
     trainable_parameters,
 )
-from randlora_pl.adapters.io.container import CONFIG, TENSORS
-from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.save_load import CONFIG, TENSORS
 from randlora_pl.adapters.trained import update_buffers
 
 # Each takes the rank and ``qkv``. Scalings are large so that updates are of the size of the weights.

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import OFT, Adapter, BitFit, DoRA, LoRA, LoRAXS, NoLA, RandLoRA, Together, VeRA, base, inject
-from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, Rank, builds, trainable
-from randlora_pl.adapters.budget import count_parameters, match_budget
-from randlora_pl.adapters.io.save_load import make_adapter
-from randlora_pl.adapters.kernels.dropout import dropped
-from randlora_pl.adapters.weights import WeightShape, matches
+from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, Rank, builds
+from randlora_pl.adapters.kernels.common import dropped
+from randlora_pl.adapters.random_bases import WeightShape, matches, trainable
+from randlora_pl.adapters.save_load import make_adapter
+from randlora_pl.adapters.select import count_parameters, match_budget
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, adapted_one, adapter_of, assert_close, randomise
 from tests.support.products import in_one_item

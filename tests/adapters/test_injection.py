@@ -29,7 +29,7 @@ from randlora_pl.adapters import (
     merge_and_unload,
     trainable_parameters,
 )
-from randlora_pl.adapters.kept import hash_weights
+from randlora_pl.adapters.trained import hash_weights
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import METHODS, One, SelfAttention, assert_close, randomise

@@ -27,7 +27,7 @@ from randlora_pl.adapters import (
     save_adapter,
     set_train_mode,
 )
-from randlora_pl.adapters.kept import base_buffers, kept_buffers
+from randlora_pl.adapters.trained import base_buffers, kept_buffers
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import edit, edit_tensors
 from tests.support.products import in_one_item

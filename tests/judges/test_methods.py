@@ -11,7 +11,7 @@ from torch import nn
 from randlora_pl.adapters import OFT, Adapter, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights
 from randlora_pl.adapters.methods.randlora import draw_peft_randlora
 from randlora_pl.adapters.methods.vera import draw_peft_vera
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
 from tests.support.products import covered, in_one_item

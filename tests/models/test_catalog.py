@@ -8,9 +8,8 @@ import timm
 import yaml
 from timm.models import get_pretrained_cfg
 
-from randlora_pl.models.catalog import MODELS, ModelRow
+from randlora_pl.models.catalog import MODELS, ModelRow, library_of
 from randlora_pl.models.clip import clip_image_spec, meta_clip
-from randlora_pl.models.folder import library_of
 from randlora_pl.models.vit import meta_vit, vit_image_spec
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from randlora_pl.models.clip import ImageTower, LoadedClip, load_clip, load_tokenizer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import file_sha256
+from randlora_pl.utils.weights_files import file_sha256
 from tests.support.products import covering
 
 

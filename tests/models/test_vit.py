@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from randlora_pl.models.vit import features_of, load_vit, meta_vit, vit_image_spec
 from randlora_pl.models.weights import ImageSpec
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import file_sha256
+from randlora_pl.utils.weights_files import file_sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"

@@ -110,10 +110,10 @@ def test_every_change_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_checksums_that_are_none(tmp_path: Path) -> None:
-    write(tmp_path / "a", contents())
+    write_contents(tmp_path / "a", contents())
     for sums in (7, "0" * 64, ["a"], {"a.scale": 3}, {}):
         edit(tmp_path / "a", lambda config, sums=sums: config.update(sha256=sums))
-        assert changed(read(tmp_path / "a"))
+        assert changed_parts(read_contents(tmp_path / "a"))
 
 
 def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "files" / "cat.jpg").touch()
     for folder, inside in (("photos", "more"), ("files", "cat.jpg")):
         with pytest.raises(UserError, match="contains other files than an adapter"):
-            write(tmp_path / folder, contents())
+            write_contents(tmp_path / folder, contents())
         assert sorted(entry.name for entry in (tmp_path / folder).iterdir()) == [inside]
     (tmp_path / "thesis").write_text("thesis")
     with pytest.raises(UserError, match="thesis"):
-        write(tmp_path / "thesis", contents())
+        write_contents(tmp_path / "thesis", contents())
     assert (tmp_path / "thesis").read_text() == "thesis"
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
@@ -157,11 +157,11 @@ def test_a_write_that_fails_leaves_the_older_adapter(
     with pytest.raises(OSError, match="device") as caught:
         write_contents(tmp_path / name, contents(bases=False))
     assert caught.value.filename == str(tmp_path / name)
-    assert read(tmp_path / name).config == before.config
+    assert read_contents(tmp_path / name).config == before.config
     monkeypatch.undo()
     with pytest.raises(TypeError, match="JSON"):
-        write(tmp_path / name, Contents({"when": object()}, contents().tensors))
-    assert read(tmp_path / name).config == before.config
+        write_contents(tmp_path / name, Contents({"when": object()}, contents().tensors))
+    assert read_contents(tmp_path / name).config == before.config
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import LoRA, RandLoRA, trainable_parameters
-from randlora_pl.adapters.kernels import dropout
-from randlora_pl.adapters.kernels.dropout import drop_mask, dropped, in_parts, keep_scaling
+from randlora_pl.adapters.kernels import common
+from randlora_pl.adapters.kernels.common import drop_mask, dropped, in_parts, keep_scaling
 from tests.adapters.cases import adapted_one, randomise
 from tests.adapters.kernels.test_randlora_linear import BASES, adapted
 from tests.support.products import covered, in_one_item, marked

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, trainable_parameters
-from randlora_pl.adapters.kernels import dropout, hadamard
+from randlora_pl.adapters.kernels import common, hadamard
 from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
-from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from tests.adapters import reference
 from tests.adapters.cases import adapted_one
 from tests.support.products import in_one_item, marked

@@ -54,7 +54,7 @@ def slow(model: One, x: Tensor) -> Tensor:
     delta, weight, bias = model.fc.delta, model.fc.weight, model.fc.bias
     if not delta.drops:
         return F.linear(x, delta.effective_weight(weight), bias)
-    kept = (~dropout.drop_mask(x, delta.dropout)).to(x.dtype) * dropout.keep_scaling(x, delta.dropout)
+    kept = (~common.drop_mask(x, delta.dropout)).to(x.dtype) * common.keep_scaling(x, delta.dropout)
     return F.linear(x, weight, bias) + F.linear(x * kept, delta.change(torch.empty(0)))
 
 
@@ -87,7 +87,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, form: Choice) -> None:
 def test_every_form_gives_the_numbers_and_gradients_of_the_plain_product(
     shape: tuple[int, int], form: Choice, basis: str, probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dropout, "AT_ONCE", 4)
+    monkeypatch.setattr(common, "AT_ONCE", 4)
     model = adapted(*shape, basis, dropout=probability)
     forced(monkeypatch, form)
     model.fc.bias.requires_grad_()

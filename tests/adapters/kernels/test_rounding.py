@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA
-from randlora_pl.adapters.base import DeltaWeight, WeightedSum
-from randlora_pl.adapters.kernels.flop_choice import built_again
-from randlora_pl.adapters.kernels.rounding import added, rounded
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.kernels.common import added, built_again, rounded
+from randlora_pl.adapters.layers import WeightedSum
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE, assert_close
 from tests.support.products import in_one_item, marked
 

@@ -18,8 +18,7 @@ from randlora_pl.adapters.kernels import randlora_linear as sums
 from randlora_pl.adapters.kernels.randlora_linear import Held
 from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.operations import use_bases
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.adapters.cases import randomise
 from tests.support.products import in_one_item

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, merge
-from randlora_pl.adapters.kernels.basis_product import Stored
-from randlora_pl.adapters.kernels.ternary import Sparse, stored
+from randlora_pl.adapters.kernels.basis_product import Sparse, Stored, stored
 from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.adapters.cases import One, adapted_one, assert_close, bases_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, disabled, inject, merge, merge_and_unload, unmerge
-from randlora_pl.adapters.layers.adapted import AdaptedLinear
+from randlora_pl.adapters.layers import AdaptedLinear
 from tests.adapters.cases import assert_close, randomise
 from tests.support.products import covered, in_one_item
 

@@ -34,9 +34,6 @@ from randlora_pl.adapters import (
     save_adapter,
     trainable_parameters,
 )
-from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.layers import attach
-from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.sites import _of_unit_vectors, dequantized
 from randlora_pl.adapters.trained import update_buffers

@@ -16,7 +16,7 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import One, adapted_one, assert_close, randomise
 from tests.adapters.layers.test_quantized import pair
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import HydraLoRA, LoRA, inject
 from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import One, adapted_one, assert_close, randomise
 from tests.adapters.reference import hydralora
 from tests.support.products import in_one_item

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from randlora_pl.adapters import KRAdapter
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.select import match_budget

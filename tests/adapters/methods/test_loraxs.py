@@ -5,7 +5,7 @@ from torch import nn
 
 from randlora_pl.adapters import LoRAXS, adapted_layers, delta_weights, inject
 from randlora_pl.adapters.methods.loraxs import LoRAXSDelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import assert_close, randomise
 from tests.support.products import in_one_item
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRA, NoLA, VeRA, delta_weights, inject
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import adapted_one
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from randlora_pl.adapters import OFT, DoRA, inject
-from randlora_pl.adapters.budget import match_budget
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, adapted_one, assert_close, randomise

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import PRANC, inject
 from randlora_pl.adapters.methods.pranc import PRANCDelta, SignSum, signed_places, signs
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from tests.adapters.cases import adapted_one, assert_close
 from tests.support.products import in_one_item
 

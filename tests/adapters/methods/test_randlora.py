@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, delta_weights, inject, trainable_parameters
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
-from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from tests.adapters import reference
 from tests.adapters.cases import adapted_one, assert_close
 from tests.support.products import in_one_item

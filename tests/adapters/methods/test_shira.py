@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import SHiRA, inject, load_adapter, save_adapter
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.shira import distinct
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from tests.adapters.cases import One, randomise
 from tests.adapters.reference import distinct_integers
 from tests.support.products import in_one_item

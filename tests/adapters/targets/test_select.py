@@ -21,11 +21,8 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.layers.weight_access import row_blocks
-from randlora_pl.adapters.targets.blocks import is_router
-from randlora_pl.adapters.targets.obstacles import reader_of
-from randlora_pl.adapters.targets.select import select
-from randlora_pl.adapters.targets.sites import find_sites
+from randlora_pl.adapters.select import select
+from randlora_pl.adapters.sites import find_sites, is_router, reader_of, row_blocks
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import METHODS, FewHeads, OneConv1D, randomise
