@@ -296,6 +296,20 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> No
     assert difference <= limit, f"largest difference {difference:.2e}, limit {limit:.2e}"
 
 
+def large_tensors_kept(model: One) -> int:
+    """How many tensors of the weight's size, besides the weight, a training pass keeps."""
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.extend([tensor] * (tensor.data_ptr() != model.fc.weight.data_ptr() and tensor.numel() == 40 * 30))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(torch.randn(3, 40, requires_grad=True))
+    output.sum().backward()
+    return len(kept)
+
+
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
     """Change a config by hand, so without its checksums."""
     config = json.loads((folder / CONFIG).read_text())

@@ -291,16 +291,13 @@ def test_a_merged_model_is_merged_again(adapters: AdapterSet, folders: dict[str,
     assert not any(layer.merged for layer in adapted_layers(adapters.model).values())
 
 
-def test_removing(adapters: AdapterSet) -> None:
+def test_removing_and_one_adapter_with_the_weight_1(adapters: AdapterSet, folders: dict[str, Path]) -> None:
     adapters.use({"lora": 0.5, "vera": 1.0})
     adapters.remove("dora")
     assert adapters.active == {"lora": 0.5, "vera": 1.0}
     adapters.remove("vera")
     assert adapters.active == {} and adapters.names == [n for n in KINDS if n not in ("dora", "vera")]
     assert_base(adapters.model)
-
-
-def test_one_adapter_with_the_weight_1_is_the_adapter(adapters: AdapterSet, folders: dict[str, Path]) -> None:
     adapters.use({"dora": 1.0, "randlora": 0.0})
     assert adapters.active == {"dora": 1.0}
     assert torch.equal(outputs(adapters.model), outputs(alone(folders["dora"])))

@@ -120,12 +120,6 @@ def test_the_report_is_a_table_of_the_adapted_layers(on_meta: dict[str, nn.Modul
     assert report.total == 151_277_313 + report.trainable
 
 
-def test_the_report_of_a_method_without_tensors() -> None:
-    report = inject(One(3, 4), LinearProbe())
-    assert "LinearProbe: 0 of 16 parameters train (0.00 %)" in str(report).splitlines()
-    assert report.rows == []
-
-
 def test_a_plain_mlp_and_a_bare_layer_are_adapted() -> None:
     for plain, x in ((zoo.mlp(), torch.randn(2, 8)), (nn.Linear(3, 4), torch.randn(2, 3))):
         model = copy.deepcopy(plain)
@@ -239,12 +233,9 @@ def test_the_hash_tells_weights_names_and_shapes_apart() -> None:
     assert hash_weights(model.to("meta")) == ""
 
 
-def test_the_hash_does_not_depend_on_the_precision_of_the_copy() -> None:
+def test_the_hash_sees_values_at_even_steps_and_no_precision() -> None:
     model = SelfAttention(12).bfloat16()
     assert hash_weights(model) == hash_weights(copy.deepcopy(model).float()) == hash_weights(model.double())
-
-
-def test_the_hash_sees_large_weights_at_even_steps() -> None:
     model = nn.Linear(3000, 50)
     known = hash_weights(model)
     with torch.no_grad():
@@ -252,15 +243,15 @@ def test_the_hash_sees_large_weights_at_even_steps() -> None:
     assert hash_weights(model) != known
 
 
-def test_routing_attention_is_listed_and_has_no_update() -> None:
+def test_reports_of_routing_attention_of_a_probe_and_of_a_text_as_target() -> None:
     model = SelfAttention(12)
     report = inject(model, LoRA(rank=2), ["o"])
     assert [row.layer for row in report.rows] == ["attn.out_proj"]
     assert list(adapted_layers(model)) == ["attn", "attn.out_proj"]
     assert list(delta_weights(model)) == ["attn.out_proj"]
-
-
-def test_a_text_is_one_target() -> None:
+    report = inject(One(3, 4), LinearProbe())
+    assert "LinearProbe: 0 of 16 parameters train (0.00 %)" in str(report).splitlines()
+    assert report.rows == []
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     report = inject(model, RandLoRA(rank=2), "0", "1")
     assert [row.layer for row in report.rows] == ["0"] and report.targets == ["0"] and report.trained == ["1"]

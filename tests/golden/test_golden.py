@@ -109,13 +109,11 @@ def test_every_config_resolves_as_before(name: str) -> None:
     assert golden.resolved(name) == CONFIGS[name]
 
 
-def test_every_config_is_committed() -> None:
+def test_configs_sweeps_and_adapters_are_as_committed() -> None:
     assert set(golden.config_names()) == CONFIGS.keys()
     assert {f"sweeps/{file.stem}" for file in ROOT.glob("configs/sweeps/*.yaml")} == committed("sweeps").keys()
-
-
-def test_a_sweep_has_the_same_cells() -> None:
     assert cells("sweeps/table2") == committed("sweeps")["sweeps/table2"]
+    assert read_adapters() == committed("adapters")
 
 
 @pytest.mark.full
@@ -127,10 +125,6 @@ def test_every_sweep_has_the_same_cells(name: str) -> None:
 @pytest.mark.parametrize(("model",), marked(zip(MODELS), lambda row: row[0] == "vit_tiny_patch16_224"))
 def test_methods_train_as_many_parameters(model: str) -> None:
     assert counts(model) == committed("counts")[model]
-
-
-def test_committed_adapters_are_read_as_before() -> None:
-    assert read_adapters() == committed("adapters")
 
 
 def test_a_difference_of_one_bit_is_found(capsys: pytest.CaptureFixture[str]) -> None:

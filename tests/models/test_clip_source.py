@@ -68,12 +68,16 @@ def test_files_keep_the_name_and_say_what_is_assumed(tmp_path: Path, monkeypatch
     assert resolve("Small-wide", "w.pt").notes == ()
 
 
-def test_image_specs_are_those_of_the_tag(tags: None) -> None:
+def test_image_specs_are_those_of_the_tag_or_of_all_tags_that_agree(tags: None) -> None:
     assert image_spec(resolve("Small", "plain_tag")) == ImageSpec(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     assert image_spec(resolve("ViT-L-14", "laion2b_s32b_b82k")).mean == (0.5, 0.5, 0.5)
     assert image_spec(resolve("ViT-L-14-336", "openai")) == ImageSpec(
         336, OPENAI, open_clip.OPENAI_DATASET_STD, "bicubic"
     )
+    assert image_spec(resolve("Small", "random")).mean == (0.1, 0.2, 0.3)
+    assert image_spec(resolve("Small-wide", "random")).mean == OPENAI
+    assert image_spec(resolve("Small-custom", "random")).mean == OPENAI
+    assert image_spec(resolve("ViT-B-16-SigLIP", None)).mean == (0.5, 0.5, 0.5)
 
 
 def test_every_tag_is_prepared_as_open_clip_does() -> None:
@@ -113,13 +117,6 @@ def test_preprocessing_of_a_configuration_that_somebody_wrote() -> None:
     for size in (0, 2.5, True):
         with pytest.raises(UserError, match="whole number"):
             open_clip_spec({}, size, "it")
-
-
-def test_without_a_tag_the_architectures_tags_decide_where_they_agree(tags: None) -> None:
-    assert image_spec(resolve("Small", "random")).mean == (0.1, 0.2, 0.3)
-    assert image_spec(resolve("Small-wide", "random")).mean == OPENAI
-    assert image_spec(resolve("Small-custom", "random")).mean == OPENAI
-    assert image_spec(resolve("ViT-B-16-SigLIP", None)).mean == (0.5, 0.5, 0.5)
 
 
 def test_other_image_sizes() -> None:

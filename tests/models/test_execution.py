@@ -163,12 +163,10 @@ def test_blocks_hold_nearly_all_weights(model: Callable[[], nn.Module], first: s
     assert sum(p.numel() for p in inside) > share * sum(p.numel() for p in built.parameters())
 
 
-def test_sequences_of_layers_are_no_blocks() -> None:
+def test_sequences_of_layers_are_no_blocks_and_an_adapter_changes_none() -> None:
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == {}
     assert repeated_blocks(nn.Sequential(nn.Sequential(nn.Linear(2, 2)))) == {}
 
-
-def test_an_adapter_changes_no_blocks() -> None:
     def block() -> nn.Module:
         return nn.Sequential(nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
 

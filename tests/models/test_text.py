@@ -160,16 +160,13 @@ def test_damaged_files_are_never_trusted(clip: LoadedClip, caplog: pytest.LogCap
     assert torch.equal(head_of(clip), expected)
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(
-    clip: LoadedClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_folder_is_the_systems_unless_told_and_may_be_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: LoadedClip, caplog: pytest.LogCaptureFixture
 ) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("RANDLORA_PL_CACHE")
+    assert "randlora-pl" in str(cache_folder())
     (tmp_path / "taken").write_text("a file, not a folder")
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "taken"))
     assert head_of(clip).shape == (3, 24)
     assert "cannot be cached" in caplog.text
-
-
-def test_the_folder_is_the_systems_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("RANDLORA_PL_CACHE")
-    assert "randlora-pl" in str(cache_folder())

@@ -29,12 +29,14 @@ def test_paths_are_told_from_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert looks_like_file("mine")
 
 
-def test_both_formats_are_read_by_content(tmp_path: Path) -> None:
+def test_both_formats_are_read_by_content_and_hashed_by_bytes(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "w.safetensors")
     torch.save(STATE, tmp_path / "w.pt")
     (tmp_path / "blob").write_bytes((tmp_path / "w.safetensors").read_bytes())  # no suffix, as in a cache
     for name in ("w.safetensors", "w.pt", "blob"):
         assert same(read_weights(tmp_path / name), STATE)
+    (tmp_path / "w").write_bytes(b"abc")  # the test vector of FIPS 180-2
+    assert file_sha256(tmp_path / "w") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @in_one_item("wrapper", ["state_dict", "model", "model_ema"])
@@ -42,11 +44,6 @@ def test_both_formats_are_read_by_content(tmp_path: Path) -> None:
 def test_wrappings_are_removed(tmp_path: Path, wrapper: str, prefix: str) -> None:
     torch.save({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}, tmp_path / "w.pt")
     assert same(read_weights(tmp_path / "w.pt"), STATE)
-
-
-def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "w").write_bytes(b"abc")  # the test vector of FIPS 180-2
-    assert file_sha256(tmp_path / "w") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 class Malicious:

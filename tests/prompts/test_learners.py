@@ -169,7 +169,7 @@ def test_a_name_beyond_the_towers_room_is_named() -> None:
             prompts.rows(["dog", " ".join(["cat"] * (most + 1))], 4096)
 
 
-def test_numbers_below_one_and_nothing_to_learn_are_refused() -> None:
+def test_impossible_numbers_and_other_classes_are_refused() -> None:
     for make in (lambda: CoOp(length=0), lambda: MaPLe(depth=0), lambda: MaPLe(rank=0), lambda: DeepPrompts(depth=0)):
         with pytest.raises(UserError, match=r"is 0\. Set a positive whole number"):
             make()
@@ -177,9 +177,6 @@ def test_numbers_below_one_and_nothing_to_learn_are_refused() -> None:
         DeepPrompts(length=0, vision_length=0)
     with pytest.raises(UserError, match=r"it needs \{\} for the name"):
         Fixed(template="a photo")
-
-
-def test_tokens_of_each_class_name_no_others() -> None:
     prompts = made(CoOp(class_specific=True))
     assert prompts.tokens.shape == (3, 4, 128)
     with pytest.raises(UserError, match=r"learned for 3 classes, these are 2\. Train with .*class_specific false"):

@@ -214,10 +214,16 @@ def test_bases_that_are_not_stored_as_numbers_are_checked_too(basis: Any, a_basi
 # Writing
 
 
-def test_a_model_without_an_adapter_is_not_saved(tmp_path: Path) -> None:
+def test_models_without_an_adapter_empty_folders_and_relative_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="the model has no adapter"):
         save_adapter(base(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert save_adapter(adapted(), "empty") == tmp_path / "empty"
+    assert read_adapter("empty").adapter.method() == "RandLoRA"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -238,13 +244,6 @@ def test_values_that_are_not_finite_are_neither_saved_nor_read(bad: float, tmp_p
     save_load.write_contents(folder, contents)
     with pytest.raises(UserError, match=r"too large for torch\.float16"):
         copy_adapter(folder, tmp_path / "half", torch.float16)
-
-
-def test_an_empty_folder_and_a_relative_path_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert save_adapter(adapted(), "empty") == tmp_path / "empty"
-    assert read_adapter("empty").adapter.method() == "RandLoRA"
 
 
 # Folders that cannot be read
@@ -348,10 +347,14 @@ def test_tensors_of_the_model_itself_that_do_not_fit(method: str, case: str, tmp
 # Models that do not fit
 
 
-def test_another_base_model(folder: Path) -> None:
+def test_another_base_model_and_every_problem_at_once(folder: Path) -> None:
     assert_refused(folder, "it was trained on other weights", zoo.small_vit())
     message = "it was trained on other weights .*; layer blocks.0.attn.qkv is .* in the file and None here"
     assert_refused(folder, message, One(24, 24))
+    edit(folder, lambda config: config.update(fingerprint="0" * 64))
+    edit(folder, lambda config: config["base_model"].update(weights_sha256_sampled="f" * 64))
+    edit_tensors(folder, lambda tensors: tensors.pop(LAMBDAS))
+    assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
 
 
 @in_one_item("adapter", [RandLoRA(rank=4, seed=4), RandLoRA(rank=4), LoRA(rank=4), BitFit()])
@@ -369,13 +372,6 @@ def test_the_same_adapter_in_place_on_other_weights_targets_or_bases(folder: Pat
         assert_refused(folder, message, model)
     edit(folder, lambda config: config.update(fingerprint="0" * 64))
     assert_refused(folder, "its random bases are 000000000000", adapted())
-
-
-def test_every_problem_is_named_at_once(folder: Path) -> None:
-    edit(folder, lambda config: config.update(fingerprint="0" * 64))
-    edit(folder, lambda config: config["base_model"].update(weights_sha256_sampled="f" * 64))
-    edit_tensors(folder, lambda tensors: tensors.pop(LAMBDAS))
-    assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
 
 
 # One file, other dtypes, stored bases

@@ -14,7 +14,7 @@ from randlora_pl.adapters import LoRA, RandLoRA, trainable_parameters
 from randlora_pl.adapters.kernels import common
 from randlora_pl.adapters.kernels.common import drop_mask, dropped, in_parts, keep_scaling
 from tests.adapters.cases import adapted_one, randomise
-from tests.adapters.kernels.test_randlora_linear import BASES, adapted
+from tests.adapters.kernels.test_randlora_linear import BASES, adapted, kept_bytes
 from tests.support.products import covered, in_one_item, marked
 
 COMPILED = [("hadamard", (60, 24))]
@@ -107,20 +107,8 @@ def test_recomputed_activations_drop_the_same_entries(basis: str, reentrant: boo
 
 def test_a_layer_keeps_a_mask_and_not_what_was_dropped() -> None:
     """Its input is kept by others as well, such as the other projections of it; a mask has a quarter of its bytes."""
-    model, _ = adapted_one(RandLoRA(rank=4, dropout=0.1), 128, 512)
     x = torch.randn(700, 128, requires_grad=True)
-    kept: dict[int, int] = {}
-    known = {x.untyped_storage().data_ptr(), *(value.untyped_storage().data_ptr() for value in model.parameters())}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in known:
-            kept[place] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    shared = sum(value.nbytes for value in (model.fc.delta.bases.A, model.fc.delta.bases.B))  # type: ignore[union-attr, operator]
-    assert sum(kept.values()) - shared < 1.2 * x.numel()
+    assert kept_bytes(RandLoRA(rank=4, dropout=0.1), 128, 512, x) - x.nbytes < 1.2 * x.numel()
 
 
 def test_a_mask_that_no_gradient_needs_is_not_kept() -> None:

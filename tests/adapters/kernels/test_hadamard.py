@@ -126,26 +126,20 @@ def test_each_of_q_k_and_v_gets_an_update_of_full_rank(r: int) -> None:
 # Sharing
 
 
-def test_what_is_stored_of_the_bases_is_two_signs_for_a_row() -> None:
+def test_two_signs_for_a_row_are_stored_and_the_structure_is_for_ever() -> None:
     shapes = [WeightShape("fc1", 3072, 768), WeightShape("fc2", 768, 3072), WeightShape("odd", 800, 500)]
     shared = RandLoRA(rank=6, basis="hadamard").bases(shapes, torch.device("cpu"))
     assert (shared.B.dtype, shared.B.numel()) == (torch.int8, 2 * 3072)
     assert shared.B.unique().tolist() == [-1, 1]
     assert shared.scale == 1
     assert math.isclose(shared.B.float().mean().item(), 0, abs_tol=0.1)
-
-
-def test_the_fingerprint_tells_the_structure() -> None:
     shapes = [WeightShape("fc", 24, 16)]
     shared = RandLoRA(rank=4, basis="hadamard", seed=3).bases(shapes, torch.device("cpu"))
     assert hadamard.STRUCTURE == "hadamard/1"
     assert shared.fingerprint == "ebbd5fea04082705c166688130f39a59c6ef59e5b42b4106d82912452c9da5db"
     plain = shared.B.permute(1, 0, 2).float()
     assert shared.fingerprint != type(shared)(3, shared.A, plain, signs=True).fingerprint
-
-
-def test_golden_entries_of_the_structure() -> None:
-    """A change of these orphans every adapter that exists: then change STRUCTURE too."""
+    # A change of these orphans every adapter that exists: then change STRUCTURE too.
     b = Hadamard(signs(300, 192, seed=2024), 300, 192, 192).matrix(torch.float64)
     position = torch.arange(b.numel(), dtype=torch.float64).view_as(b)
     assert (b * torch.cos(position)).sum().item() == pytest.approx(52.537319033193526, rel=1e-9)

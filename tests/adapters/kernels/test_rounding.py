@@ -45,18 +45,18 @@ def test_entries_are_those_of_the_reference() -> None:
     assert torch.equal(added(weight.T, delta.T), rounded(total.T.contiguous(), torch.bfloat16))  # any layout
 
 
-def test_what_is_not_bfloat16_is_a_plain_sum() -> None:
+def test_plain_sums_gradients_and_numbers_of_a_diverged_run() -> None:
     weight, delta = torch.randn(8, 6), torch.randn(8, 6).double()
     assert torch.equal(added(weight, delta), weight + delta.float())
     assert torch.equal(added(weight.half(), delta), weight.half() + delta.half())
     assert torch.equal(rounded(weight, torch.float64), weight.double())
-
-
-def test_the_gradient_is_that_of_a_cast() -> None:
     weight, delta = torch.randn(8, 6).bfloat16().requires_grad_(), torch.randn(8, 6).requires_grad_()
     upstream = torch.randn(8, 6).bfloat16()
     found = torch.autograd.grad(added(weight, delta), (weight, delta), upstream)
     assert torch.equal(found[0], upstream) and torch.equal(found[1], upstream.float())
+    bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32)  # NaNs, infinities
+    found = rounded(bits.view(torch.float32).repeat(500, 1), torch.bfloat16)
+    assert found[:, :3].isnan().all() and (found[:, 3] == math.inf).all() and (found[:, 4] == -math.inf).all()
 
 
 @torch.no_grad()
@@ -125,12 +125,6 @@ def test_a_layer_with_a_built_weight_uses_all_of_a_small_update(method: Adapter)
     with torch.autocast("cpu", torch.bfloat16):
         built = made.add(unit, weight, None)[:192].T
     assert slope(built, weight, made.change(weight)) == pytest.approx(1, abs=0.06)
-
-
-def test_numbers_of_a_diverged_run_stay_what_they_are() -> None:
-    bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32)  # NaNs, infinities
-    found = rounded(bits.view(torch.float32).repeat(500, 1), torch.bfloat16)
-    assert found[:, :3].isnan().all() and (found[:, 3] == math.inf).all() and (found[:, 4] == -math.inf).all()
 
 
 # Weights that the backward pass builds again

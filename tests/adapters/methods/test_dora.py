@@ -17,7 +17,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )
 from randlora_pl.adapters.random_bases import WeightShape
-from tests.adapters.cases import One, adapted_one, assert_close, randomise
+from tests.adapters.cases import One, adapted_one, assert_close, large_tensors_kept, randomise
 from tests.adapters.layers.test_quantized import pair
 
 
@@ -85,20 +85,6 @@ def test_a_small_rank_gives_full_rank_and_zeros_stay_zero() -> None:
     update = delta_weights(model)["fc"]
     assert torch.linalg.matrix_rank(update) == 24
     assert not update[3, 5:9].any() and update[3, 9:].all()
-
-
-def large_tensors_kept(model: One) -> int:
-    """How many tensors of the weight's size, besides the weight, a training pass keeps."""
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.extend([tensor] * (tensor.data_ptr() != model.fc.weight.data_ptr() and tensor.numel() == 40 * 30))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(torch.randn(3, 40, requires_grad=True))
-    output.sum().backward()
-    return len(kept)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

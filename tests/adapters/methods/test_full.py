@@ -35,13 +35,10 @@ def test_what_trains(adapter: Adapter, expected: set[str]) -> None:
     assert adapter.describe() == {"method": type(adapter).__name__, "options": {}}
 
 
-def test_frozen_tensors_train_again_under_full_fine_tuning() -> None:
+def test_frozen_tensors_train_again_and_a_shared_one_counts_once() -> None:
     model = block()
     model.requires_grad_(False)
     assert inject(model, FullFineTuning()).trainable == sum(value.numel() for value in model.parameters())
-
-
-def test_a_shared_tensor_counts_once() -> None:
     model = nn.ModuleDict({"one": nn.Linear(6, 6), "two": nn.Linear(6, 6)})
     model["two"].weight = model["one"].weight
     report = inject(model, FullFineTuning())

@@ -24,9 +24,12 @@ def adapted(in_features: int = 12, out_features: int = 20, **options: Any) -> tu
     return model, delta
 
 
-def test_a_starts_as_lora_s() -> None:
+def test_a_starts_as_lora_s_and_counts() -> None:
     deltas = [adapted_one(each)[1] for each in (HydraLoRA(rank=4, seed=3), LoRA(rank=4, seed=3))]
     assert torch.equal(deltas[0].A, deltas[1].A)
+    layers = 64 * HydraLoRA().count(WeightShape("q_proj", 4096, 4096))
+    assert layers == 9_175_040  # q and v of Llama-2-7B; the paper leaves out the 786,432 of the routers
+    assert HydraLoRA(rank=4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12
 
 
 def test_heads_share_one_dropout_mask_and_one_product_and_the_router_sees_the_whole_input() -> None:
@@ -112,9 +115,3 @@ def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> 
     one = procedure.penalty()  # of one token, without other dimensions
     assert one is not None and one.isfinite()
     assert inject(One(12, 20), HydraLoRA(rank=4), ["fc"]).procedure is None
-
-
-def test_counts() -> None:
-    layers = 64 * HydraLoRA().count(WeightShape("q_proj", 4096, 4096))
-    assert layers == 9_175_040  # q and v of Llama-2-7B; the paper leaves out the 786,432 of the routers
-    assert HydraLoRA(rank=4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12

@@ -132,13 +132,9 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
     save_adapter(whole, tmp_path / "whole")
     inject(hira := make(), RandLoRA(rank=2), ["one"])
     save_adapter(hira, tmp_path / "randlora")
+    other = Together([LoRA(rank=4), RandLoRA(rank=2)])
     for lora, adapter, form, message in (
-        (
-            "lora",
-            Together([LoRA(rank=4), RandLoRA(rank=2)]),
-            "beside",
-            "rank 4, not .*3.* and alpha 1.0, not 4.0, as",
-        ),
+        ("lora", other, "beside", "rank 4, not .*3.* and alpha 1.0, not 4.0, as"),
         ("whole", RandLoRA(rank=2), "beside", "also changes the model's own two"),
         ("randlora", RandLoRA(rank=2), "beside", "is RandLoRA, and a stage starts from LoRA"),
         ("lora", LoRA(rank=2), "absorbed", "LoRA cannot absorb a LoRA"),

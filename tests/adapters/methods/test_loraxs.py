@@ -35,14 +35,11 @@ def test_equation(alpha: float | None, balance: str) -> None:
     assert int(torch.linalg.matrix_rank(change, rtol=1e-5)) == rank
 
 
-def test_counts_of_the_paper() -> None:
+def test_counts_of_the_paper_the_official_start_and_budgets() -> None:
     """Query, value, attention output and output of RoBERTa-large."""
     shapes = [*[WeightShape("query", 1024, 1024)] * 3, WeightShape("output", 1024, 4096)]
     for rank, count in {4: 1_536, 8: 6_144, 12: 13_824, 16: 24_576, 20: 38_400, 25: 60_000}.items():
         assert 24 * sum(LoRAXS(rank=rank).count(shape) for shape in shapes) == count
-
-
-def test_the_official_start_and_budgets() -> None:
     _, delta = adapted(LoRAXS(rank=12, init="official", seed=3))
     again = adapted(LoRAXS(rank=12, init="official", seed=3))[1]
     assert torch.equal(delta.R, again.R) and 0.8e-5 < float(delta.R.detach().std()) < 1.2e-5

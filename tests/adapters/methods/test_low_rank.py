@@ -17,10 +17,13 @@ def assert_uniform(values: torch.Tensor, bound: float) -> None:
     assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
-def test_lora_starts_kaiming_uniform_and_zero() -> None:
+def test_the_starts_of_lora_and_vera() -> None:
     _, delta = adapted_one(LoRA(rank=50), 300, 200)
     assert not delta.B.any()
     assert_uniform(delta.A, 1 / math.sqrt(300))
+    _, delta = adapted_one(VeRA(rank=30, d_initial=0.25))
+    assert torch.equal(delta.b, torch.zeros(20))
+    assert torch.equal(delta.d, torch.full((30,), 0.25))
 
 
 def test_the_start_of_the_papers_code() -> None:
@@ -57,12 +60,6 @@ def test_the_start_of_nola(init: Any, beta: float) -> None:
     assert torch.equal(delta.alphas, torch.full((64,), 1 / 64))
     assert torch.equal(delta.betas, torch.full((64,), beta))
     assert bool(delta_weights(model)["fc"].any()) == (init == "official")
-
-
-def test_the_start_of_vera() -> None:
-    _, delta = adapted_one(VeRA(rank=30, d_initial=0.25))
-    assert torch.equal(delta.b, torch.zeros(20))
-    assert torch.equal(delta.d, torch.full((30,), 0.25))
 
 
 def test_scalings_and_counts() -> None:

@@ -12,8 +12,7 @@ from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.select import match_budget
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
-from tests.adapters.cases import One, adapted_one, assert_close, randomise
-from tests.adapters.methods.test_dora import large_tensors_kept
+from tests.adapters.cases import One, adapted_one, assert_close, large_tensors_kept, randomise
 from tests.adapters.zoo import small_vit
 from tests.support.products import in_one_item
 

@@ -53,14 +53,11 @@ def test_minor_components() -> None:
     assert_close(u[:, -4:] @ (u[:, -4:].T @ change), change)
 
 
-def test_every_rank_up_to_the_smaller_side() -> None:
+def test_every_rank_up_to_the_smaller_side_and_counts_without_a_decomposition() -> None:
     model = layer()
     inject(model, PiSSA(rank=12), ["0"])
     delta = update_of(model)
     torch.testing.assert_close(delta.get_buffer("B0") @ delta.get_buffer("A0"), model[0].weight.detach())
-
-
-def test_counts_of_published_models_need_no_decomposition() -> None:
     with torch.device("meta"):
         sides = [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)]
         block = nn.Sequential(*(nn.Linear(*each, bias=False) for each in sides))

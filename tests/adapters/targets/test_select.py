@@ -91,7 +91,7 @@ def test_splitting_takes_the_three_blocks_of_a_packed_weight() -> None:
     assert shapes["visual.transformer.resblocks.0.attn.k"] == (32, 32)
 
 
-def test_timm_names() -> None:
+def test_names_of_timm_pytorch_and_transformers() -> None:
     model = zoo.small_vit()
     assert names(model) == [f"blocks.{b}.{name}" for b in range(2) for name in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
     assert names(model, ["o"]) == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
@@ -101,9 +101,6 @@ def test_timm_names() -> None:
         "blocks.0.attn.qkv.v",
     ]
     assert names(model, ["v"]) == ["blocks.0.attn.qkv.v", "blocks.1.attn.qkv.v"]
-
-
-def test_pytorch_and_transformers_names() -> None:
     encoder = nn.TransformerEncoderLayer(12, 3, 24)
     assert names(encoder) == ["self_attn.in_proj", "linear1", "linear2"]
     assert names(encoder, ["o"]) == ["self_attn.out_proj"]
@@ -113,9 +110,6 @@ def test_pytorch_and_transformers_names() -> None:
     assert names(separate, ["qkv"]) == attention + language == names(separate, ["qkv"], split=True)
     assert names(separate, ["vision:mlp", "language:v"]) == ["vision.intermediate.dense", "language.v_proj"]
     assert names(separate) == [*attention, "vision.intermediate.dense", *language, "language.up_proj"]
-
-
-def test_names_of_language_models() -> None:
     llama, bert = models.llama().layers[0], models.bert().encoder.layer[0]  # type: ignore[union-attr, index]
     projections = [f"self_attn.{name}_proj" for name in "qkv"]
     assert names(llama) == [*projections, "mlp.up_proj", "mlp.down_proj"]
@@ -156,12 +150,16 @@ def test_a_layer_is_conv1d_by_its_class_name_and_shapes() -> None:
     assert find_sites(nn.ModuleDict({"fc": nn.Conv1d(3, 4, 2)})) == []
 
 
-def test_a_model_without_known_names_is_adapted_whole() -> None:
+def test_models_without_known_names_and_with_others() -> None:
     assert names(zoo.mlp()) == ["enter", "middle", "leave"] == names(zoo.mlp(), ["all"])
     assert names(zoo.mlp(), ["middle"]) == ["middle"]
     assert names(nn.Linear(3, 4)) == [""] == names(nn.Linear(3, 4), [".*"])
     assert names(nn.MultiheadAttention(12, 3)) == ["in_proj", "out_proj"]
     assert names(nn.MultiheadAttention(12, 3), ["qkv"], split=True) == ["q", "k", "v"]
+    model = nn.Sequential(nn.ModuleDict({name: nn.Linear(4, 4) for name in ("wq", "wk", "wv", "wo")}))
+    assert names(model, ["qkv"]) == ["0.wq", "0.wk", "0.wv"]
+    report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(rank=2), ["^1"])
+    assert report.coverage.line.endswith("; skipped: 0, 2")
 
 
 def test_sites_say_kind_role_and_path() -> None:
@@ -269,16 +267,6 @@ def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     with torch.device("meta"):
         model = build()
     assert inject(model, RandLoRA(rank=6)).coverage.line == expected
-
-
-def test_layers_that_are_numbers_are_named() -> None:
-    report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(rank=2), ["^1"])
-    assert report.coverage.line.endswith("; skipped: 0, 2")
-
-
-def test_other_names_of_q_k_and_v() -> None:
-    model = nn.Sequential(nn.ModuleDict({name: nn.Linear(4, 4) for name in ("wq", "wk", "wv", "wo")}))
-    assert names(model, ["qkv"]) == ["0.wq", "0.wk", "0.wv"]
 
 
 @pytest.mark.parametrize("name", ["edgenext_small", "caformer_s18", "coat_lite_tiny"])
@@ -401,13 +389,10 @@ class Reading(nn.Module):
         return self.inside["other"](self.helper(x))  # type: ignore[no-any-return]
 
 
-def test_reading_a_weight_from_afar_is_found_and_setting_it_up_is_not_reading() -> None:
+def test_reading_a_weight_from_afar_is_found_where_there_is_source() -> None:
     assert names(Reading(), ["fc", "other"]) == ["inside.fc", "inside.other"]
     assert reader_of(Reading(), "inside.fc") is Reading
     assert reader_of(Reading(), "inside.other") is None
-
-
-def test_a_class_without_source_is_taken_as_it_is() -> None:
     space: dict[str, Any] = {"nn": nn}
     exec("class Blind(nn.Module):\n    def forward(self, x):\n        return self.fc(x)", space)
     model = space["Blind"]()
@@ -543,16 +528,13 @@ def test_stacked_experts_are_counted_and_the_router_is_left_alone(caplog: pytest
     assert warning in str(report) and [record.message for record in caplog.records] == [f"Sequential: {warning}"]
 
 
-def test_a_choice_of_the_user_is_not_warned_of() -> None:
+def test_a_choice_of_the_user_is_not_warned_of_and_gates_may_be_no_routers() -> None:
     assert inject(mixture(), LoRA(rank=2), ["dense"]).coverage.warning == ""
     report = inject(mixture(), LoRA(rank=2), ["all"])
     assert report.coverage.warning and {row.layer for row in report.rows} == {"0.dense", "1.dense"}
     named = inject(mixture(), LoRA(rank=2), ["[01].gate", "dense"])
     assert {row.layer for row in named.rows} >= {"0.gate", "1.gate"}
     assert inject(mixture(), LoRA(rank=2), trained=["experts"]).coverage.share == pytest.approx(1 - 32 / 608)
-
-
-def test_gates_that_are_no_routers() -> None:
     model = zoo.timm_on_meta("gmlp_s16_224")
     assert not any(is_router(model, path) for path, _ in model.named_modules())
 
@@ -579,14 +561,11 @@ def test_convolutions_beside_linear_layers_are_weighed(caplog: pytest.LogCapture
     assert inject(model, LoRA(rank=2), ["all", "conv"]).coverage.share > 0.9
 
 
-def test_layers_of_other_shapes_have_other_names_in_the_table() -> None:
+def test_the_table_names_layers_of_other_shapes_and_says_which_are_left_out() -> None:
     with torch.device("meta"):
         report = inject(timm.create_model("pvt_v2_b0"), LoRA(rank=2))
     names = [name for name, *_ in report.grouped()]
     assert names[:2] == ["stages.0.blocks.*.attn.q", "stages.0.blocks.*.attn.kv"] and len(set(names)) == len(names)
-
-
-def test_layers_of_the_default_below_the_rank_are_left_out_with_a_reason() -> None:
     model = zoo.timm_on_meta("csatv2")
     report = inject(model, LoRA(rank=32))
     assert "14 x stages.*.*.attn.attn.qkv (rank above 1)" in report.coverage.line and report.coverage.warning

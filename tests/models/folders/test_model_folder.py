@@ -108,11 +108,13 @@ def test_repositories_of_the_hub_are_the_same_models(hub: FakeHub, clips: Path, 
     assert load_clip("hf-hub:ann/clip").identity == clip.identity
 
 
-def test_the_tokenizer_of_a_repository_is_the_one_that_it_names(hub: FakeHub, clips: Path) -> None:
+def test_repositories_name_their_tokenizer_and_open_clip_takes_no_revision(hub: FakeHub, clips: Path) -> None:
     config = json.loads((clips / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "ann/clip"
     hub.repos["ann/clip"].branches["main"]["open_clip_config.json"] = json.dumps(config).encode()
     assert load_tokenizer("hf-hub:ann/clip")(["dog"])[0, 0] == 3
+    with pytest.raises(UserError, match="revision"):
+        load_clip("hf-hub:ann/clip@v1")
 
 
 @in_one_item(
@@ -131,11 +133,6 @@ def test_unknown_names_are_one_line(hub: FakeHub, name: str, message: str) -> No
     with pytest.raises(UserError, match=message) as found:
         library_of(name)
     assert "\n" not in str(found.value)
-
-
-def test_open_clip_takes_no_revision(hub: FakeHub) -> None:
-    with pytest.raises(UserError, match="revision"):
-        load_clip("hf-hub:ann/clip@v1")
 
 
 def test_a_hub_that_does_not_answer_is_one_try(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: FakeHub) -> None:
