@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import LoRA
 from randlora_pl.models import encode_prompts, load_clip, set_gradient_checkpointing
 from randlora_pl.models.clip import load_tokenizer, meta_clip
-from randlora_pl.models.prompted import (
+from randlora_pl.models.text import (
     embed_dim,
     encode_rows,
     image_blocks,
