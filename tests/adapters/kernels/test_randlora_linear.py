@@ -1,7 +1,6 @@
 """The fast path of RandLoRA: the numbers and gradients of the plain product with W0 + delta, and what it keeps."""
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from randlora_pl.adapters.kernels.common import Choice, cheapest
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from tests.adapters.cases import One, adapted_one, assert_close, bases_of, randomise
-from tests.support.products import covered, in_one_item, marked
+from tests.support.products import covered, in_one_item
 
 BASES: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -404,22 +403,6 @@ def test_data_parallel_training_gives_the_same_gradients(tmp_path: Path) -> None
                 assert torch.equal(first, value.grad)
     finally:
         dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("c++"), reason="the compiler of PyTorch needs one of C++")
-@pytest.mark.parametrize(("basis",), marked([("dense",), ("ternary",), ("hadamard",)], ("dense",).__eq__))
-def test_a_compiled_layer_gives_the_same_numbers(basis: str) -> None:
-    model = nn.Sequential(adapted(64, 192, basis, torch.float32), nn.GELU(), adapted(192, 64, basis, torch.float32))
-    x = torch.randn(150, 64, requires_grad=True)
-    values = [x, *trainable_parameters(model).values()]
-    torch.compiler.reset()
-    results = []
-    for run in (model, torch.compile(model)):
-        output = run(x)
-        results.append((output, *torch.autograd.grad(output.square().mean(), values)))
-    for plain, compiled in zip(*results, strict=True):
-        assert_close(compiled, plain, 1e-4)
 
 
 # Ternary and binary bases in 8 bits

@@ -113,24 +113,6 @@ def test_an_update_without_use_for_the_frozen_weight_does_not_unpack_it(
     assert model(torch.ones(3, 20)).abs().sum() > 0
 
 
-@in_one_item("method", ADDING)
-def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
-    plain, quantized = both(method)
-    for model in (plain, quantized):
-        for module in model.modules():
-            if hasattr(module, "dropout"):
-                module.dropout = 0.5
-    if method.startswith("dora"):  # whose inner method drops
-        for model in (plain, quantized):
-            model.fc.delta.dropout = 0.0  # type: ignore[union-attr]
-    outputs = []
-    for model in (plain, quantized):
-        torch.manual_seed(3)
-        outputs.append(model(torch.ones(9, 20)))
-    assert_close(outputs[1], outputs[0], 1e-5)
-    assert not torch.allclose(outputs[0], plain.eval()(torch.ones(9, 20)), atol=1e-3)
-
-
 class Casts(TorchDispatchMode):
     """Sizes of what is cast and multiplied entry by entry, from the size of an output of a token on."""
 
