@@ -298,9 +298,9 @@ def test_removing_and_one_adapter_with_the_weight_1(adapters: AdapterSet, folder
     adapters.remove("vera")
     assert adapters.active == {} and adapters.names == [n for n in KINDS if n not in ("dora", "vera")]
     assert_base(adapters.model)
-    adapters.use({"dora": 1.0, "randlora": 0.0})
-    assert adapters.active == {"dora": 1.0}
-    assert torch.equal(outputs(adapters.model), outputs(alone(folders["dora"])))
+    adapters.use({"dora-split": 1.0, "randlora": 0.0})
+    assert adapters.active == {"dora-split": 1.0}
+    assert torch.equal(outputs(adapters.model), outputs(alone(folders["dora-split"])))
 
 
 def test_loading_leaves_what_is_active(adapters: AdapterSet, folders: dict[str, Path]) -> None:
