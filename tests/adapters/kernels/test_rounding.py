@@ -15,7 +15,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.kernels.basis_product import mixed_stack
 from randlora_pl.adapters.kernels.common import added, built_again, rounded
 from randlora_pl.adapters.layers import WeightedSum
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE, assert_close
 from tests.support.products import in_one_item, marked

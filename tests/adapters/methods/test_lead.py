@@ -18,7 +18,7 @@ from randlora_pl.adapters import (
     save_adapter,
     trainable_parameters,
 )
-from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta
+from randlora_pl.adapters.methods.randlora import LedRandLoRADelta
 from randlora_pl.utils.errors import UserError
 from tests.adapters import reference
 from tests.adapters.cases import KINDS, One, assert_close, inputs, randomise

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from tests.adapters import reference
 from tests.adapters.cases import adapted_one, assert_close
