@@ -80,7 +80,7 @@ def test_truncation_is_the_best_there_is() -> None:
         tail = math.sqrt(sum(values[k:] ** 2) / sum(values**2))
         assert low.rank == k and low.left.shape == (20, k) and low.right.shape == (k, 12)
         assert (low.error, measured) == pytest.approx((tail, tail), abs=1e-9)
-    assert truncated(matrix, rank=99).rank == 12
+    assert truncate(matrix, rank=99).rank == 12
 
 
 @settings(max_examples=30)
@@ -88,9 +88,9 @@ def test_truncation_is_the_best_there_is() -> None:
 @given(error=st.floats(0, 0.999), seed=st.integers(0, 100))
 def test_smallest_rank_for_an_error(error: float, seed: int) -> None:
     matrix = torch.randn(9, 6, generator=torch.Generator().manual_seed(seed))
-    low = truncated(matrix, error=error)
+    low = truncate(matrix, error=error)
     assert low.error <= error and (error > 0 or low.rank == 6)
-    assert low.rank == 1 or truncated(matrix, rank=low.rank - 1).error > error
+    assert low.rank == 1 or truncate(matrix, rank=low.rank - 1).error > error
 
 
 @in_one_item(
