@@ -259,8 +259,10 @@ class UpdateSpectrum(_Measured):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse methods whose update depends on the input, before anything runs."""
+        if not self.every_n_steps:
+            return
         adapter = own_module(pl_module).objective.adapter
-        if self.every_n_steps and not adapter.fixed:
+        if not adapter.fixed:
             raise UserError(
                 f"spectrum.every_n_steps: the update of {adapter.method()} depends on the input, so it is "
                 "not a matrix and has no spectrum. Remove the option."
