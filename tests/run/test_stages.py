@@ -2,6 +2,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 
 from randlora_pl.data.unlabelled import batches, framed
+from randlora_pl.run import stages
 from randlora_pl.run.callbacks import StartSummary
 from randlora_pl.tasks import AdaptationModule, load_task
 from tests.support.cli import SMALL, Refused, Run
@@ -350,3 +352,15 @@ def test_a_trained_head_has_the_rows_of_some_of_its_classes(run: Run, tmp_path: 
     assert run("fit", *SMALL, *words[:2], "--data.classes", "base", "--run.name", "half").code == 0
     refused = run("test", "--adapter", str(only_run(tmp_path, "half") / "adapter"), "--data.classes", "new")
     assert refused.code == 2 and "has a head for 5 other classes" in refused.err
+
+
+def test_a_stage_without_texts_names_the_options_that_provide_them(tmp_path: Path) -> None:
+    app: Any = SimpleNamespace(
+        datamodule=SimpleNamespace(dataset="csv", root=tmp_path / "own.csv"),
+        command=SimpleNamespace(folders={"run": Path("runs/own")}),
+    )
+    assert stages._samples_for_it(app, "test") == (
+        f" Add {tmp_path / 'own.csv' / 'test.csv'}, or use the validation samples: randlora-pl validate --run runs/own"
+    )
+    app.datamodule.root.touch()
+    assert f"and give --data.root {tmp_path}, or hold out" in stages._samples_for_it(app, "val")

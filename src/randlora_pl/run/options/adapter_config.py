@@ -188,13 +188,14 @@ def adapter_config(folder: Path) -> Tree:
     _check_no_class([content["options"], arguments], file)
     adapter = make_adapter(content["method"], content["options"], file)
     _check_methods(adapter, file)
-    if "task_class" in metadata:
-        from randlora_pl.tasks.restore import find_task  # slow to import: `own_task` leaves heavy libraries out
+    kind = None
+    if "task_class" not in metadata:
+        kind = own_task(task)  # quick: it leaves heavy libraries out
+    else:
+        from randlora_pl.tasks.restore import find_task
 
         with errors_in(file):
             kind = find_task(task)
-    else:
-        kind = own_task(task)
     if kind is None:
         known = classes("model")
         raise UserError(
