@@ -40,7 +40,9 @@ class Measure:
 
 
 ACCURACY = Measure("acc", "accuracy")
+"""The metric of most tasks, a fraction."""
 LOSS = Measure("loss", mode="min", decimals=4)
+"""The metric of every task, beside its own ones."""
 
 
 @dataclass(frozen=True)
