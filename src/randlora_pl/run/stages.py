@@ -103,7 +103,7 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
     if not file.extra:
         return
     theirs = file.config.get("metadata", {}).get("classnames") or []
-    own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
+    own = task.trained_classes
     trained = task.trained_head or own is not task.classnames
     if theirs == own and (trained or file.metadata["templates"] == task.templates):
         task.load_head(file.extra)

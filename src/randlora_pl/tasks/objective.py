@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -32,7 +32,7 @@ from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks.files import check_tensors, kind_of
-from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, number_answers
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
     TOWERS,
@@ -265,12 +265,8 @@ class Objective(Declared, nn.Module):
 
     @classmethod
     def measure(cls, name: str = "") -> Measure:
-        """Return one of `measures` by its name, or without a name the one that counts.
-
-        A callback may log others: they are fractions, except for losses.
-        """
-        other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
-        return next((each for each in cls.measures if name in ("", each.name)), other)
+        """Return one of `measures` by its name (see `find_measure`), or without a name the one that counts."""
+        return find_measure(cls.measures, name)
 
     def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
         """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
@@ -458,6 +454,11 @@ class Objective(Declared, nn.Module):
             UserError: One of them is unknown, or its options do not fit.
         """
         return dict(saved)
+
+    @property
+    def trained_classes(self) -> list[str]:
+        """Classes of the training; a task may be given others later."""
+        return self.classnames
 
     def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
         """Return the backbone without values, and the layers to adapt; None if its shape is not known here."""

@@ -43,6 +43,11 @@ class PromptedClip(ClipTask):
         self._constant_texts: Tensor | None = None
         self.classifier: nn.Parameter | None = None
 
+    @property
+    def trained_classes(self) -> list[str]:
+        """Classes of the training; learned prompts name others, too."""
+        return self.own_classes
+
     def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
         """Make the learned tokens, and tokenize the texts of all classes."""
         self.tokenizer = tokenizer
