@@ -1,7 +1,7 @@
 """Facts about this machine: its cores, the folder of cached files, precisions of its devices, and packages for ONNX."""
 
+import importlib.util
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ def check_onnx_packages() -> None:
     Raises:
         UserError: A package is missing.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
