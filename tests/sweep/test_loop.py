@@ -15,7 +15,7 @@ from randlora_pl.sweep.loop import Loop
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import Terminated, UserError
-from randlora_pl.utils.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquire, lease_on
 from tests.support.leases import of_another_host
 from tests.sweep.grids import cells_of
 
@@ -80,7 +80,7 @@ def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: Ba
 
     with pytest.raises(type(stop)):
         Loop(folder, CELLS, run, fatal=lambda error: "full" in str(error)).work()
-    assert folder.state(CELLS[0]) == OPEN and acquired(lease_on(folder.lock(CELLS[0])))
+    assert folder.state(CELLS[0]) == OPEN and acquire(lease_on(folder.lock(CELLS[0])))
 
 
 def test_neither_a_signal_in_a_finished_cell_nor_the_end_of_the_time_begins_another(folder: SweepFolder) -> None:
@@ -94,7 +94,7 @@ def test_neither_a_signal_in_a_finished_cell_nor_the_end_of_the_time_begins_anot
 
 def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
     theirs = lease_on(folder.lock(CELLS[0]))
-    assert acquired(theirs)
+    assert acquire(theirs)
     outcome = Loop(folder, CELLS, Fake()).work()
     assert outcome.elsewhere == 1 and len(outcome.done) == 3
     theirs.release()
@@ -189,7 +189,7 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finish(folder, CELLS[0])
     folder.fail(CELLS[1], "no luck")
     lease = lease_on(folder.lock(CELLS[2]))
-    assert acquired(lease)
+    assert acquire(lease)
     stream = Terminal()
     progress = progress_of(folder, stream)
     progress.started(CELLS[3])

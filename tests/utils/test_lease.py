@@ -8,7 +8,7 @@ import pytest
 from filelock import SoftFileLease
 
 from randlora_pl.utils import lease as module
-from randlora_pl.utils.lease import acquired, holder, lease_on
+from randlora_pl.utils.lease import acquire, holder, lease_on
 from tests.support.leases import of_another_host
 
 FORK = multiprocessing.get_context("forkserver")
@@ -21,13 +21,13 @@ def path(tmp_path: Path) -> Path:
 
 def taken(path: Path) -> SoftFileLease:
     lease = lease_on(path)
-    assert acquired(lease)
+    assert acquire(lease)
     return lease
 
 
 def test_one_at_a_time(path: Path) -> None:
     first = taken(path)
-    assert not acquired(lease_on(path))
+    assert not acquire(lease_on(path))
     assert holder(path).startswith(f"process {os.getpid()} on ")
     first.release()
     assert not path.exists() and not holder(path)
@@ -47,7 +47,7 @@ def test_a_dead_owner_on_this_machine_is_succeeded_at_once(path: Path) -> None:
     process.join()
     assert path.exists() and not holder(path)
     second = taken(path)
-    assert not acquired(lease_on(path))
+    assert not acquire(lease_on(path))
     second.release()
     assert not list(path.parent.iterdir())
 
@@ -59,11 +59,11 @@ def test_an_owner_elsewhere_is_succeeded_after_its_lease(path: Path, monkeypatch
     assert holder(path) == f"process {os.getpid()} on elsewhere"
     lease, until = lease_on(path), time.monotonic() + 0.45
     while time.monotonic() < until:
-        assert not acquired(lease)
+        assert not acquire(lease)
         time.sleep(0.02)
-    assert not acquired(lease_on(path)), "nothing has been seen of it"
+    assert not acquire(lease_on(path)), "nothing has been seen of it"
     time.sleep(0.1)
-    assert acquired(lease)
+    assert acquire(lease)
     time.sleep(0.6)
     assert holder(path), "it is renewed"
     lease.release()
@@ -72,7 +72,7 @@ def test_an_owner_elsewhere_is_succeeded_after_its_lease(path: Path, monkeypatch
 def test_a_file_without_an_owner_is_taken_once_it_is_old(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
-    assert not acquired(lease_on(path)), "its process may be about to name itself"
+    assert not acquire(lease_on(path)), "its process may be about to name itself"
     os.utime(path, (0, 0))
     taken(path).release()
 
@@ -80,19 +80,19 @@ def test_a_file_without_an_owner_is_taken_once_it_is_old(path: Path) -> None:
 def test_other_settings_are_somebody_else_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_another_host(path)
     monkeypatch.setattr(module, "LEASE", 30.0)
-    assert not acquired(lease_on(path))
+    assert not acquire(lease_on(path))
 
 
 def test_a_folder_that_cannot_be_written(path: Path) -> None:
     path.parent.write_text("no folder")
     with pytest.raises(OSError, match="locks"):
-        acquired(lease_on(path))
+        acquire(lease_on(path))
 
 
 def _race(path: Path, barrier: Barrier, wins: Path, number: int) -> None:
     lease = lease_on(path)
     barrier.wait()
-    if acquired(lease):
+    if acquire(lease):
         (wins / str(number)).touch()
     barrier.wait()  # every process is still alive
 

@@ -24,11 +24,11 @@ from randlora_pl.utils.text import (
     group_names,
     log_to_file,
     log_to_terminal,
-    packed,
+    pack_bits,
     print_above_progress,
     printable,
     table,
-    unpacked,
+    unpack_bits,
 )
 from tests.support.products import in_one_item
 
@@ -144,7 +144,7 @@ def test_groups_of_other_shapes_keep_the_numbers_in_which_they_differ(
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_values_come_back(values: list[bool]) -> None:
-    back = unpacked(packed(values))
+    back = unpack_bits(pack_bits(values))
     assert back is not None and back.tolist() == values
 
 
@@ -152,7 +152,7 @@ def test_values_come_back(values: list[bool]) -> None:
     "damaged", [None, 7, "", "8", "8:", "9:/w==", "-1:/w==", "x:/w==", "8:/w", "8:é", f"{10 * MOST_PACKED}:AA=="]
 )
 def test_damaged_text_is_nothing(damaged: object) -> None:
-    assert unpacked(damaged) is None
+    assert unpack_bits(damaged) is None
 
 
 TITLE = "\x1b]0;owned\x07"

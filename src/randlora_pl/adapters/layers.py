@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight, like, no_matrix
-from randlora_pl.adapters.sites import dequantized, is_conv1d, is_quantized, reader_of
+from randlora_pl.adapters.sites import dequantize, is_conv1d, is_quantized, reader_of
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 
@@ -362,7 +362,7 @@ class AdaptedQuantized(AdaptedLayer):
     @property
     def base_weight(self) -> Tensor:
         """Dequantized W0, (out, in), computed at each access."""
-        return dequantized(self)
+        return dequantize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, (..., in) to (..., out)."""

@@ -63,7 +63,7 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
     """
     if is_quantized(module):
         if values:
-            return dequantized(module)
+            return dequantize(module)
         assert isinstance(module, nn.Linear)
         return torch.empty((), device=module.weight.device).expand(module.out_features, module.in_features)
     weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
@@ -71,7 +71,7 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
 
 
 @torch.no_grad()
-def dequantized(module: nn.Module) -> Tensor:
+def dequantize(module: nn.Module) -> Tensor:
     """Return the weight of a quantized layer, (out, in), in the layer's compute dtype if it has one.
 
     bitsandbytes unpacks the weights of its own classes, except layouts for a CPU's kernels; it is found by the class,

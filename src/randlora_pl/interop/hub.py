@@ -75,7 +75,7 @@ def push_folder(
         UserError: The Hub is unreachable or refuses, or the repository is public despite ``private``.
     """
     files = sorted(file for file in folder.iterdir())
-    with _explained(repo, revision):
+    with _explain_errors(repo, revision):
         api = _api()
         api.create_repo(repo, private=private or None, exist_ok=True)
         if revision is not None:
@@ -100,7 +100,7 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> tuple[Ad
         UserError: The Hub is unreachable or refuses, or the adapter is missing or damaged. No files remain.
     """
     with disk_errors(path), atomic_folder(path) as folder:
-        with _explained(repo, revision):
+        with _explain_errors(repo, revision):
             api = _api()
             info = api.model_info(repo, revision=revision)
             there = {sibling.rfilename for sibling in info.siblings or []}
@@ -131,7 +131,7 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
     Raises:
         UserError: The Hub is unreachable or refuses.
     """
-    with disk_errors(folder), _explained(repo, revision):
+    with disk_errors(folder), _explain_errors(repo, revision):
         api = _api()
         info = api.model_info(repo, revision=revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
@@ -147,7 +147,7 @@ def _api() -> HfApi:
 
 
 @contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
+def _explain_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Convert Hub and network errors to one-line errors; raise others unchanged."""
     try:
         with warnings.catch_warnings():
@@ -271,12 +271,12 @@ def _numbers(tensors: Mapping[str, Tensor], start: str = "") -> int:
     return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(start))
 
 
-def portable(value: Any) -> Any:
+def remove_local_paths(value: Any) -> Any:
     """Return a config without local paths: absolute paths become ``PATH``, URLs lose their passwords."""
     if isinstance(value, Mapping):
-        return {key: portable(inner) for key, inner in value.items()}
+        return {key: remove_local_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [portable(inner) for inner in value]
+        return [remove_local_paths(inner) for inner in value]
     if not isinstance(value, str):
         return value
     if "://" in value:
@@ -350,7 +350,7 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
         note = "Save this as `config.yaml`, and set the dataset with `--data.dataset`."
     else:
         return "", ""
-    return yaml.safe_dump(portable(tree), sort_keys=False, allow_unicode=True), note
+    return yaml.safe_dump(remove_local_paths(tree), sort_keys=False, allow_unicode=True), note
 
 
 def _as_class(value: Any) -> Any:

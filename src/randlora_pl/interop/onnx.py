@@ -210,7 +210,7 @@ def export_onnx(program: Program, path: Path) -> Exported:
             full. No files remain.
     """
     check_onnx_packages()
-    exported = _exported(program)
+    exported = _export(program)
     with _refusing("has no ONNX form", " or --to torch"), _silence():
         shapes = {program.input: {0: torch.export.Dim("batch")}}
         converted: Any = torch.onnx.export(
@@ -237,7 +237,7 @@ def export_onnx(program: Program, path: Path) -> Exported:
             values = session.run(list(program.outputs), {program.input: example.numpy()})
             return tuple(torch.from_numpy(value) for value in values)
 
-        return _moved(part, path, _compared(program, run, "onnxruntime"))
+        return _move_files(part, path, _compare(program, run, "onnxruntime"))
 
 
 def export_torch(program: Program, path: Path) -> Exported:
@@ -246,7 +246,7 @@ def export_torch(program: Program, path: Path) -> Exported:
     Raises:
         UserError: The model cannot be exported, the file's outputs differ, or the disk is full. No files remain.
     """
-    exported = _exported(program)
+    exported = _export(program)
     with disk_errors(path), scratch_folder(path) as part:
         file = part / path.name
         with _silence():
@@ -254,10 +254,10 @@ def export_torch(program: Program, path: Path) -> Exported:
             torch.export.save(exported, held, extra_files={FACTS: json.dumps(program.facts)})
             file.write_bytes(held.getbuffer())
             loaded = torch.export.load(file).module()
-        return _moved(part, path, _compared(program, loaded, "the exported program"))
+        return _move_files(part, path, _compare(program, loaded, "the exported program"))
 
 
-def _exported(program: Program) -> Any:
+def _export(program: Program) -> Any:
     """Return the module as a graph with a variable batch size."""
     shapes = ({0: torch.export.Dim("batch")},)
     with _refusing("cannot be exported"), _silence(), torch.no_grad():
@@ -268,7 +268,7 @@ def _exported(program: Program) -> Any:
     return exported
 
 
-def _compared(program: Program, run: Callable[[Tensor], Any], where: str) -> float:
+def _compare(program: Program, run: Callable[[Tensor], Any], where: str) -> float:
     """Return the largest difference between the module's and the exported outputs, which must be rounding."""
     largest = 0.0
     for seed, batch in enumerate((1, 3), 1):
@@ -288,7 +288,7 @@ def _compared(program: Program, run: Callable[[Tensor], Any], where: str) -> flo
     return largest
 
 
-def _moved(part: Path, path: Path, difference: float) -> Exported:
+def _move_files(part: Path, path: Path, difference: float) -> Exported:
     """Give the files of a folder their final names, the weights before the graph that needs them."""
     names = sorted((file.name for file in part.iterdir()), key=lambda name: name == path.name)
     files, replaced = tuple(path.with_name(name) for name in names), path.exists()

@@ -20,7 +20,7 @@ from randlora_pl.sweep.expand import data_of
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, write_text
-from randlora_pl.utils.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquire, lease_on
 
 log = logging.getLogger("randlora_pl")
 
@@ -29,7 +29,7 @@ def measure(folder: Path, cells: Sequence[Cell]) -> None:
     """Measure the baselines of these cells that the folder does not have yet, unless another process does."""
     lease = lease_on(folder / "locks" / "baselines.lock")
     with disk_errors(folder, ""):
-        if not acquired(lease):
+        if not acquire(lease):
             return
     try:
         known = read_baselines(folder, log.warning)

@@ -19,7 +19,7 @@ from randlora_pl.run.parallel.launch import broadcast_decision, decide_first, pr
 from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json, write_bytes
-from randlora_pl.utils.lease import acquired, lease_on, owner_of
+from randlora_pl.utils.lease import acquire, lease_on, owner_of
 from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
 
 CHECKSUM = "# SHA-256 of the lines below: "
@@ -290,7 +290,7 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
     first: tuple[int, int] | None = None
     for look in range(round(2 * leases.LEASE / _LOOK)):
         try:
-            if acquired(lease):
+            if acquire(lease):
                 return ""
         except OSError as error:
             what = f"{folder} cannot be written ({error.strerror}); make it writable to train in it."

@@ -32,7 +32,7 @@ from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
 from randlora_pl.utils.files import disk_errors
-from randlora_pl.utils.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquire, lease_on
 from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.run_files import CONFIG, LAST
 
@@ -130,7 +130,7 @@ class Loop:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         with disk_errors(self.folder.path, ""):
-            if not acquired(lease):
+            if not acquire(lease):
                 return False
         failed, terminated = "", False
         try:

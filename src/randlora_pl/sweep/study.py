@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from randlora_pl.sweep.folder import PRUNED
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquire, lease_on
 
 FILE = "study.log"
 """Optuna's journal in the folder of a search; any of its tools can read it."""
@@ -65,7 +65,7 @@ class Study:
 
     def ask(self, first: tuple[Any, ...] | None = None) -> None:
         """Begin a trial, unless there are enough or another process is just doing so; with values, the first one."""
-        if not acquired(self.lease):
+        if not acquire(self.lease):
             return
         try:
             trials = self.study.get_trials(deepcopy=False)

@@ -24,7 +24,7 @@ def lease_on(file: Path) -> SoftFileLease:
     return SoftFileLease(file, lease_duration=LEASE, heartbeat_interval=BEAT)
 
 
-def acquired(lease: SoftFileLease) -> bool:
+def acquire(lease: SoftFileLease) -> bool:
     """Acquire a lease and return True, unless another process owns it.
 
     To take over from a dead owner on another machine, call again with the same object `LEASE` seconds later. A process
@@ -40,7 +40,7 @@ def acquired(lease: SoftFileLease) -> bool:
         if lease.owner is not None or not _old(file):
             return False
         file.unlink(missing_ok=True)
-        return acquired(lease)
+        return acquire(lease)
     return True
 
 

@@ -85,18 +85,18 @@ def escape_unprintable_output() -> None:
 
 
 MOST_PACKED = 100_000
-"""Largest number of values for `packed`: 17 kB of text."""
+"""Largest number of values for `pack_bits`: 17 kB of text."""
 
 
-def packed(values: list[bool]) -> str:
+def pack_bits(values: list[bool]) -> str:
     """Return the number of values, a colon, and yes or no for each as a bit, in base64: a sixth of a letter each."""
     import numpy as np
 
     return f"{len(values)}:{base64.b64encode(np.packbits(values).tobytes()).decode()}"
 
 
-def unpacked(text: object) -> "NDArray[np.bool_] | None":
-    """Return the values of a text that `packed` made; None for anything else."""
+def unpack_bits(text: object) -> "NDArray[np.bool_] | None":
+    """Return the values of a text that `pack_bits` made; None for anything else."""
     import numpy as np
 
     count, _, bits = text.partition(":") if isinstance(text, str) else ("", "", "")
@@ -141,7 +141,7 @@ def table(
                 widths[index] = longest[index] = 0
                 room += len(_GAP)
             omitted.append(title)
-        widths = _shrunk(widths, longest, room)
+        widths = _shrink(widths, longest, room)
         if omitted:
             note = textwrap.wrap(f"(left out to fit the terminal: {', '.join(omitted)})", max(1, terminal))
     kept = [index for index, width in enumerate(widths) if header[index] not in omitted]
@@ -161,7 +161,7 @@ def _plain(cell: object) -> str:
     return "" if cell is None else printable(str(cell)).replace("\n", "\\n")
 
 
-def _shrunk(widths: Sequence[int], longest: Sequence[int], room: int) -> list[int]:
+def _shrink(widths: Sequence[int], longest: Sequence[int], room: int) -> list[int]:
     """Return widths whose sum fits the room: the widest column shrinks first, long words are broken after spaces."""
     whole = [width if width <= _SHORT else word for width, word in zip(widths, longest, strict=True)]
     fitting = [min(width, max(1, room)) for width in widths]

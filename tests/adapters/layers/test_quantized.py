@@ -35,7 +35,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )
 from randlora_pl.adapters.operations import detach
-from randlora_pl.adapters.sites import _of_unit_vectors, dequantized
+from randlora_pl.adapters.sites import _of_unit_vectors, dequantize
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
@@ -109,7 +109,7 @@ def test_an_update_without_use_for_the_frozen_weight_does_not_unpack_it(
     model = both(method)[1]
     monkeypatch.setattr(Eighths, "unpacked", lambda *_: pytest.fail("unpacked"))
     monkeypatch.setattr(Eighths, "forward", lambda self, x: x.new_zeros(len(x), self.out_features))
-    monkeypatch.setattr(layers, "dequantized", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(layers, "dequantize", lambda *_: pytest.fail("unpacked"))
     assert model(torch.ones(3, 20)).abs().sum() > 0
 
 
@@ -249,7 +249,7 @@ def test_a_library_unpacks_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[int] = []
     real = Eighths.forward
     monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
-    of_units = dequantized(Eighths(plain.fc))
+    of_units = dequantize(Eighths(plain.fc))
     assert calls == [20]
     assert_close(of_units, plain.fc.weight, 1e-6)
     four, eight = (kind(plain.fc) for kind in library("bits", monkeypatch))
@@ -259,8 +259,8 @@ def test_a_library_unpacks_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> N
     for moved in (False, True):  # a first forward moves the scales
         if moved:
             eight.state.SCB, eight.weight.SCB = eight.weight.SCB, None
-        assert_close(dequantized(eight), plain.fc.weight, 1e-6)
-    found = dequantized(four)
+        assert_close(dequantize(eight), plain.fc.weight, 1e-6)
+    found = dequantize(four)
     assert found.dtype == torch.bfloat16 and torch.equal(found.float(), plain.fc.weight)
     quantized = One(20, 12)
     quantized.fc = four
@@ -270,7 +270,7 @@ def test_a_library_unpacks_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> N
     eight.state.SCB = None
     four.weight.quant_state = types.SimpleNamespace(packing_format_for_cpu=True)
     for layer in (four, eight):
-        assert_close(dequantized(layer).float(), plain.fc.weight, 1e-2)  # bfloat16 with the bias
+        assert_close(dequantize(layer).float(), plain.fc.weight, 1e-2)  # bfloat16 with the bias
     assert calls == [20] * 3
 
 

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from randlora_pl.adapters import AdaLoRA, LoRA, PiSSA, derived, inject, load_adapter, merge_and_unload, save_adapter
 from randlora_pl.adapters.base import PeftContent
-from randlora_pl.adapters.methods.oft import _adjusted, _common_size
+from randlora_pl.adapters.methods.oft import _common_size, _nearest_divisor
 from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.interop.peft_import import PeftAdapter, check_config, import_peft
 from randlora_pl.utils.errors import UserError
@@ -376,7 +376,7 @@ def test_sizes_of_blocks_are_found_as_peft_finds_them() -> None:
         divisors = [size for size in range(1, side + 1) if side % size == 0]
         for size in range(2, 70):
             theirs = size if side % size == 0 else layer.adjust_oft_parameters(side, size)
-            assert _adjusted(divisors, size) == theirs
+            assert _nearest_divisor(divisors, size) == theirs
 
 
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:

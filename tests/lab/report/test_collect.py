@@ -14,7 +14,7 @@ from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.report.cells import Key, Sweep, budget_order, read_plan
 from randlora_pl.lab.report.collect import read_cells, read_sweep
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.lease import LEASE, acquired, lease_on
+from randlora_pl.utils.lease import LEASE, acquire, lease_on
 from tests.lab.report.sweeps import DATASETS, METHODS, SIZES, description, figures_of, write_cell, write_sweep
 from tests.support.leases import of_another_host
 from tests.support.products import in_one_item
@@ -62,7 +62,7 @@ def test_states(tmp_path: Path) -> None:
     assert states(read_sweep(folder))[2] == "failed: two lines"
     file.unlink()
     lease = lease_on(file)  # and another one goes on
-    assert acquired(lease) and states(read_sweep(folder))[2] == "running"
+    assert acquire(lease) and states(read_sweep(folder))[2] == "running"
     text = file.read_text()
     lease.release()
     file.write_text(text.replace(f"pid={os.getpid()}", f"pid={2**22 + 1}"))  # killed just now, which is known at once

@@ -24,7 +24,7 @@ from randlora_pl.run.callbacks.figures import (
 )
 from randlora_pl.run.fit_results import format_metrics
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, TextHeadTask
-from randlora_pl.utils.text import unpacked
+from randlora_pl.utils.text import unpack_bits
 from tests.run.callbacks.conftest import Fit
 
 
@@ -175,7 +175,7 @@ def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> 
     assert samples.sum() == 128  # two batches of 64
     assert samples @ recalls / 128 == pytest.approx(figures["test/acc"], abs=1e-6)
     assert recalls.mean() == pytest.approx(callback.facts["test/balanced_accuracy"], abs=1e-6)
-    right = unpacked(callback.facts["test/right"])
+    right = unpack_bits(callback.facts["test/right"])
     assert right is not None and len(right) == 128 and right.mean() == pytest.approx(figures["test/acc"], abs=1e-6)
     with torch.no_grad():
         batches = list(data.test_dataloader())

@@ -95,7 +95,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
                 state.setdefault("step", 0)
                 gradient = parameter.grad.to(torch.promote_types(parameter.grad.dtype, torch.float32))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                change = (_projected if place in projected else _adam)(state, gradient, group)
+                change = (_step_projected if place in projected else _adam)(state, gradient, group)
                 if change is not None:
                     parameter.sub_(change, alpha=group["lr"])
                 state["step"] += 1
@@ -124,7 +124,7 @@ def _adam(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Ten
     return step
 
 
-def _projected(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor | None:
+def _step_projected(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor | None:
     """Return the step of a projected weight, in its shape; None until its gradient is not zero."""
     matrix = gradient.flatten(1)
     transposed = matrix.shape[0] > matrix.shape[1]

@@ -211,13 +211,13 @@ def _common_size(pairs: set[tuple[int, int]]) -> tuple[int, int]:
     blocks = sorted({block for _, block in pairs})
     divisors = {side: [1, *_divisors(side)] for side, _ in pairs}
     for size in (*blocks, *range(2, max(divisors) + 1)):
-        if all(_adjusted(divisors[side], size) == block for side, block in pairs):
+        if all(_nearest_divisor(divisors[side], size) == block for side, block in pairs):
             return 0, size
     if len(numbers := {side // block for side, block in pairs}) == 1:
         return numbers.pop(), 0
     raise UserError(f"its layers have blocks of {' and '.join(map(str, blocks))}; PEFT finds others for one size")
 
 
-def _adjusted(divisors: list[int], size: int) -> int:
+def _nearest_divisor(divisors: list[int], size: int) -> int:
     """Return the nearest divisor to a size, the smaller one of two, as PEFT does."""
     return min(divisors, key=lambda divisor: (abs(divisor - size), divisor))

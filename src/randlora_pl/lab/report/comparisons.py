@@ -26,7 +26,7 @@ from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
 from randlora_pl.lab.report.training import nearest, untuned
 from randlora_pl.sweep.description import is_zero_shot
-from randlora_pl.utils.text import unpacked
+from randlora_pl.utils.text import unpack_bits
 
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""
@@ -218,7 +218,7 @@ def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
     def right(key: Key) -> dict[int, NDArray[np.bool_]]:
         """Return which test samples each seed classified correctly, for the seeds that recorded it."""
         runs = sweep.select(**key._asdict())
-        by_seed = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
+        by_seed = {seed: unpack_bits(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
         return {seed: values for seed, values in by_seed.items() if values is not None}
 
     pairs = [(right(key), right(key._replace(method=second))) for key in keys]

@@ -27,7 +27,7 @@ from randlora_pl.tasks.module import own_module
 from randlora_pl.utils import rng
 from randlora_pl.utils.files import write_bytes, write_text
 from randlora_pl.utils.run_files import run_folder
-from randlora_pl.utils.text import MOST_PACKED, csv_text, for_figure, packed, print_above_progress
+from randlora_pl.utils.text import MOST_PACKED, csv_text, for_figure, pack_bits, print_above_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -320,7 +320,7 @@ class PerClass(Callback):
     Attributes:
         facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last
             test, by key of ``results.json``. Of a trained model also ``test/right``: which samples were classified
-            correctly, in the order of the test split (`packed`), if there are not more than `MOST_PACKED`.
+            correctly, in the order of the test split (`pack_bits`), if there are not more than `MOST_PACKED`.
     """
 
     def __init__(self) -> None:
@@ -366,7 +366,7 @@ class PerClass(Callback):
         self.facts = {**metrics, **sizes}
         codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
         if name == "test" and 0 < len(codes) <= MOST_PACKED:
-            self.facts["test/right"] = packed((codes % 2).bool().tolist())
+            self.facts["test/right"] = pack_bits((codes % 2).bool().tolist())
         if name == "test" and trainer.is_global_zero:
             cells: list[list[Any]] = [["class", "samples", "precision", "recall", "f1"]]
             for label, row in zip(module.objective.classnames, table.tolist(), strict=True):

@@ -16,7 +16,7 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import Versus, comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.files import build, cells_csv, write_report
 from randlora_pl.lab.report.training import rate_table, untuned
-from randlora_pl.utils.text import packed
+from randlora_pl.utils.text import pack_bits
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"
@@ -110,7 +110,7 @@ def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict
         if labels["method"] == "RandLoRA-6":
             right[1 : 2 * gained : 2], right[: 2 * lost : 2] = True, False
             right[1 - 2 * labels["seed"]], right[-2 * labels["seed"]] = True, False  # seeds differ a little
-        return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+        return {"test/acc": float(right.mean()), "test/right": pack_bits(right.tolist())}
 
     return figures
 
@@ -119,7 +119,7 @@ def four_pictures(labels: dict[str, Any]) -> dict[str, Any]:
     """Four of 200 test samples that RandLoRA alone gets right, in every seed: McNemar's exact test has p = 0.125."""
     right = np.arange(200) % 2 == 0
     right[1:8:2] = labels["method"] == "RandLoRA-6"
-    return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+    return {"test/acc": float(right.mean()), "test/right": pack_bits(right.tolist())}
 
 
 def changed(seeds: set[int], **facts: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -149,7 +149,7 @@ REACH = " for new samples of a, which says nothing about other datasets"
             {},
             f"a and 2 seeds; no verdict: 2 seeds {WITH_RECORDS}",
         ),
-        (changed({5}, **{"test/right": packed([True] * 499)}), {}, f"no verdict: 4 seeds {WITH_RECORDS}"),
+        (changed({5}, **{"test/right": pack_bits([True] * 499)}), {}, f"no verdict: 4 seeds {WITH_RECORDS}"),
         (changed({1, 2, 3, 4, 5}, **{"data/metric": "matthews"}), {}, "a Matthews correlation is not a mean over test"),
         (better_by({"a": 9.0}), {}, "no record of the same test samples in two common seeds (test/right in results.js"),
     ],
