@@ -1,10 +1,16 @@
 """The suite stays small and can fail: what runs by default is counted, and known mistakes name the test that fails."""
 
 import ast
+import inspect
+import itertools
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.products import covering, in_one_item
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,3 +37,35 @@ def test_each_mutation_fits_the_source_and_names_a_test_that_runs_by_default() -
         decorators = [ast.unparse(node) for node in [*function.decorator_list, *module_marks]]
         marks = " ".join(each for each in decorators if "parametrize(" not in each)  # there only some cases have one
         assert not any(f"mark.{word}" in marks for word in ("slow", "full", "faults")), entry["test"]
+
+
+def test_covering_picks_a_part_in_which_any_two_values_meet() -> None:
+    factors = [range(4), "ab", range(3), "xyz"]
+    rows = covering(*factors)
+    assert [row.values for row in rows] == list(itertools.product(*factors))
+    picked = [row.values for row in rows if not row.marks]
+    for (i, first), (j, second) in itertools.combinations(enumerate(factors), 2):
+        assert {(row[i], row[j]) for row in picked} == set(itertools.product(first, second))
+    assert len(picked) < 20 < len(rows)
+
+
+def test_in_one_item_runs_every_row_with_a_folder_of_its_own(tmp_path: Path) -> None:
+    failed: list[str] = []
+
+    class Subtests:
+        @contextmanager
+        def test(self, msg: str) -> Iterator[None]:
+            try:
+                yield
+            except AssertionError:
+                failed.append(msg)
+
+    @in_one_item(("number", "name"), [(1, "a"), (2, "b"), (3, "c"), (4, "d")])
+    def odd(number: int, name: str, tmp_path: Path) -> None:
+        assert not list(tmp_path.iterdir())
+        (tmp_path / name).touch()
+        assert number % 2
+
+    assert list(inspect.signature(odd).parameters) == ["tmp_path", "subtests"]
+    odd(subtests=Subtests(), tmp_path=tmp_path)
+    assert failed == ["(2, 'b')", "(4, 'd')"] and len(list(tmp_path.glob("*/?"))) == 4

@@ -338,16 +338,6 @@ def test_two_classes_of_one_name_are_refused(tree: Tree) -> None:
         data.setup()
 
 
-def test_unreadable_image_stops_a_fit_with_its_name(tree: Tree, tmp_path: Path) -> None:
-    root = tree(cat=6, dog=6)
-    for path in root.rglob("*.png"):
-        path.write_bytes(path.read_bytes()[:100])
-    for num_workers in (0, 1):
-        data = ImageData(dataset="folder", root=str(root), num_workers=num_workers, batch_size=4)
-        with pytest.raises(UserError, match="image"):
-            trainer(tmp_path, num_sanity_val_steps=0).fit(Task(), data)
-
-
 def test_skipped_images_are_counted_in_the_summary(tree: Tree, tmp_path: Path) -> None:
     root = tree(cat=10, dog=10)
     bad = root / "cat" / "000.png"

@@ -25,8 +25,7 @@ from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT, prose_of
 from tests.prompts.test_counts import COUNTS
 from tests.support.products import in_one_item
 from tests.support.trace.recorder import Call
-from tests.support.trace.setup import adapter_of, step_setup
-from tests.support.trace.step import trace_step
+from tests.support.trace.step import adapter_of, step_setup, trace_step
 
 RANKS = PAGES["docs/rank_and_alpha.md"]
 REPRODUCING = PAGES["docs/reproducing.md"]

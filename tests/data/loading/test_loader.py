@@ -111,27 +111,10 @@ def test_workers_stop_after_an_error(damaged: Samples) -> None:
     assert loader._iterator is None and not multiprocessing.active_children()
 
 
-def test_loader_leaves_the_global_generator_alone() -> None:
-    before = torch.random.get_rng_state()
-    list(Loader(train(samples_of())))
-    list(Loader(train(samples_of()), num_workers=1))
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
 def test_loader_counts_as_resumable() -> None:
     loader = Loader(train(samples_of()))
     loader.load_state_dict(loader.state_dict())
     assert loader.state_dict() == {}
-
-
-def test_evaluation_covers_the_split_on_two_ranks() -> None:
-    samples = samples_of()
-    found = [batch for rank in (0, 1) for batch in Loader(EvalBatches(samples, EvalSchedule(23, 5, 2, rank), FRAME))]
-    index, weight, label = (torch.cat([batch[key] for batch in found]) for key in ("index", "weight", "label"))
-    assert sorted(index[weight == 1].tolist()) == list(range(23)) and set(weight.tolist()) == {0.0, 1.0}
-    assert label.tolist() == samples.labels[index].tolist()
-    (alone,) = Loader(EvalBatches(samples, EvalSchedule(23, 23), FRAME))
-    assert torch.equal(torch.cat([batch["image"] for batch in found]), alone["image"][index])
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.trace.custom_costs import Cost
+from tests.support.trace.costs import Cost, cost_of, is_free, products_dtype, tensors_in
 from tests.support.trace.fake_gpu import DEVICE
-from tests.support.trace.op_costs import cost_of, is_free, products_dtype, tensors_in
 
 _CPU = torch.device("cpu")
 

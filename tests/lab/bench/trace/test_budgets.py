@@ -16,11 +16,10 @@ from randlora_pl.tasks import DePT
 from tests.adapters.kernels.triton_kernels.cases import SHAPES, calls
 from tests.support.products import in_one_item, marked
 from tests.support.trace import step
-from tests.support.trace.custom_costs import CUSTOM, size_of
+from tests.support.trace.costs import CUSTOM, size_of
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, to_fake
 from tests.support.trace.recorder import Recorder, Traced
-from tests.support.trace.setup import adapter_of, step_setup
-from tests.support.trace.step import StepSetup, trace_step
+from tests.support.trace.step import StepSetup, adapter_of, step_setup, trace_step
 
 DENSE, HADAMARD = "randlora", "randlora-hadamard"
 BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
