@@ -23,32 +23,14 @@ from tests.docs.pages import ROOT
 from tests.support.products import in_one_item, marked
 
 PACKAGES = (
-    "adapters",
-    "lab.analysis",
-    "run.callbacks",
-    "data",
-    "lab",
-    "interop",
-    "language",
-    "models",
-    "prompts",
-    "tasks",
+    *("adapters", "lab.analysis", "run.callbacks", "data", "lab", "interop", "language", "models", "prompts", "tasks"),
 )
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
 NAMES: dict[str, Any] = {name: getattr(module, name) for module in MODULES.values() for name in module.__all__}
 ADDED = {  # base classes, and what `fit` and others add or return
     *("HeldLock", "NonFiniteLoss", "StartSummary", "StepNumbers", "Termination", "WrittenAnswers", "ZeroShot"),
-    *(
-        "Adapter",
-        "DeltaWeight",
-        "Objective",
-        "ImageTask",
-        "ImageSpec",
-        "LoadedClip",
-        "LoadedVit",
-        "ModelIdentity",
-        "ModelRow",
-    ),
+    *("Adapter", "DeltaWeight", "Objective", "ImageTask", "ImageSpec", "LoadedClip", "LoadedVit", "ModelIdentity"),
+    "ModelRow",
     *("PromptLearner", "Prompts"),
     *("LayerSpectrum", "ProgressBar", "load_tokenizer"),
     "import_official",  # its file comes from other code

@@ -105,13 +105,15 @@ def test_corrupt_image_is_named(own_copy: Copies, name: str) -> None:
         samples.images.load(int(samples.rows[0]))
 
 
-def test_box_outside_its_image_is_named(own_copy: Copies) -> None:
+def test_box_outside_its_image_and_absent_boxes_are_named(own_copy: Copies) -> None:
     copy = own_copy("pascalvoc")
     path = copy.root / "VOCdevkit/VOC2007/Annotations/000001.xml"
     edit(path, "<xmin>9</xmin><ymin>9</ymin><xmax>24</xmax>", "<xmin>90</xmin><ymin>9</ymin><xmax>99</xmax>")
     samples = copy.samples("train")
     with pytest.raises(UserError, match=r"000001\.jpg"):
         samples.images.load(int(samples.rows[0]))
+    path.unlink()
+    assert f"{path} does not exist" in refused(copy)
 
 
 @pytest.mark.parametrize(
