@@ -27,6 +27,7 @@ from randlora_pl.lab.report.plots import (
     parameter_picture,
 )
 from tests.lab.report.sweeps import MODELS, description, write_sweep
+from tests.support.browser import contrast
 from tests.support.products import in_one_item
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
@@ -196,14 +197,7 @@ def test_memory_is_that_of_gpus_and_nothing_in_common_is_no_figure(tmp_path: Pat
         assert memory_picture(read_sweep(made), B32) is None
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @in_one_item("colour", [*COLOURS, INK])
 @in_one_item("page", ["#ffffff", "#16181d"])
 def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
-    high, low = sorted([luminance(colour), luminance(page)], reverse=True)
-    assert (high + 0.05) / (low + 0.05) >= 3
+    assert contrast(bytes.fromhex(colour[1:]), bytes.fromhex(page[1:])) >= 3
