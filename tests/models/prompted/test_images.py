@@ -118,7 +118,7 @@ def test_causal_text_towers_take_learned_tokens_beside_any_image_tower(name: str
 def test_words_alone_do_with_any_towers(name: str) -> None:
     task = PromptTask(name, "random", prompts=Fixed(), adapter=LoRA(rank=2), targets=TARGETS, text_chunk_tokens=1)
     task.set_classes(CLASSES, ["{}"])
-    task.configure_model()
+    task.adapt()
     clip = load_clip(name)
     with torch.no_grad():
         expected = encode_prompts(clip.model, clip.tokenizer, CLASSES, ["a photo of a {}."], "cpu")
@@ -135,7 +135,7 @@ def test_words_alone_do_with_any_towers(name: str) -> None:
         with pytest.raises(UserError, match="learned prompts need"):
             other = PromptTask(name, "random", prompts=CoOp())
             other.set_classes(CLASSES, ["{}"])
-            other.configure_model()
+            other.adapt()
 
 
 def text_of_hugging_face() -> nn.Module:
