@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from randlora_pl.commands.main import COMMANDS
-from randlora_pl.run.command import prepare
+from randlora_pl.run.session import prepare
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

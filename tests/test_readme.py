@@ -19,7 +19,7 @@ from PIL import Image
 from timm.models import vision_transformer
 
 from randlora_pl.commands.main import main
-from randlora_pl.run.command import prepare
+from randlora_pl.run.session import prepare
 from tests.docs.pages import PAGES, joined, prose_of
 
 ROOT = Path(__file__).parents[1]

@@ -4,8 +4,8 @@ import re
 import shlex
 
 from randlora_pl.commands.main import COMMANDS, members
-from randlora_pl.run.command import prepare
 from randlora_pl.run.options.classes import classes
+from randlora_pl.run.session import prepare
 from tests.docs.help import help_page
 from tests.docs.pages import PAGES, ROOT, commands_of, joined, shown
 from tests.support.products import in_one_item

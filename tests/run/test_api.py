@@ -15,8 +15,8 @@ from jsonargparse import ArgumentParser
 import randlora_pl
 from randlora_pl.adapters import Adapter, DoRA, Frozen, LoRA, RandLoRA, Together
 from randlora_pl.run import api
-from randlora_pl.run.command import prepare
 from randlora_pl.run.lightning_cli import App
+from randlora_pl.run.session import prepare
 from randlora_pl.utils.errors import DryRunEnd, UserError
 from randlora_pl.utils.run_files import read_results
 from tests.support.cli import SMALL, Run

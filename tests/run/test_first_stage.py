@@ -17,7 +17,7 @@ import yaml
 
 from randlora_pl.adapters import HiRA
 from randlora_pl.commands.main import main
-from randlora_pl.run.command import find_lora, resume_by_itself
+from randlora_pl.run.session import find_lora, resume_by_itself
 from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Refused, Run

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
-from randlora_pl.run.command import prepare
 from randlora_pl.run.lightning_cli import App, RunParser, _whole_numbers_first
 from randlora_pl.run.options.shipped import config_names
+from randlora_pl.run.session import prepare
 from randlora_pl.run.stages import write_config
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError

@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import Status
 
 from randlora_pl.run import lightning_cli
-from randlora_pl.run.options.choices import LOGGERS
+from randlora_pl.run.options.mistakes import LOGGERS
 from tests.support.cli import SMALL, Run
 
 

@@ -17,9 +17,9 @@ from torch import nn
 from randlora_pl import adapters, tasks
 from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
 from randlora_pl.interop.hub import make_card
-from randlora_pl.run.command import prepare
-from randlora_pl.run.options.choices import check_here
 from randlora_pl.run.options.classes import task_of
+from randlora_pl.run.options.mistakes import check_here
+from randlora_pl.run.session import prepare
 from randlora_pl.tasks.optim import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES

@@ -20,7 +20,7 @@ from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json, write_bytes
 from randlora_pl.utils.lease import acquire, lease_on, owner_of
-from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
+from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, find_adapter, runs_in, unlink_latest
 
 CHECKSUM = "# SHA-256 of the lines below: "
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
@@ -310,3 +310,17 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
             print(f"{owner_of(lease)} shows no activity; {wait}", file=sys.stderr)
         time.sleep(_LOOK)
     raise UserError(f"{owner_of(lease)} holds {folder / FILE}. Delete that file if the process is dead.")
+
+
+def find_lora(start: str) -> Path:
+    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself.
+
+    Raises:
+        UserError: See `find_adapter`; also the errors of `decide_first`.
+    """
+
+    def find() -> str:
+        found = find_adapter(start)
+        return str(found.resolve() if found.exists() else found)  # a missing one is named as it was typed
+
+    return Path(decide_first("--from-adapter", "RANDLORA_PL_FROM_ADAPTER", find))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data.validate import format_of
-from randlora_pl.run.options.choices import choose_dataset
 from randlora_pl.run.options.compose import compose
+from randlora_pl.run.options.mistakes import choose_dataset
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused
 from tests.support.products import in_one_item

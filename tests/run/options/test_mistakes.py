@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.run.options.choices import LOGGERS
 from randlora_pl.run.options.compose import DEFAULTS, compose
-from randlora_pl.run.options.mistakes import check_names, line_numbers, mistakes_in
+from randlora_pl.run.options.mistakes import LOGGERS, check_names, line_numbers, mistakes_in
 from randlora_pl.run.options.shipped import config_names
 from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.commands.main import main
-from randlora_pl.run.command import prepare, resume_by_itself
 from randlora_pl.run.options.shipped import config_folder, scripts
+from randlora_pl.run.session import prepare, resume_by_itself
 from tests.docs.pages import commands_of
 from tests.support.cli import Run
 

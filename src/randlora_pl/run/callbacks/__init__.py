@@ -40,9 +40,17 @@ if TYPE_CHECKING:
     from randlora_pl.run.callbacks.gates import Gates, gates_figure
     from randlora_pl.run.callbacks.gaussian_average import GaussianAverage
     from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient, UpdateSpectrum
-    from randlora_pl.run.callbacks.progress import PeakMemory, ProgressBar, ProgressLines, StepNumbers, Throughput
+    from randlora_pl.run.callbacks.progress import (
+        HeldLock,
+        NonFiniteLoss,
+        PeakMemory,
+        ProgressBar,
+        ProgressLines,
+        StepNumbers,
+        Termination,
+        Throughput,
+    )
     from randlora_pl.run.callbacks.summary import StartSummary
-    from randlora_pl.run.callbacks.termination import HeldLock, NonFiniteLoss, Termination
     from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
