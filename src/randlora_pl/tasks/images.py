@@ -204,7 +204,7 @@ class ImageTask(Objective):
             raise UserError(f"there are {len(classnames):,} classes; at most {most:,} are possible.")
         self.classnames, self.templates = list(classnames) if self.has_classes else [], list(templates)
         for stage in ("val", "test"):
-            made = {"loss": MeanMetric(), **self.make_metrics()}
+            made = {**self.make_metrics(), "loss": MeanMetric()}
             self.metrics.update({f"{stage}/{name}": metric for name, metric in made.items()})
 
     def take_data(self, stage: str) -> None:
