@@ -17,7 +17,7 @@ from randlora_pl.lab.paper import numbers
 from randlora_pl.lab.report.accuracy import harmonic_mean
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import chosen_for
+from randlora_pl.sweep import chosen_for
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.tasks.optim import IMAGES, TOWERS, default_learning_rate

@@ -17,7 +17,7 @@ from randlora_pl.language import catalog as known
 from randlora_pl.language.prompt_sets import SOURCE, TREE
 from randlora_pl.run.options.classes import classes, is_text_task
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import SweepConfig, budget
+from randlora_pl.sweep import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Cell, is_text, plan
 from randlora_pl.utils.errors import UserError

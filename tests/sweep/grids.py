@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep import SweepConfig
 from randlora_pl.sweep.plan import Cell, plan
 
 GRID: dict[str, Any] = {

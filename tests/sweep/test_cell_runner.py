@@ -14,7 +14,7 @@ import yaml
 
 from randlora_pl.commands.main import main
 from randlora_pl.models import load_clip
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep import SweepConfig
 from randlora_pl.sweep.folder import DONE, SweepFolder
 from randlora_pl.sweep.loop import Runner
 from randlora_pl.sweep.plan import Cell, plan

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep import SweepConfig
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import atomic_file

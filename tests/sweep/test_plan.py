@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.models import load_clip
-from randlora_pl.sweep.description import SweepConfig, budget, budget_options, is_zero_shot
+from randlora_pl.sweep import SweepConfig, budget, budget_options, is_zero_shot
 from randlora_pl.sweep.expand import check_first, counts, data_of
 from randlora_pl.sweep.plan import Labels, cell_config, digest, only, result_key, shard
 from randlora_pl.utils.errors import UserError

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from randlora_pl.sweep.description import SweepConfig, chosen_for
+from randlora_pl.sweep import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.sweep.search import Search

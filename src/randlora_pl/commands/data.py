@@ -139,7 +139,7 @@ def datasets() -> dict[str, str]:
 
 
 if TYPE_CHECKING:
-    from randlora_pl.data.check import Report
+    from randlora_pl.data.install import Report
 
 Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]
 All = Annotated[bool, Option(help="All datasets")]
@@ -252,7 +252,7 @@ def check(
     known = [row for row in CATALOG.values() if not row.own and (split == "default" or catalog.has_coop(row))]
     chosen = [catalog.with_split(row, split) for row in [find_images(name) for name in names] or known]
     folder = checked_root(root, chosen, "data check")
-    from randlora_pl.data.check import check as checked
+    from randlora_pl.data.install import check as checked
 
     reports = []
     sample = None if every_image else 0 if fast else SAMPLE
@@ -299,8 +299,8 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
 
 def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """Fetch one dataset after the other, even if one fails; return the exit code."""
-    from randlora_pl.data.check import check as compare
     from randlora_pl.data.install import by_hand, downloads
+    from randlora_pl.data.install import check as compare
 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
@@ -414,7 +414,7 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
     folder = checked_root(root, [row], "data show")
     if not catalog.present(row, folder):
         raise UserError(catalog.how_to_get(row, folder))
-    from randlora_pl.data.check import Sheet
+    from randlora_pl.data.unlabelled import Sheet
     from randlora_pl.tasks.images import UsedPrompts
     from randlora_pl.tasks.vision_language import CAPTION
 

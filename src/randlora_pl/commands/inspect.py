@@ -82,7 +82,7 @@ def _methods() -> Iterator[tuple[str, str, str]]:
                 return str(ast.literal_eval(item.value))
         return group(ast.unparse(node.bases[0]))
 
-    (public,) = (item for item in trees[folder / "methods" / "__init__.py"].body if isinstance(item, ast.Assign))
+    public = next(item for item in trees[folder / "methods" / "__init__.py"].body if isinstance(item, ast.Assign))
     for name in ast.literal_eval(public.value):
         yield group(name), name, (ast.get_docstring(nodes[name]) or "").partition("\n")[0]
 

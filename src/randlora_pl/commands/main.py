@@ -34,13 +34,11 @@ RUN: Mapping[str, str | Mapping[str, str]] = {
     "adapter": {
         **dict.fromkeys(("info", "diff"), "adapter"),
         **dict.fromkeys(("merge", "add", "export"), "adapter.export"),
-        **dict.fromkeys(("import", "push", "pull"), "adapter.hub"),
+        **dict.fromkeys(("import", "push", "pull"), "adapter"),
     },
     "analyze": {
-        **dict.fromkeys(("spectrum", "represent"), "analyze.weights"),
-        "cka": "analyze.models",
-        "landscape": "analyze.landscape",
-        "forgetting": "analyze.models",
+        **dict.fromkeys(("spectrum", "represent"), "analyze"),
+        **dict.fromkeys(("cka", "landscape", "forgetting"), "analyze.models"),
     },
     "serve": "serve",
     "sweep": "sweep",

@@ -23,7 +23,7 @@ from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.sweep.description import FILE, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
+from randlora_pl.sweep import FILE, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
 from randlora_pl.sweep.loop import slurm
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan

@@ -14,7 +14,7 @@ from randlora_pl.run.error_messages import full_disk
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
-from randlora_pl.sweep.description import FILE, RATES, SweepConfig, checked
+from randlora_pl.sweep import FILE, RATES, SweepConfig, checked
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Cell, is_text, only, shard

@@ -145,7 +145,7 @@ def _home(root: Path, task: Task) -> Path:
 
 
 def _read_saved(home: Path, split: Split, task: Task) -> Examples:
-    from randlora_pl.data.readers.huggingface import load_split  # not before data is read: it imports NumPy
+    from randlora_pl.data.readers.table import load_split  # not before data is read: it imports NumPy
 
     saved, where = (home / "dataset_dict.json").is_file(), f"{home}, split {split!r}"
     data = load_split(home, home / split if saved else sorted(home.glob(f"{split}-*-of-*.parquet")))

@@ -11,7 +11,7 @@ from randlora_pl.models import load_tokenizer
 from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
-from randlora_pl.sweep.description import Tree
+from randlora_pl.sweep import Tree
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.task import PARTS

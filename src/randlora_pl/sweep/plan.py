@@ -20,7 +20,7 @@ from randlora_pl.run.options.classes import is_text_task, method_with, task_of
 from randlora_pl.run.options.compose import INNER, LISTED, Command, flatten, merge, nested, normalize
 from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
+from randlora_pl.sweep import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 

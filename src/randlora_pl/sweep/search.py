@@ -22,7 +22,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import flatten, nested
-from randlora_pl.sweep.description import (
+from randlora_pl.sweep import (
     RATES,
     SweepConfig,
     Tree,

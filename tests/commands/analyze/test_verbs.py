@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
-from randlora_pl.commands.analyze import advised
-from randlora_pl.commands.analyze.weights import note_of
+from randlora_pl.commands.analyze import advised, note_of
 from randlora_pl.commands.main import main
 from randlora_pl.lab.analysis import landscape
 from randlora_pl.utils.errors import UnreadableImageError, UserError

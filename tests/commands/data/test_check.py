@@ -12,8 +12,8 @@ from PIL import Image
 
 from randlora_pl.data import sources
 from randlora_pl.data.catalog import CATALOG, find
-from randlora_pl.data.check import _decode
-from randlora_pl.data.readers import Samples, huggingface
+from randlora_pl.data.install import _decode
+from randlora_pl.data.readers import Samples, table
 from randlora_pl.data.sources import decode
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.readers import BUILDERS
@@ -237,7 +237,7 @@ def test_show_overwrites_only_its_own_file(
 
 def test_sheet_shows_the_images_of_few_shot_training(tmp_path: Path) -> None:
     from randlora_pl.data import ImageData
-    from randlora_pl.data.check import Sheet
+    from randlora_pl.data.unlabelled import Sheet
 
     data = ImageData(dataset="digits", shots=3)
     data.setup()
@@ -254,14 +254,14 @@ def test_jpegs_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Image.new("RGB", (9, 9)).save(file, "JPEG")
     Image.new("RGB", (9, 9)).save(png)
     decoded: list[object] = []
-    for module in (sources, huggingface):
+    for module in (sources, table):
         monkeypatch.setattr(module, "decode", lambda *given, **how: (decoded.append(given), decode(*given, **how))[1])
     cells = [{"image": {"bytes": file.read_bytes(), "path": "a.jpg"}}]
     boxes = np.array([[0, 0, 4, 4]])
     for images, times in (
         (sources.FileImages([file]), 1),
         (sources.BoxImages([file], boxes=boxes), 1),
-        (huggingface.HubImages(cells, "it", tmp_path), 1),
+        (table.HubImages(cells, "it", tmp_path), 1),
         (sources.BoxImages([png], boxes=boxes), 2),  # on white and on black
     ):
         decoded.clear()

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from randlora_pl.data import check
 from randlora_pl.data import download as fetch
+from randlora_pl.data import install
 from randlora_pl.data.catalog import CATALOG, find
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
@@ -39,14 +39,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def publish(copies: Copies, server: Server, monkeypatch: pytest.MonkeyPatch) -> Publish:  # noqa: F811
     """Puts the archives of a dataset on the server, as if its tiny copy were all there is; returns the copy."""
-    split_report = check._split
+    split_report = install._split
 
-    def lenient(row: Any, split: str, samples: Any, sample: Any, problems: list[str], tick: Any) -> check.SplitReport:
+    def lenient(row: Any, split: str, samples: Any, sample: Any, problems: list[str], tick: Any) -> install.SplitReport:
         report = split_report(row, split, samples, sample, problems, tick)
         problems[:] = [each for each in problems if " classes have no " not in each.what]  # so few images are too few
         return report
 
-    monkeypatch.setattr(check, "_split", lenient)
+    monkeypatch.setattr(install, "_split", lenient)
 
     def put(name: str) -> Path:
         copy = copies(name)

@@ -18,7 +18,7 @@ from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.data import ImageData
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import SweepConfig, chosen_for
+from randlora_pl.sweep import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.search import Search, climbed
 from randlora_pl.utils.errors import UserError

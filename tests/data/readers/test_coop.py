@@ -10,7 +10,7 @@ import pytest
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import ROWS, SPLIT_FILES, find, has_coop, with_split
-from randlora_pl.data.check import check
+from randlora_pl.data.install import check
 from randlora_pl.data.readers import read
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError

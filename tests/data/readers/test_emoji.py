@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import default_root, find
-from randlora_pl.data.check import check
+from randlora_pl.data.install import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.lists import kinds, names, tones
 from randlora_pl.data.splits import Splits, subset

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import find
-from randlora_pl.data.check import check
+from randlora_pl.data.install import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.sources import Strings

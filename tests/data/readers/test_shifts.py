@@ -9,7 +9,7 @@ import pytest
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import ROWS, find
-from randlora_pl.data.check import check
+from randlora_pl.data.install import check
 from randlora_pl.data.readers import read
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.pictures import Writer, known, label_of

@@ -29,7 +29,7 @@ from randlora_pl.lab.report import (
     row,
 )
 from randlora_pl.lab.report.cells import FINISHED, LABELS, MOST, SIDE, Key, ReportPlan, Sweep
-from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.sweep import ZERO_SHOT, is_zero_shot
 
 RELATIVE = "10"
 """The table of times and memory."""

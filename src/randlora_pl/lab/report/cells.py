@@ -14,7 +14,7 @@ from pandas import DataFrame, concat, isna
 
 from randlora_pl.lab.report import Estimate
 from randlora_pl.language.prompt_sets import TASKS
-from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
+from randlora_pl.sweep import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, first_line
 from randlora_pl.utils.files import parse_json, parse_yaml

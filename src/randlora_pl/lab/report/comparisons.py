@@ -25,7 +25,7 @@ from randlora_pl.lab.report import (
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
 from randlora_pl.lab.report.training import nearest, untuned
-from randlora_pl.sweep.description import is_zero_shot
+from randlora_pl.sweep import is_zero_shot
 from randlora_pl.utils.text import unpack_bits
 
 EQUAL = 1.1

@@ -19,7 +19,7 @@ from randlora_pl.lab.report.collect import TRAINED, VALIDATED
 from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
 from randlora_pl.lab.report.training import cost_table, partial_table, rank_table, rate_table, training_table
-from randlora_pl.sweep.description import is_zero_shot
+from randlora_pl.sweep import is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, move, scratch_folder
 from randlora_pl.utils.text import csv_text

@@ -19,7 +19,7 @@ from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import VALIDATED, at, scores
 from randlora_pl.lab.report.comparisons import Reference
 from randlora_pl.lab.report.training import by_reference, kind_of_loss, logged_runs
-from randlora_pl.sweep.description import is_zero_shot
+from randlora_pl.sweep import is_zero_shot
 
 COLOURS = (
     *("#2f7fd1", "#d9711c", "#2a9d5c", "#c154a8", "#80868f", "#8a6bd6", "#d24b4b", "#1a8f9a"),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.readers.huggingface import HubImages
+from randlora_pl.data.readers.table import HubImages
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import read_split, samples_in
 from tests.support.products import marked

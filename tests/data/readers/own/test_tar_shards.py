@@ -16,7 +16,7 @@ from PIL import Image
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
-from randlora_pl.data.check import check
+from randlora_pl.data.install import check
 from randlora_pl.data.readers import tar_shards as tars
 from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import folder
