@@ -59,7 +59,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
     module = _module(setup, adapter)
     task = module.objective
     mode, recorder = FakeTensorMode(), Recorder()
-    to_fake(mode, module)
+    to_fake(mode, task)
     module._device = DEVICE
     batches = [_on_device(mode, batch) for batch in _batches(setup, task)]
     with cuda_rules(), _thresholds_once(), mode, recorder:

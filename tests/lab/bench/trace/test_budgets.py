@@ -17,7 +17,7 @@ from tests.adapters.kernels.triton_kernels.cases import SHAPES, calls
 from tests.support.products import in_one_item, marked
 from tests.support.trace import step
 from tests.support.trace.costs import CUSTOM, size_of
-from tests.support.trace.fake_gpu import DEVICE, cuda_rules, to_fake
+from tests.support.trace.fake_gpu import cuda_rules, to_fake
 from tests.support.trace.recorder import Recorder, Traced
 from tests.support.trace.step import StepSetup, adapter_of, step_setup, trace_step
 
@@ -76,10 +76,9 @@ GB = 1e9
 
 def saved_by_texts(setup: StepSetup) -> int:
     """Bytes alive after the forward pass of the texts, beside what was there before."""
-    task = step._task(setup, Frozen())
+    task = step._module(setup, Frozen()).objective
     mode, recorder = FakeTensorMode(), Recorder()
     to_fake(mode, task)
-    task._device = DEVICE
     with cuda_rules(), mode, recorder:
         recorder.hold([*task.parameters(), *task.buffers()])
         before = recorder._live
