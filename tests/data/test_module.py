@@ -253,7 +253,7 @@ def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
     data.trainer = MagicMock(world_size=1, global_rank=0)
     data.trainer.strategy.root_device.type = "cuda"
     data.trainer.state.status = "running"
-    data.trainer.lightning_module.image_spec = SPEC
+    data.trainer.lightning_module.objective.image_spec = SPEC
     data.setup("test")
     assert data._late(data.samples("test")) == "crops"
     data.device_transforms = False
@@ -265,7 +265,7 @@ def test_ranks_share_a_step() -> None:
         data = ImageData(shots=1, epochs=1, min_batches_per_epoch=2, batch_size=batch_size, eval_batch_size=50)
         fake = {"world_size": world, "global_rank": rank, "accumulate_grad_batches": 1, "max_epochs": 1}
         data.trainer = MagicMock(**fake, global_step=0, num_devices=1)
-        data.trainer.lightning_module.image_spec = SPEC
+        data.trainer.lightning_module.objective.image_spec = SPEC
         data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = 0
         data.setup()
         return list(data.train_dataloader()), list(data.test_dataloader())
