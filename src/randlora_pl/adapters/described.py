@@ -63,18 +63,18 @@ class Described(metaclass=NamedOptions):
         """Return a copy with some options changed."""
         return type(self)(**(self._values() | changes))
 
-    def nested(self) -> list[Any]:
+    def nested(self) -> list[Self]:
         """Return the adapters that are options of this one."""
-        adapters: list[Any] = []
+        adapters: list[Self] = []
         for name in self.nested_options():
             _mapped(getattr(self, name), adapters.append)
         return adapters
 
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[Self]:
         """Return the adapters inside this one, at any depth, that contain no others; itself if it contains none."""
         return [leaf for each in self.nested() for leaf in each.leaves()] or [self]
 
-    def exchanged(self, old: "Described", new: "Described") -> Any:
+    def exchanged(self, old: Self, new: Self) -> Self:
         """Return a copy with ``new`` in the place of ``old``, which is one of the `leaves`."""
         if self is old:
             return new
@@ -106,7 +106,7 @@ def make(
     source: object,
     hint: str = OTHER_VERSION,
     find: Callable[[str], type[Described]] | None = None,
-) -> Any:
+) -> Described:
     """Return the object that `Described.describe` described.
 
     Args:

@@ -402,14 +402,15 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
         UserError: The method or an option is unknown; the message has ``source``, and ends with ``hint`` if the option
             has another type.
     """
-    kinds = {name: getattr(methods, name) for name in methods.__all__}
-    adapter: Adapter = make(
+    kinds: dict[str, type[Adapter]] = {name: getattr(methods, name) for name in methods.__all__}
+    adapter = make(
         kinds,
         {"method": method, "options": options},
         source,
         hint,
         lambda path: METHODS.find(path, Adapter, methods.__all__),
     )
+    assert isinstance(adapter, Adapter)
     return adapter
 
 

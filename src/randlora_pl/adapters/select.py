@@ -58,7 +58,7 @@ def find_matched(adapter: Adapter) -> Adapter | None:
     Raises:
         UserError: Several have one.
     """
-    matched: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
+    matched = [each for each in adapter.leaves() if each.match is not None]
     if len(matched) > 1:
         raise UserError(
             f"{' and '.join(each.method() for each in matched)} have match. Keep one, and set the other sizes."
@@ -92,8 +92,7 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         raise UserError(f"{leaf.method()} has no {option} to match to {match}. Leave out its option match.")
 
     def sized(number: int) -> Adapter:
-        chosen: Adapter = adapter.exchanged(leaf, leaf.replace(**{option: number, "match": None}))
-        return chosen
+        return adapter.exchanged(leaf, leaf.replace(**{option: number, "match": None}))
 
     @cache
     def count(number: int) -> int:
