@@ -328,6 +328,8 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
     Returns:
         The best candidate of each method; None for a method without one that worked.
     """
+    from randlora_pl.data import ImageData
+    from randlora_pl.language import LabelledTexts, TextData
     from randlora_pl.sweep.expand import data_of
     from randlora_pl.utils.run_files import environment
 
@@ -336,13 +338,15 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
     for label, cell in {cell.labels.dataset: cell for cell in job.chosen}.items():
         data = data_of(cell.tree)
         if is_text(cell.tree):  # texts need a tokenizer to be read
+            assert isinstance(data, LabelledTexts | TextData)
             if data.validation == 0 and data.dataset not in OWN_TEXTS:
                 raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
             continue
         with redirect_stderr(io.StringIO()):  # its remarks are errors here
             data.setup("validate")
             loader = data.val_dataloader()
-        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
+        none = isinstance(data, ImageData) and not len(data.samples("val"))
+        if isinstance(loader, list) or none:  # a list: the data have no loader
             raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
     # read before the search, which takes long
     comments = [] if config is None else config.read_text(encoding="utf-8").splitlines(True)

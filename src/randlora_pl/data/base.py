@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -131,6 +131,16 @@ Length = Annotated[int, between(1, 10**9)]
 """Epochs, steps or samples: positions in the sample order have 64 bits."""
 
 
+class Learner(Protocol):
+    """The objective of a run, as far as all data know it; a module of another kind may lack the member.
+
+    Attributes:
+        blended_labels: True if the label of a training sample may be fractions of several classes.
+    """
+
+    blended_labels: bool
+
+
 class PlannedData(Declared, LightningDataModule):
     """Base of the data modules: training is one long loop over a numbered sample order.
 
@@ -145,6 +155,8 @@ class PlannedData(Declared, LightningDataModule):
 
     unit = "samples"
 
+    if TYPE_CHECKING:  # each subclass has its own default
+        dataset: str
     batch_size: BatchSize
     """Micro-batch size per device."""
     eval_batch_size: BatchSize
@@ -278,10 +290,11 @@ class PlannedData(Declared, LightningDataModule):
         return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
     @property
-    def learner(self) -> Any:
+    def learner(self) -> "Learner | LightningModule | None":
         """The objective of the run's module, or a module of another kind; None outside a run."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        return getattr(module, "objective", module)
+        learner: Learner | LightningModule | None = getattr(module, "objective", module)
+        return learner
 
     def _plan(
         self,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from randlora_pl.data import ImageData
+from randlora_pl.data.base import PlannedData
 from randlora_pl.lab.report import Estimate, Table, row, table_lines
 from randlora_pl.lab.report.cells import BASELINES, MOST, SIDE, Baseline, Key, Sweep, read_baselines
 from randlora_pl.lab.report.training import shown_rate
@@ -76,7 +78,7 @@ def baselines_of(cell: Cell) -> Iterator[tuple[str, float, int, int]]:
     return of_texts(data, tests) if isinstance(data, LabelledTexts) else of_images(data, tests)
 
 
-def of_images(data: Any, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
+def of_images(data: PlannedData, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
     """Yield the accuracies of logistic regression and of the nearest neighbor on raw pixels.
 
     Args:
@@ -88,7 +90,7 @@ def of_images(data: Any, tests: int | None = None) -> Iterator[tuple[str, float,
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if getattr(data, "unit", "") != "images":
+    if not isinstance(data, ImageData):
         return
     data.setup()
     images, labels = {}, {}

@@ -330,12 +330,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     source = resolve(name, "random")
     if source.name == "tiny":
-        tokenizer: Tokenizer = tiny_tokenizer()
-        return tokenizer
+        return tiny_tokenizer()
     needed = source.config["text_cfg"].get("hf_tokenizer_name")
     try:
         with quiet(), asking_hub(), no_code_of_others() if needed or source.folder else nullcontext():
-            tokenizer = open_clip.get_tokenizer(source.name)
+            tokenizer: Tokenizer = open_clip.get_tokenizer(source.name)
     except Exception as error:  # OSError, ImportError or ValueError, depending on the version of transformers
         raise UserError(
             f"{source.name} needs the tokenizer '{needed or 'its own'}' of Hugging Face, which cannot be loaded "

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.save_load import check_loads_again
+from randlora_pl.data.base import PlannedData
 from randlora_pl.run.options.classes import plain
 from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit
@@ -33,7 +32,7 @@ class RunResult:
     folder: Path
     results: dict[str, Any]
     task: Objective
-    data: LightningDataModule
+    data: PlannedData
 
     @property
     def adapter(self) -> Path:

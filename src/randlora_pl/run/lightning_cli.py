@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from randlora_pl.adapters import read_adapter
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.methods.refine import Form, Start
+from randlora_pl.data.base import PlannedData
 from randlora_pl.run.callbacks import (
     AdapterCheckpoint,
     Figures,
@@ -139,6 +140,8 @@ class App(LightningCLI):
         folder: The run folder.
         created: True if this process made it.
     """
+
+    datamodule: PlannedData
 
     def __init__(
         self, command: Command, folder: Path | None = None, path: Path | None = None, dry: bool = False

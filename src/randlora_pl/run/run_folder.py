@@ -6,10 +6,10 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLease
 
@@ -21,6 +21,9 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json, write_bytes
 from randlora_pl.utils.lease import acquire, lease_on, owner_of
 from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, find_adapter, runs_in, unlink_latest
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters import Adapter
 
 CHECKSUM = "# SHA-256 of the lines below: "
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
@@ -245,7 +248,7 @@ def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> 
     return {key: value for key, value in tree.items() if key not in left_out}
 
 
-def without_seed(adapter: Any, given: Any) -> Any:
+def without_seed(adapter: "Adapter", given: Mapping[str, Any] | None) -> "Adapter":
     """Return a copy of an adapter whose seed is left to the run, unless it was given.
 
     Args:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from randlora_pl.run.error_messages import (
     build_error,
@@ -313,8 +313,7 @@ def handle_run_errors(app: "App") -> Iterator[None]:
             if file_trouble(error):  # main prints it
                 app.discard()
             raise
-        data: Any = app.datamodule
-        accumulate = app.trainer.accumulate_grad_batches
+        data, accumulate = app.datamodule, app.trainer.accumulate_grad_batches
         advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
         app.discard()
         raise UserError(advice) from error

@@ -300,8 +300,10 @@ def evaluate(app: App, adapter: Path | None) -> None:
 
 def _samples_for_it(app: App, name: str) -> str:
     """Return the options that provide texts to evaluate on: a file of the user, or texts held out of training."""
+    from randlora_pl.language.data import TokenData
+
     data, ways = app.datamodule, []
-    if data.dataset in OWN_TEXTS:
+    if isinstance(data, TokenData) and data.dataset in OWN_TEXTS:
         folder = data.root.parent if data.root.is_file() else data.root
         file = folder / f"{name}.{data.dataset}"
         ways.append(f"add {file}" + (f" and give --data.root {folder}" if folder != data.root else ""))

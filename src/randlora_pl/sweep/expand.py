@@ -2,11 +2,12 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.methods.refine import check_layers, make_next_stage
 from randlora_pl.adapters.save_load import make_adapter
+from randlora_pl.data.base import PlannedData
 from randlora_pl.models import load_tokenizer
 from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import data_class, method_with, takes_texts
@@ -16,6 +17,8 @@ from randlora_pl.sweep.plan import Cell
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.utils.errors import UserError, errors_in, near
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,10 @@ def task_of(tree: Tree) -> Objective | None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
     arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
-    task: Objective = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
-    return task
+    return _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
 
 
-def data_of(tree: Tree) -> Any:
+def data_of(tree: Tree) -> PlannedData:
     """Return the data module that a config describes; nothing is read.
 
     Raises:
@@ -58,7 +60,7 @@ def _kind(tree: Tree) -> type[Objective] | None:
     return classes.task_of(str(model["class_path"] if isinstance(model, dict) else model))
 
 
-def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
+def _made(kind: type[Kind], arguments: dict[str, Any], where: str) -> Kind:
     """Make an object of a class, or name the argument it does not take in a one-line error."""
     known = inspect.signature(kind).parameters
     for key in arguments:

@@ -9,13 +9,15 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.adapters import merge, merge_and_unload
+from randlora_pl.data import ImageData
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
 from randlora_pl.models.catalog import OWN, is_folder
-from randlora_pl.models.text import zero_shot_accuracy
+from randlora_pl.models.text import Tokenizer, zero_shot_accuracy
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.losses import StepFeatures, class_losses
 from randlora_pl.tasks.objective import Objective
+from randlora_pl.tasks.run import Run
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Probability
@@ -78,6 +80,7 @@ class ImageTask(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.run: Run[ImageData]
         self.image_spec = self.model_spec()
         self.decoupled: SecondHead | None = None
         if self.pretrained is None and is_folder(self.name):  # also a repository of the Hub
@@ -144,7 +147,7 @@ class ImageTask(Objective):
         """Return the module from normalized images to features; without the text tower."""
         return self.model
 
-    def text_model(self) -> tuple[nn.Module, Any]:
+    def text_model(self) -> tuple[nn.Module, Tokenizer]:
         """Return a CLIP model that encodes texts, without an adapter, and its tokenizer.
 
         Raises:
@@ -304,6 +307,7 @@ class ClipTask(ImageTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.tokenizer: Tokenizer
         self._class_features: Tensor | None = None
 
     def build(self) -> nn.Module:
@@ -315,9 +319,10 @@ class ClipTask(ImageTask):
 
     def build_on(self, other: ImageTask) -> None:
         """Prepare the texts of this task's own classes."""
+        assert isinstance(other, ClipTask)
         self.take_texts(other.model, other.tokenizer)
 
-    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+    def take_texts(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Prepare the texts of the classes for a model of open_clip without an adapter, and its tokenizer."""
         raise NotImplementedError
 
@@ -325,7 +330,7 @@ class ClipTask(ImageTask):
         """Return the image tower without the text tower."""
         return ImageTower(self.model)
 
-    def text_model(self) -> tuple[nn.Module, Any]:
+    def text_model(self) -> tuple[nn.Module, Tokenizer]:
         """Return the trained model and its tokenizer."""
         return self.unload(), self.tokenizer
 

@@ -252,6 +252,7 @@ class AdaptationModule(LightningModule):
         """Return the mean loss of a search batch, with dropout as a function of the seed and the step."""
         trainer, task = self.trainer, self.objective
         held = task.step_features
+        assert task.run.data is not None
         batch = trainer.strategy.batch_to_device(task.run.data.search_batch(step, part))
         if self._draws:
             position = torch.tensor(step * trainer.world_size + trainer.global_rank)

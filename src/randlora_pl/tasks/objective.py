@@ -39,7 +39,7 @@ from randlora_pl.tasks.optim import (
     Factor,
     check_epochs,
     default_learning_rate,
-    epoch_factor,
+    epoch_factors,
     parameter_groups,
     schedule_factor,
 )
@@ -50,6 +50,7 @@ from randlora_pl.utils.own_classes import check_importable, is_own, path_of
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
+    from randlora_pl.data.base import PlannedData
     from randlora_pl.tasks.losses import StepFeatures
 
 
@@ -152,7 +153,7 @@ class Objective(Declared, nn.Module):
         self.start: Start | None = None
         self.identity: ModelIdentity
         self.report: InjectionReport
-        self.run = Run()
+        self.run: Run[PlannedData] = Run()
         self.step_features: StepFeatures | None = None
         self.backbone: nn.Module | None = None
         self.retrieval = False
@@ -293,13 +294,10 @@ class Objective(Declared, nn.Module):
             return [lambda step: schedule_factor(step, *how)] * len(groups)
         data = self.run.data
         self.check_schedule(data)
+        assert data is not None and data.epochs
+        return epoch_factors(data.finished_epochs, data.epochs, [group["lr"] for group in groups])
 
-        def of_group(rate: float) -> Factor:
-            return lambda step: epoch_factor(data.finished_epochs(step), data.epochs, rate)
-
-        return [of_group(group["lr"]) for group in groups]
-
-    def check_schedule(self, data: Any) -> None:
+    def check_schedule(self, data: "PlannedData | None") -> None:
         """Refuse a schedule that does not fit the length of the run, before anything is computed.
 
         Raises:

@@ -26,8 +26,7 @@ def default_learning_rate(adapter: Adapter, place: int) -> float:
     leaves = adapter.leaves()
     if alone := [leaf.method() for leaf in leaves if leaf.learning_rates is None]:
         raise UserError(f"{alone[0]} has no learning rate of its own. Set it: --model.learning_rate 1e-3, for example.")
-    rates: list[float] = [leaf.learning_rates[place] for leaf in leaves]
-    return min(rates)
+    return min(leaf.learning_rates[place] for leaf in leaves if leaf.learning_rates is not None)
 
 
 Factor = Callable[[int], float]
@@ -82,6 +81,15 @@ def epoch_factor(epoch: int, epochs: int, learning_rate: float) -> float:
     and ``learning_rate`` is the peak.
     """
     return 1e-5 / learning_rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def epoch_factors(finished: Callable[[int], int], epochs: int, rates: Iterable[float]) -> list[Factor]:
+    """Return the factors of learning rates per epoch; ``finished`` gives the finished epochs after some steps."""
+
+    def of_rate(rate: float) -> Factor:
+        return lambda step: epoch_factor(finished(step), epochs, rate)
+
+    return [of_rate(rate) for rate in rates]
 
 
 def check_epochs(epochs: int | None) -> None:

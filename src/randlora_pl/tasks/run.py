@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from randlora_pl.data.base import PlannedData
+
 _CPU = torch.device("cpu")
+Data_co = TypeVar("Data_co", bound="PlannedData", covariant=True)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Data_co]):
     """The run of an objective, as far as it may know it; the defaults are those outside any run.
 
     Attributes:
@@ -32,7 +36,7 @@ class Run:
         broadcast: Function from an object to the one of the first process.
     """
 
-    data: Any = None
+    data: Data_co | None = None
     device: torch.device = _CPU
     precision: str | None = None
     rank: int = 0
@@ -45,7 +49,9 @@ class Run:
     broadcast: Callable[[Any], Any] = lambda value: value
 
 
-def cast_and_compile(backbone: nn.Module, method: str, dtype: str, compiled: bool | str, low: bool, run: Run) -> None:
+def cast_and_compile(
+    backbone: nn.Module, method: str, dtype: str, compiled: bool | str, low: bool, run: "Run[PlannedData]"
+) -> None:
     """Cast frozen weights and compile blocks; refuse options that exclude each other or round small steps away.
 
     Args:

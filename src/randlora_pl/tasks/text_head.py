@@ -1,12 +1,12 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.models import ImageTower, cached_text_head, load_clip
+from randlora_pl.models.text import Tokenizer
 from randlora_pl.tasks.images import ImageTask, TowerTask, UsedPrompts
 from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.utils.reuse import cached
@@ -64,7 +64,7 @@ class TextHeadTask(TowerTask):
         """Return scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)
 
-    def text_model(self) -> tuple[nn.Module, Any]:
+    def text_model(self) -> tuple[nn.Module, Tokenizer]:
         """Return the frozen model whose text tower encoded the prompts, and its tokenizer."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         return clip.model, clip.tokenizer

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.models import encode_prompts
-from randlora_pl.models.text import check_distinct, class_prompts
+from randlora_pl.models.text import Tokenizer, check_distinct, class_prompts
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import (
     logit_bias,
@@ -57,7 +57,7 @@ class VisionLanguageTask(ClipTask):
             raise UserError(f"caption is {self.caption!r}: it needs {{}} where the class name goes (--model.caption).")
         self._pairs: list[tuple[Tensor, ...]] = []
 
-    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+    def take_texts(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Tokenize the captions of all classes.
 
         Raises:
@@ -170,6 +170,7 @@ class VisionLanguageTask(ClipTask):
         if not self.retrieval:
             return super().evaluate(batch, stage)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
+        assert self.run.data is not None
         rows = torch.from_numpy(self.run.data.samples(stage).rows).to(self.device)
         self._pairs.append((features, rows[batch["index"]], batch["label"], batch["weight"]))
         return {}

@@ -316,8 +316,8 @@ def convert(
             print(f"Largest difference to PEFT's outputs: {difference.summary()}")
         except UserError as error:
             raise UserError(f"{name} cannot be imported: {error}.") from None
-    saved = plan.save(ours, output)
-    size = saved.stat().st_size if saved.is_file() else sum(file.stat().st_size for file in saved.iterdir())
+    written = plan.save(ours, output)
+    size = written.stat().st_size if written.is_file() else sum(file.stat().st_size for file in written.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
     print(f"{output}: {size:,} bytes{f', a {plan.task.__name__}{classes}' if plan.task else ''}")
     return plan.next(output)

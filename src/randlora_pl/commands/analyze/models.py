@@ -120,7 +120,7 @@ def _compare(
             raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
     with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
 
-        def images() -> Any:
+        def images() -> "Iterator[Tensor]":
             for batch, _ in batches(data, samples, tested.batch_size, device):
                 yield batch
                 tick(len(batch))
@@ -130,9 +130,11 @@ def _compare(
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.models import Forgetting
+    from randlora_pl.utils.image_spec import ImageSpec
 
 
 def forgetting(
@@ -205,7 +207,7 @@ def _tested(
     from randlora_pl.utils.weights_files import local_name
 
     known: dict[Any, tuple[float, int]] = {}
-    sets: dict[Any, ImageData] = {}
+    sets: dict[tuple[str, ImageSpec], ImageData] = {}
     for run in runs:
         base = load_base(run.file)
         prompted: Any = load_task(run.file.path).to(device) if "prompts" in run.file.metadata["arguments"] else None

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, isna
 
-from randlora_pl.lab.report import Picture, many, shown
+from randlora_pl.lab.report import Estimate, Picture, many, shown
 from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import VALIDATED, at, scores
@@ -126,7 +126,7 @@ def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Pictu
             continue
         budget = budgets[-1]
         shared, left_out = sweep.common(model, budget)
-        kinds: dict[str, list[tuple[int, str, Any]]] = {}
+        kinds: dict[str, list[tuple[int, str, Estimate]]] = {}
         for method in sweep.methods(model, budget):
             size, average = sweep.parameters(model, method), sweep.average(model, budget, method, shared)
             if size and average:

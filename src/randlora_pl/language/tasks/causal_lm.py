@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,17 @@ from randlora_pl.language.decoder import (
     write_texts,
 )
 from randlora_pl.language.metrics import generation_scores
+from randlora_pl.language.prompt_sets import Item
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import IGNORED, RANDOM, collate, encode_prompt, model_config, pad_id
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
+
+if TYPE_CHECKING:
+    from randlora_pl.language.data import TextData
+    from randlora_pl.tasks.run import Run
 
 
 def paragraph(text: str) -> str:
@@ -94,6 +99,7 @@ class CausalLMTask(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.run: Run[TextData]
         self.written: list[dict[str, Any]] = []
         self._texts: dict[int, str] = {}
 
@@ -227,7 +233,9 @@ class CausalLMTask(TextTask):
     def _graded(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
-        items = [self.run.data.items[number] for number in numbers]
+        data = self.run.data
+        assert data is not None
+        items = [data.items[number] for number in numbers]
         answers = zip(items, self.write_answers(batch, items), strict=True)
         # of a description the first paragraph is scored, of an answer all
         texts = [paragraph(text) if item.references else text for item, text in answers]
@@ -240,12 +248,13 @@ class CausalLMTask(TextTask):
                 self.meter(f"unfound/{item.task}").update(float(not found))
         return {"index": batch["index"], "texts": texts}
 
-    def write_answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
+    def write_answers(self, batch: dict[str, Any], items: list[Item]) -> list[str]:
         """Return the generated text after each prompt, or the likeliest option.
 
         Raises:
             UserError: An answer might not fit into the model.
         """
+        assert self.run.data is not None
         pad = self.run.data.pad
         if self.evaluation == "generate":
             return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
@@ -303,6 +312,7 @@ class CausalLMTask(TextTask):
         """
         if stage == "val":  # all are running metrics
             return {}
+        assert self.run.data is not None
         items, parts = self.run.data.items, [self._texts]  # of all processes
         if dist.is_available() and dist.is_initialized():
             parts = [{}] * dist.get_world_size()

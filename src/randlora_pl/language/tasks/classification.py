@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from inspect import signature
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ from randlora_pl.tasks.optim import Factor, parameter_groups
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Positive, Probability
+
+if TYPE_CHECKING:
+    from randlora_pl.language.data import LabelledTexts
+    from randlora_pl.tasks.run import Run
 
 
 class TextClassificationTask(TextTask):
@@ -69,6 +73,7 @@ class TextClassificationTask(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.run: Run[LabelledTexts]
         self.head_learning_rate = self.head_learning_rate or self.learning_rate
         self.metric: Metric | None = None
         self.head: nn.ModuleDict

@@ -9,10 +9,11 @@ import gzip
 import io
 import itertools
 import json
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_pl.models.weights import seeded
 
@@ -45,7 +46,7 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
 
 
 @functools.cache
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> Callable[[list[str]], Tensor]:
     """Build CLIP's byte-pair tokenizer with a vocabulary of the tiny model's size, once in a process.
 
     The ids are, in this order: 256 bytes, 256 bytes at the end of a word, the first merges of open_clip's file, the
@@ -61,4 +62,5 @@ def tiny_tokenizer() -> Any:
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = "".join(itertools.islice(file, merges + 1))  # the first line is the file's header
     packed = io.BytesIO(gzip.compress(lines.rstrip("\n").encode()))
-    return SimpleTokenizer(bpe_path=packed, context_length=text["context_length"])
+    tokenizer: Callable[[list[str]], Tensor] = SimpleTokenizer(bpe_path=packed, context_length=text["context_length"])
+    return tokenizer

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load, save
 from torch import nn
 
+from randlora_pl.data.base import PlannedData
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
@@ -237,14 +238,14 @@ def save_adapter_of(trainer: Trainer, pl_module: LightningModule, name: str, sum
     task = own_module(pl_module).objective
     if not trainer.is_global_zero or not is_finite(task):
         return
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
     facts = planned(data) if hasattr(data, "summary") else {}
     about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
     frame = getattr(data, "frame", None)
     task.save(run_folder(trainer) / name, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))
 
 
-def steps_between(steps: int, data: Any) -> int:
+def steps_between(steps: int, data: PlannedData) -> int:
     """Return the optimizer steps between two validations of a run.
 
     The interval is one pass over the training samples, longer if the validation set is relatively large, at least a
@@ -252,6 +253,7 @@ def steps_between(steps: int, data: Any) -> int:
     """
     if steps < 10:
         return max(1, steps)
+    assert data.plan is not None
     samples: int = max(data.plan.num_samples, 8 * data.held_out)  # validation then costs about 4 % of the training
     apart = math.ceil(samples / int(data.plan.global_batch))
     return min(max(apart, math.ceil(steps / 20)), steps // 5)
@@ -276,7 +278,7 @@ class ValidationSchedule(Callback):
         trainer.val_check_batch = max(1, progress.current.ready) if ends else self._every
 
 
-def validations(trainer: Trainer, data: Any) -> int | None:
+def validations(trainer: Trainer, data: PlannedData) -> int | None:
     """Return the number of validations of a planned run, or None if the interval is in time."""
     if not (data.held_out and trainer.limit_val_batches and trainer.check_val_every_n_epoch in (None, 1)):
         return 0
@@ -287,6 +289,7 @@ def validations(trainer: Trainer, data: Any) -> int | None:
         return math.ceil(steps / steps_between(steps, data))
     batches, interval = steps * trainer.accumulate_grad_batches, trainer.val_check_interval
     if isinstance(interval, float):  # a fraction of all batches
+        assert data.plan is not None
         interval = max(1, int(data.plan.steps * trainer.accumulate_grad_batches * interval))
     return batches // interval if interval else 0
 
@@ -319,7 +322,7 @@ class Patience(EarlyStopping):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validations."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
         if validations(trainer, data) == 0:

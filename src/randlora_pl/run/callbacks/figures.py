@@ -26,6 +26,7 @@ from torchmetrics.classification import MulticlassStatScores
 from randlora_pl.tasks.module import own_module
 from randlora_pl.utils import rng
 from randlora_pl.utils.files import write_bytes, write_text
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.run_files import run_folder
 from randlora_pl.utils.text import MOST_PACKED, csv_text, for_figure, pack_bits, print_above_progress
 
@@ -281,7 +282,7 @@ class Figures(Callback):
             if len(names) <= MOST_CLASSES:
                 plots["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
-            frame: Any = trainer.datamodule.frame  # type: ignore[attr-defined]
+            frame: ImageSpec = trainer.datamodule.frame  # type: ignore[attr-defined]
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
 
             def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], "Figure"]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from randlora_pl.data.base import PlannedData
 from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Positive
@@ -69,16 +70,17 @@ class GaussianAverage(Declared, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new mean, or go on with the resumed run's."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0:
             self._mean, self._total = {}, 0.0
         self._finished = data.finished_epochs(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Add the values of the epochs that end with this step; a step may end several short ones."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
         before, self._finished = self._finished, data.finished_epochs(trainer.global_step)
         if self._finished > before:
+            assert data.epochs
             weight = sum(gaussian_weights(data.epochs, self.mu, self.sigma)[before : self._finished])
             self._total += weight
             for name, value in _trained(pl_module).items():

@@ -1,15 +1,16 @@
 """Start summary: one page with model, data, trainable parameters, steps and run folder."""
 
 import math
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl.adapters import Adapter, trainable_parameters
+from randlora_pl.adapters import Adapter, InjectionReport, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.operations import undecayed
 from randlora_pl.adapters.trained import update_buffers
+from randlora_pl.data import ImageData
+from randlora_pl.data.base import PlannedData
 from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.tasks.objective import Objective
@@ -21,7 +22,7 @@ MOST_ROWS = 15
 _BYTES = 4  # trainable parameters are float32
 
 
-def layer_table(report: Any) -> str:
+def layer_table(report: InjectionReport) -> str:
     """Return a table of the adapted layers of an `InjectionReport`, grouped by kind."""
     groups = report.grouped()
     rows = [(*group[:2], " x ".join(map(str, group[2])), group[3], f"{group[4]:,}") for group in groups[:MOST_ROWS]]
@@ -30,7 +31,7 @@ def layer_table(report: Any) -> str:
     return table(("adapted layer", "kind", "out x in", "layers", "trainable"), rows, right=(2, 3, 4))
 
 
-def facts(trainer: Trainer, task: Objective, data: Any) -> dict[str, str]:
+def facts(trainer: Trainer, task: Objective, data: PlannedData) -> dict[str, str]:
     """Return the summary's rows beside the layers."""
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parts, total = task.parameter_parts(), sum(p.numel() for p in task.parameters())
@@ -50,8 +51,9 @@ def facts(trainer: Trainer, task: Objective, data: Any) -> dict[str, str]:
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
     low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
+    assert data.plan is not None
     passes, repeats = summary["draws"] / data.plan.num_samples, ""  # epochs of few samples are repeated
-    if data.epochs and passes > data.epochs:
+    if isinstance(data, ImageData) and data.epochs and passes > data.epochs:
         repeats = f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
     rates = [f"{name} {rate:g}" for name, rate in task.rates().items() if rate]  # of other parts than the adapter
     if not (rates and task.adapter.trains_base and task.adapter.keeps_base):  # where the adapter trains nothing
@@ -105,7 +107,7 @@ def state_size(task: Objective) -> int:
     return numbers + (report.procedure.state_size() if report.procedure else 0)
 
 
-def validation_row(trainer: Trainer, task: Objective, data: Any) -> dict[str, str]:
+def validation_row(trainer: Trainer, task: Objective, data: PlannedData) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):
@@ -144,7 +146,7 @@ class StartSummary(Callback):
         if self._printed:
             return
         self._printed = True
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
         if trainer.is_global_zero:
@@ -153,7 +155,7 @@ class StartSummary(Callback):
             others: list[Described] = task.parts()
             if not (others and adapter.trains_base and adapter.keeps_base):
                 others.append(adapter)
-            page: list[Any] = ["\n" + "\n".join([" + ".join(map(describe, others)), *report.notes])]
+            page: list[str] = ["\n" + "\n".join([" + ".join(map(describe, others)), *report.notes])]
             page += [layer_table(report)] if report.rows else []
             page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
             rows = facts(trainer, task, data)
@@ -173,7 +175,7 @@ class StartSummary(Callback):
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 
 
-def describe(adapter: Any) -> str:
+def describe(adapter: Described) -> str:
     """Return the method of an adapter or of prompts, an adapter's rank, and the non-default options."""
     if parts := adapter.nested():
         rates = ", ".join(f"{rate:g}" for rate in getattr(adapter, "rates", None) or ())

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import disabled
+from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find, has_coop
 from randlora_pl.data.unlabelled import batches, framed, random_samples
 from randlora_pl.tasks.images import ClipTask
@@ -59,6 +60,7 @@ class _ByName(Declared, Callback):
         task = module.objective
         assert isinstance(task, ClipTask)
         own = task.run.data
+        assert own is not None
         options |= {"root": str(own.root), "num_workers": own.num_workers}
         data = framed(options, own.frame, own.eval_batch_size)
         data.setup("test")
@@ -86,7 +88,7 @@ class Elsewhere(_ByName):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
-        own = trainer.datamodule  # type: ignore[attr-defined]
+        own: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
             if name != own.row.name:
                 split = own.split if has_coop(find(name)) else "default"
@@ -109,8 +111,8 @@ class NewClasses(_ByName):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
-        own = trainer.datamodule  # type: ignore[attr-defined]
+        own: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         if own.classes == "base":
-            options = {"dataset": own.row.name, "split": own.split, "classes": "new"}
+            options: dict[str, Any] = {"dataset": own.row.name, "split": own.split, "classes": "new"}
             options |= {"templates": own_module(pl_module).objective.templates, "classnames": own.classnames_file}
             self.measure(own_module(pl_module), options, "new/acc")

@@ -24,6 +24,8 @@ from randlora_pl.utils.own_classes import import_or_refuse, is_registered, named
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
+    from randlora_pl.adapters import Adapter
+    from randlora_pl.data.base import PlannedData
     from randlora_pl.tasks import Objective
 
 Logger = Literal["tensorboard", "csv", "wandb", "mlflow", "none"]
@@ -163,7 +165,7 @@ def classes(option: str) -> dict[str, type]:
     """Return the classes of this program that an option of `CLASSES` may name; the tasks on texts come last."""
     match option:
         case "model":
-            base: Any = _room("tasks").Objective
+            base: type[Objective] = _room("tasks").Objective
             return dict([*_exported("tasks", base), *_exported("language", base)])
         case "model.adapter" | "model.adapter.inner":
             found = _exported("adapters.methods", _room("adapters").Adapter)
@@ -224,10 +226,10 @@ def task_of(path: str) -> "type[Objective] | None":
     return kind if isinstance(kind, type) and issubclass(kind, _room("tasks").Objective) else None
 
 
-def data_class(task: "type[Objective] | None") -> type:
+def data_class(task: "type[Objective] | None") -> "type[PlannedData]":
     """Return the class of a task's data; without a task, the class of images."""
     package, _, name = (task or _room("tasks").Objective).data_module.rpartition(".")
-    found: type = getattr(import_module(package), name)
+    found: type[PlannedData] = getattr(import_module(package), name)
     return found
 
 
@@ -243,7 +245,7 @@ def rate_name(method: str, task: str | None) -> str:
         method: Name of the method; one from outside has the adapter's.
         task: Name of the task class, None for a class from outside. A text task has the adapter's for its head.
     """
-    kind: Any = classes("model.adapter").get(method)
+    kind: type[Adapter] | None = classes("model.adapter").get(method)
     return "learning_rate" if kind is None or is_text_task(task) else str(kind.rate_option)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.text import image_features
+from randlora_pl.models.text import Tokenizer, image_features
 from randlora_pl.prompts import CoOp, Fixed, PromptLearner
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import class_losses, logit_bias, normalize, similarities
@@ -48,7 +48,7 @@ class PromptedClip(ClipTask):
         """Classes of the training; learned prompts name others, too."""
         return self.own_classes
 
-    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+    def take_texts(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Make the learned tokens, and tokenize the texts of all classes."""
         self.tokenizer = tokenizer
         trained = [] if self.saved is None else self.saved.metadata.get("classnames") or []

@@ -12,6 +12,7 @@ from randlora_pl import prompts as learners
 from randlora_pl.adapters import Adapter, Frozen, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.models import ImageTower
+from randlora_pl.models.text import Tokenizer
 from randlora_pl.prompts import Fixed, PromptLearner
 from randlora_pl.tasks.images import ImageTask
 from randlora_pl.tasks.losses import (
@@ -124,7 +125,7 @@ class PromptTask(PromptedClip):
         if self.classifier_steps and (self.head is not None or prompts.per_image or self.schedule != "cosine"):
             raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
 
-    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+    def take_texts(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Make the learned tokens, the second head and the classifier.
 
         Raises:

@@ -65,8 +65,8 @@ class TipAdapter(SecondHeadOptions):
             if saved is None or saved.dim() != 1 or not bool(torch.isin(saved, known.to(saved)).all()):
                 raise UserError(f"{file.path} lacks the classes of the images that TipAdapter keeps: it is damaged.")
             labels = saved.long()
-        elif hasattr(task.run.data, "crop_scale"):
-            labels = torch.from_numpy(task.run.data.samples("train").labels)
+        elif (data := task.run.data) is not None and hasattr(data, "crop_scale"):
+            labels = torch.from_numpy(data.samples("train").labels)
         else:
             raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
         if len(labels) > MOST_IMAGES:
@@ -126,6 +126,7 @@ class Cache(SecondHead):
         if task.run.step():  # a resumed run
             return
         run, data, training = task.run, task.run.data, task.training
+        assert data is not None
         task.eval()
 
         def features(batches: TrainBatches | EvalBatches) -> Batches:
@@ -138,7 +139,9 @@ class Cache(SecondHead):
         with torch.no_grad():
             images, size, sums = data.samples("train"), data.eval_batch_size, torch.zeros(self.keys.shape)
             plan = DrawPlan(len(images), VIEWS * len(images), size, data.seed, "epochs", stream="cache")
-            views = TrainBatches(images, TrainSchedule(plan, size), data.frame, data.crop_scale, data.flip, data.skip)
+            views = TrainBatches(
+                images, TrainSchedule(plan, size), data.frame, data.crop_scale, bool(data.flip), data.skip
+            )
             for batch, units in features(views):
                 counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
                 sums.index_add_(0, batch["index"], units.cpu() * counts[:, None])
