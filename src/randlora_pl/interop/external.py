@@ -343,7 +343,7 @@ class ImportPlan:
         if self.task is None:
             return save_adapter(ours, path, base_model=identity.as_dict(), extra=foreign.extra)
         options = {**self.arguments, "adapter": foreign.adapter, "targets": foreign.targets}
-        kind: Any = self.task
+        kind = self.task
         if self._is_decoder:
             if foreign.extra:
                 raise UserError(
@@ -354,14 +354,13 @@ class ImportPlan:
             options |= {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0} | here
         check_arguments(kind, self.arguments, f"{foreign.source}, {TASK}")
         task = kind(**options)
-        if not self._is_decoder:
+        if isinstance(task, ImageTask):
             task.set_classes(self.classnames, self.templates)
         task.adapt()
         foreign.fill(task.model)
         if self.head:
             task.load_head(self.head)
-        written: Path = task.save(path)
-        return written
+        return task.save(path)
 
     @property
     def _is_decoder(self) -> bool:

@@ -4,7 +4,7 @@ RUN is a run folder, runs/NAME for its newest run, or an adapter.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,7 +324,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
     return matrices
 
 
-def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
+def _print(fits: dict[int, "list[LayerFit]"], chosen: Mapping[int, int | dict[str, int]], what: str) -> None:
     from randlora_pl.lab.analysis.weights import NAMES, mean_error
 
     rows = []

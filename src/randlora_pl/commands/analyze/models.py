@@ -204,14 +204,16 @@ def _tested(
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
+    from randlora_pl.tasks.images import ClipTask
     from randlora_pl.utils.weights_files import local_name
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[tuple[str, ImageSpec], ImageData] = {}
     for run in runs:
         base = load_base(run.file)
-        prompted: Any = load_task(run.file.path).to(device) if "prompts" in run.file.metadata["arguments"] else None
-        tuned: Any = adapted(base, run.file).model if prompted is None else prompted.model
+        prompted = load_task(run.file.path).to(device) if "prompts" in run.file.metadata["arguments"] else None
+        assert prompted is None or isinstance(prompted, ClipTask)
+        tuned = adapted(base, run.file).model if prompted is None else prompted.model
         merge(tuned, strict=False)
         base.model.to(device)
         tuned.to(device)

@@ -47,9 +47,11 @@ NAMES = ("LoRA", "RandLoRA")
 """The methods that are compared."""
 
 
-def methods_of(rank: int, shapes: list[WeightShape], seed: int) -> tuple[LoRA, Any]:
+def methods_of(rank: int, shapes: list[WeightShape], seed: int) -> tuple[LoRA, RandLoRA]:
     """Return a LoRA of a rank, and the RandLoRA with about as many parameters on these weights."""
-    return LoRA(rank=rank), match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
+    matched, _ = match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())
+    assert isinstance(matched, RandLoRA)
+    return LoRA(rank=rank), matched
 
 
 def tall(matrix: Tensor) -> Tensor:
