@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import yaml
 
 from randlora_pl.data.unlabelled import batches, framed
+from randlora_pl.language.data import TokenData
 from randlora_pl.run import stages
 from randlora_pl.run.callbacks import StartSummary
 from randlora_pl.tasks import AdaptationModule, load_task
@@ -355,12 +357,10 @@ def test_a_trained_head_has_the_rows_of_some_of_its_classes(run: Run, tmp_path: 
 
 
 def test_a_stage_without_texts_names_the_options_that_provide_them(tmp_path: Path) -> None:
-    app: Any = SimpleNamespace(
-        datamodule=SimpleNamespace(dataset="csv", root=tmp_path / "own.csv"),
-        command=SimpleNamespace(folders={"run": Path("runs/own")}),
-    )
+    data = MagicMock(spec=TokenData, dataset="csv", root=tmp_path / "own.csv")
+    app: Any = SimpleNamespace(datamodule=data, command=SimpleNamespace(folders={"run": Path("runs/own")}))
     assert stages._samples_for_it(app, "test") == (
         f" Add {tmp_path / 'own.csv' / 'test.csv'}, or use the validation samples: randlora-pl validate --run runs/own"
     )
-    app.datamodule.root.touch()
+    data.root.touch()
     assert f"and give --data.root {tmp_path}, or hold out" in stages._samples_for_it(app, "val")

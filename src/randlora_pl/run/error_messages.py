@@ -95,8 +95,8 @@ def lost_process(error: BaseException) -> bool:
 def lost_worker(error: BaseException) -> str:
     """Return PyTorch's reason why a data loader worker has ended; empty for any other exception."""
     pattern = r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is )?(exited unexpectedly|killed by signal: [^.]+)"
-    found = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
-    return next((match[1] for match in found if match), "")
+    matches = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
+    return next((match[1] for match in matches if match), "")
 
 
 def full_disk(error: BaseException) -> str:

@@ -157,8 +157,8 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
     use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv{own}"
     if unit != "images":
         use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER{own}"
-    found = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
-    following = f"\nNext:{goes_on}{found}\n  randlora-pl {use}{tests}{board}"
+    tuned = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
+    following = f"\nNext:{goes_on}{tuned}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]
 
 
@@ -205,7 +205,7 @@ def log_start(app: App) -> None:
         "precision": str(app.trainer.precision),
     }
     known = {name: facts.get(name) for name in _TEXTS + _NUMBERS}
-    found = {name: value for name, value in known.items() if isinstance(value, str | int | float)}
+    options = {name: value for name, value in known.items() if isinstance(value, str | int | float)}
     run = f"{app.folder.parent.name}/{app.folder.name}"  # one row, also if the link `latest` leads to it
     texts = {
         "start page": callback_of(app.trainer, StartSummary).text,
@@ -213,14 +213,14 @@ def log_start(app: App) -> None:
     }
     for logger in app.trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(found)
+            logger.log_hyperparams(options)
             continue
-        _, session, _ = _summaries(found, ())
+        _, session, _ = _summaries(options, ())
         with _data_of(session) as data:
             data.session_start_info.group_name = run
         _add(logger, session)  # makes the folder
         file = f"{logger.log_dir}/{logger.NAME_HPARAMS_FILE}"  # a zero-shot test left an empty one
-        save_hparams_to_yaml(file, found)
+        save_hparams_to_yaml(file, options)
         for title, text in texts.items():
             logger.experiment.add_text(title, f"```\n{text.strip()}\n```", app.trainer.global_step)
 
@@ -255,8 +255,8 @@ def _summaries(parameters: dict[str, Any], metrics: Any) -> tuple[Any, Any, Any]
     from torch.utils.tensorboard.summary import hparams  # with TensorBoard
 
     make: Any = hparams  # without types
-    found: tuple[Any, Any, Any] = make(parameters, dict.fromkeys(metrics, 0.0))
-    return found
+    summaries: tuple[Any, Any, Any] = make(parameters, dict.fromkeys(metrics, 0.0))
+    return summaries
 
 
 @contextmanager

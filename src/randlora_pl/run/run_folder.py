@@ -131,8 +131,8 @@ def check_run(folder: Path) -> Path:
         UserError: The folder is not a run folder, or its config was changed.
     """
     if not (folder / CONFIG).is_file():
-        found = [run for name in sorted(folder.glob("*/")) for run in runs_in(name)]
-        hint = f" A run in it: {found[-1]}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
+        runs = [run for name in sorted(folder.glob("*/")) for run in runs_in(name)]
+        hint = f" A run in it: {runs[-1]}" if runs else " A run folder is ROOT/NAME/TIME, see runs/."
         raise UserError(f"{folder} is not a run folder: it has no {CONFIG}.{hint}")
     file = folder / CONFIG
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -167,8 +167,8 @@ def run_to_resume(root: Path, name: str, command: str) -> Path | None:
         command: Checksum of the command, see `Command.checksum`.
     """
     for folder in reversed(runs_in(root / name)):
-        found = results_of(folder)
-        if not found.get("finished") or found.get("command") == command:
+        results = results_of(folder)
+        if not results.get("finished") or results.get("command") == command:
             return folder
     return None
 
@@ -323,7 +323,7 @@ def find_lora(start: str) -> Path:
     """
 
     def find() -> str:
-        found = find_adapter(start)
-        return str(found.resolve() if found.exists() else found)  # a missing one is named as it was typed
+        lora = find_adapter(start)
+        return str(lora.resolve() if lora.exists() else lora)  # a missing one is named as it was typed
 
     return Path(decide_first("--from-adapter", "RANDLORA_PL_FROM_ADAPTER", find))

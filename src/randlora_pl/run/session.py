@@ -77,9 +77,9 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     method = options["adapter"]["class_path"].rpartition(".")[2]
     starts = method == method_with("starts_stage", True)
     if not starts or not _from_lora(task):
-        found = "LoRA with learned prompts" if starts else method
+        what = "LoRA with learned prompts" if starts else method
         raise UserError(
-            f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
+            f"{adapter} is {what}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"
         )
     other = class_name("model", flat.get("model", task)) or task
@@ -119,13 +119,13 @@ def prepare(verb: str, args: list[str]) -> Command:
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])
     typed = {word.partition("=")[0].replace("from_", "from-") for word in args}
-    found = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
-    if found and verb != "fit":
+    starts = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
+    if starts and verb != "fit":
         raise UserError(
-            f"{verb} does not support {found[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
+            f"{verb} does not support {starts[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
         )
-    if found and "resume" in folders:
-        raise UserError(f"--resume uses the run's own checkpoint. Remove {found[0]}, or remove --resume.")
+    if starts and "resume" in folders:
+        raise UserError(f"--resume uses the run's own checkpoint. Remove {starts[0]}, or remove --resume.")
     users = compose(verb, args, {})
     import_classes(users)  # before a file that is not the user's is read
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
@@ -171,18 +171,18 @@ def resume_by_itself(args: list[str]) -> list[str]:
     if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
         flat = compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
-    found = broadcast_decision("--resume auto", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
-    return ["--resume", found] if found else words
+    run = broadcast_decision("--resume auto", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
+    return ["--resume", run] if run else words
 
 
 def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
     """Return the folders that options such as ``--resume FOLDER`` name, by option."""
-    found = {}
+    folders = {}
     for index, word in enumerate(args):
         option, equals, value = word.partition("=")
         if option.startswith("--") and option[2:] in names and (equals or index + 1 < len(args)):
-            found[option[2:]] = folder_of(option[2:], value if equals else args[index + 1])
-    return found
+            folders[option[2:]] = folder_of(option[2:], value if equals else args[index + 1])
+    return folders
 
 
 def adapter_of(command: Command) -> Path | None:

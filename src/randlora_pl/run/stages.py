@@ -209,16 +209,16 @@ def _tested(app: App) -> dict[str, Any]:
     _write(app, {"tested": BEST if best else ADAPTER})
     if best:
         callbacks_of(app.trainer).append(loading(app.folder / BEST))
-    found = _evaluated(app, app.trainer.test)
-    if found and kept.test == "best" and not best and app.trainer.is_global_zero:
+    metrics = _evaluated(app, app.trainer.test)
+    if metrics and kept.test == "best" and not best and app.trainer.is_global_zero:
         print_above_progress("No validation ran, so the best adapter is unknown and the last one was tested.")
-    return found
+    return metrics
 
 
 def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
     """Return the metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
-    found = run(app.model, app.datamodule, verbose=False)
-    return {**found[0], **callback_of(app.trainer, PerClass).facts} if found else {}
+    metrics = run(app.model, app.datamodule, verbose=False)
+    return {**metrics[0], **callback_of(app.trainer, PerClass).facts} if metrics else {}
 
 
 def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:

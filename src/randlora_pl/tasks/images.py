@@ -44,12 +44,12 @@ class UsedPrompts:
         if self.learned:
             words = f"{_listed(self.training)} in training; " if self.training else ""
             return f"{words}learned by {self.learned}"
-        found = _listed(self.evaluation)
+        prompts = _listed(self.evaluation)
         if self.training != self.evaluation:
-            return f"{_listed(self.training)} in training; in evaluation {found}"
+            return f"{_listed(self.training)} in training; in evaluation {prompts}"
         if self.drawn and len(self.training) > 1:
-            return f"{found}; in training a class has one of them in each step"
-        return found
+            return f"{prompts}; in training a class has one of them in each step"
+        return prompts
 
 
 def _listed(texts: Sequence[str], most: int = 3) -> str:
@@ -270,8 +270,8 @@ class ImageTask(Objective):
             compared = self.compared(outputs[chosen], labels[chosen])
             for key, metric in self.stage_metrics(stage).items():
                 metric.update(*((losses[chosen],) if key == "loss" else compared))
-        found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
-        return found | ({"logits": outputs} if self.has_classes else {})
+        results = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
+        return results | ({"logits": outputs} if self.has_classes else {})
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.

@@ -103,9 +103,9 @@ class HeadTask(ImageTask):
         """
         features: Tensor = self.model(images)
         if not isinstance(features, Tensor) or features.dim() != 2:
-            found = " x ".join(map(str, features.shape[1:])) if isinstance(features, Tensor) else "several tensors"
+            shape = " x ".join(map(str, features.shape[1:])) if isinstance(features, Tensor) else "several tensors"
             raise UserError(
-                f"--model.name {self.name}: it returns {found} per image, and a linear head needs a vector. "
+                f"--model.name {self.name}: it returns {shape} per image, and a linear head needs a vector. "
                 "Choose a model that pools its tokens (`randlora-pl models` shows some)."
             )
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]

@@ -28,13 +28,13 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
         UserError: A prompt is damaged.
     """
     stored = file.metadata.get("prompts", {})
-    found = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
-    for text in (*found.training, *found.evaluation):
+    prompts = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
+    for text in (*prompts.training, *prompts.evaluation):
         if "{}" not in text:
             raise UserError(
                 f"{file.path} is damaged or was changed: its prompt {brief(text)} has no {{}} for the class."
             )
-    return found
+    return prompts
 
 
 def task_class(file: AdapterFile) -> type[Objective] | None:

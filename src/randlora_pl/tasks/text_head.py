@@ -28,8 +28,8 @@ class TextHeadTask(TowerTask):
 
     def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of the task: its templates, or others if given, averaged."""
-        found = self.templates_for(templates)
-        return UsedPrompts(found, found)
+        texts = self.templates_for(templates)
+        return UsedPrompts(texts, texts)
 
     def use_typed_prompts(self) -> None:
         """Take typed prompts as any others."""

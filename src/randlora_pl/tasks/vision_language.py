@@ -77,10 +77,10 @@ class VisionLanguageTask(ClipTask):
         """Return the prompts of the task, with the templates of other data if given; captions stay as they are."""
         if self.retrieval:
             return UsedPrompts(["{}"], ["{}"], drawn=True)
-        found = self.templates_for(templates)
+        texts = self.templates_for(templates)
         if self.caption is None:
-            return UsedPrompts(found, found, drawn=True)
-        return UsedPrompts([self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True)
+            return UsedPrompts(texts, texts, drawn=True)
+        return UsedPrompts([self.caption], texts if self.eval_prompts == "ensemble" else [self.caption], drawn=True)
 
     def use_typed_prompts(self) -> None:
         """Let typed prompts replace the default caption.
@@ -139,13 +139,13 @@ class VisionLanguageTask(ClipTask):
         """
         if "captions" not in batch:  # once for the loss and its floor
             if self.loss_batch == "joint":
-                found = batch["step_classes"], batch["step_counts"]
+                counted = batch["step_classes"], batch["step_counts"]
             elif "own_classes" in batch:
-                found = batch["own_classes"], batch["own_counts"]
+                counted = batch["own_classes"], batch["own_counts"]
             else:  # the data module counts on the host; here a GPU is waited for
-                found = counted_classes(batch["label"], batch["weight"] > 0)
+                counted = counted_classes(batch["label"], batch["weight"] > 0)
             # Each shape costs compiled code minutes, or a CUDA graph.
-            batch["captions"] = padded_captions(*found, most=len(self.classnames)) if self.torch_compile else found
+            batch["captions"] = padded_captions(*counted, most=len(self.classnames)) if self.torch_compile else counted
         captions: tuple[Tensor, Tensor] = batch["captions"]
         return captions
 
@@ -190,8 +190,8 @@ class VisionLanguageTask(ClipTask):
         texts, text_ids = torch.unique(captions[counts], return_inverse=True)
         prompts = [self.classnames[number] for number in texts.tolist()]
         text_features = encode_prompts(self.model, self.tokenizer, prompts, ["{}"], self.device)
-        found = recalls(features[counts][first], text_features, image_ids, text_ids)
-        return {"acc": found["recall@1"], **found}
+        values = recalls(features[counts][first], text_features, image_ids, text_ids)
+        return {"acc": values["recall@1"], **values}
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with every class, (b, classes)."""
@@ -216,13 +216,13 @@ def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) 
     partners = torch.zeros(len(images), len(texts), dtype=torch.bool, device=images.device)
     partners[image_ids, text_ids] = True
     similarity = images @ texts.T
-    found = {}
+    shares = {}
     for prefix, scores, hits in (("", similarity, partners), ("text_to_image_", similarity.T, partners.T)):
         order = scores.topk(min(10, scores.shape[1]), dim=1).indices
         right = hits.gather(1, order).cumsum(dim=1) > 0
         for k in (1, 5, 10):
-            found[f"{prefix}recall@{k}"] = right[:, min(k, right.shape[1]) - 1].float().mean().item()
-    return found
+            shares[f"{prefix}recall@{k}"] = right[:, min(k, right.shape[1]) - 1].float().mean().item()
+    return shares
 
 
 def unique_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,8 +91,8 @@ def read_plan(folder: Path) -> ReportPlan:
     if not file.is_file():
         raise UserError(f"{FILE} is missing: cells that were not run cannot be listed.")
     try:
-        found = ReportPlan(**vars(SweepConfig.from_content(parse_yaml(file.read_text(encoding="utf-8")))))
-        return replace(found, budgets=sorted(found.budgets, key=budget_order))
+        plan = ReportPlan(**vars(SweepConfig.from_content(parse_yaml(file.read_text(encoding="utf-8")))))
+        return replace(plan, budgets=sorted(plan.budgets, key=budget_order))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
     except (TypeError, ValueError, AttributeError, UserError) as error:

@@ -165,8 +165,8 @@ class CausalLMTask(TextTask):
             four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": products}
             how = four if self.quantize == "4bit" else {"load_in_8bit": True}
             options["quantization_config"] = BitsAndBytesConfig(**how)
-        model, found = self.pretrained_model(AutoModelForCausalLM, **options)
-        if missing := sorted(found["missing_keys"]):
+        model, loaded = self.pretrained_model(AutoModelForCausalLM, **options)
+        if missing := sorted(loaded["missing_keys"]):
             raise UserError(
                 f"{self.pretrained or name} lacks {len(missing)} tensors of {type(model).__name__}, such as "
                 f"{missing[0]}: they would be random. Give a folder or a name with the weights of a decoder."
@@ -243,9 +243,9 @@ class CausalLMTask(TextTask):
             if counts:
                 self._texts[number] = text
             if counts and not item.references:
-                found = item.find_answer(text)
-                self.meter(f"acc/{item.task}").update(float(found == item.answer))
-                self.meter(f"unfound/{item.task}").update(float(not found))
+                answer = item.find_answer(text)
+                self.meter(f"acc/{item.task}").update(float(answer == item.answer))
+                self.meter(f"unfound/{item.task}").update(float(not answer))
         return {"index": batch["index"], "texts": texts}
 
     def write_answers(self, batch: dict[str, Any], items: list[Item]) -> list[str]:
@@ -324,9 +324,9 @@ class CausalLMTask(TextTask):
         if scored and self.run.rank == 0:
             scores = generation_scores(*zip(*scored, strict=True))
         graded: dict[str, Tensor | float] = self.run.broadcast(scores)
-        found = {key: self.meter(key).compute() for key in self.metrics}
+        values = {key: self.meter(key).compute() for key in self.metrics}
         for kind in ("acc", "unfound"):
-            own = {key: value for key, value in found.items() if key.startswith(f"{kind}/")}
+            own = {key: value for key, value in values.items() if key.startswith(f"{kind}/")}
             if own:
                 graded[kind] = torch.stack(list(own.values())).mean()
             if len(own) > 1:

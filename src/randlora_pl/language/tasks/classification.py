@@ -254,17 +254,17 @@ class TextClassificationTask(TextTask):
         logits, counts, labels = self.class_logits(batch), batch["weight"] > 0, batch["labels"]
         predicted = logits.argmax(1) if self.classnames else logits[:, 0]
         self.meter(stage).update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
-        found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
-        return found | ({"logits": logits} if self.classnames else {})
+        results = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
+        return results | ({"logits": logits} if self.classnames else {})
 
     def final_metrics(self, stage: str) -> dict[str, Tensor | float]:
         """Return the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
         meter = self.meter(stage)
         assert self.metric is not None
-        found = meter.compute()
+        values = meter.compute()
         meter.reset()
-        own = grades(self.metric, found["predicted"], found["labels"])
-        return {**own, "score": own[self.metric], "loss": found["loss"]}
+        own = grades(self.metric, values["predicted"], values["labels"])
+        return {**own, "score": own[self.metric], "loss": values["loss"]}
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Return class probabilities (b, classes), or scores (b, 1)."""

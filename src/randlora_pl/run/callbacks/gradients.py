@@ -174,15 +174,15 @@ class UnseenGradient(_Measured):
 
 def layers_of(model: nn.Module) -> list["Layer"]:
     """Listen to the weights to which linear or attention layers apply a LoRA, alone or as a part of a sum."""
-    found = []
+    layers = []
     for layer in model.modules():
         if isinstance(layer, AdaptedLayer) and not isinstance(layer, BuiltWeight) and layer.delta is not None:
             for update in layer.delta.blocks().values() if isinstance(layer.delta, RowBlocks) else [layer.delta]:
                 for part in (update, *getattr(update, "parts", ())):
                     if isinstance(part, FactoredDelta) and part.trains_factors:
-                        found.append(Layer(update, part))
+                        layers.append(Layer(update, part))
                         break
-    return found
+    return layers
 
 
 class Layer:

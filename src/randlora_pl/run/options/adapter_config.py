@@ -43,11 +43,11 @@ def import_classes(command: Command) -> None:
     Raises:
         UserError: A module does not exist, or its code fails.
     """
-    found = list(paths_in(command.config))
+    paths = list(paths_in(command.config))
     for name, text in command.values.items():
         if name.startswith(("trainer.", "model")):
-            found += _paths(name, parse_value(text), name.startswith("trainer.") or name in (*CLASSES, *LISTS))
-    for option, path in found:
+            paths += _paths(name, parse_value(text), name.startswith("trainer.") or name in (*CLASSES, *LISTS))
+    for option, path in paths:
         module = path.rpartition(".")[0]
         if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not is_registered(path):
             import_named(module, f"--{option} {path}")  # other texts are refused as names
@@ -255,6 +255,6 @@ def data_beside(file: Path) -> Tree:
             f"{file}: {wrong[0]} is not a plain value. Next to an adapter only plain data options are read; if you "
             f"trust all of the file, pass it: --config {file}"
         )
-    found: Tree = {"data": data} if data else {}
+    config: Tree = {"data": data} if data else {}
     seed = tree.get("seed_everything")
-    return found | ({"seed_everything": seed} if isinstance(seed, plain) else {})
+    return config | ({"seed_everything": seed} if isinstance(seed, plain) else {})

@@ -168,8 +168,8 @@ def classes(option: str) -> dict[str, type]:
             base: type[Objective] = _room("tasks").Objective
             return dict([*_exported("tasks", base), *_exported("language", base)])
         case "model.adapter" | "model.adapter.inner":
-            found = _exported("adapters.methods", _room("adapters").Adapter)
-            return dict(sorted(found, key=lambda named: named[0].lower()))
+            methods = _exported("adapters.methods", _room("adapters").Adapter)
+            return dict(sorted(methods, key=lambda named: named[0].lower()))
         case "model.prompts":
             return dict(_exported("prompts", _room("prompts").PromptLearner))
     tasks = (task for _, task in _exported("tasks", _room("tasks").Objective))
@@ -217,8 +217,8 @@ def task_of(path: str) -> "type[Objective] | None":
         path: Name or import path. A task from outside is imported already, or is an entry point.
     """
     inside = "." not in path or path.startswith("randlora_pl.")
-    if inside and (found := own_task(path.rpartition(".")[2])):
-        return found
+    if inside and (task := own_task(path.rpartition(".")[2])):
+        return task
     path = path_by_name(path) or path
     module, _, name = path.rpartition(".")
     there = import_or_refuse(module, f"The entry point {path}") if is_registered(path) else named_modules().get(module)
@@ -229,8 +229,8 @@ def task_of(path: str) -> "type[Objective] | None":
 def data_class(task: "type[Objective] | None") -> "type[PlannedData]":
     """Return the class of a task's data; without a task, the class of images."""
     package, _, name = (task or _room("tasks").Objective).data_module.rpartition(".")
-    found: type[PlannedData] = getattr(import_module(package), name)
-    return found
+    kind: type[PlannedData] = getattr(import_module(package), name)
+    return kind
 
 
 def is_text_task(task: str | None) -> bool:

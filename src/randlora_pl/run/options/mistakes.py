@@ -74,15 +74,16 @@ def choose_dataset(command: Command) -> None:
         if len(own) > 1:
             hint = "Choose: --data.dataset jsonl or --data.dataset csv"
             raise UserError(f"{place} has train.jsonl and train.csv.", hint)
-        found = own[0] if own else named
+        dataset = own[0] if own else named
     elif named is None:
-        found = format_of(place) if place.exists() or any(formats_of(place)) else "folder"  # whose error has the layout
+        # the error of a missing "folder" has the layout
+        dataset = format_of(place) if place.exists() or any(formats_of(place)) else "folder"
     else:  # the named one if it can be there, else the format that the files have
         row = CATALOG.get(named)
         fits = row is None or row.own or (row.layout and (present(row, place) or not any(formats_of(place))))
-        found = named if fits else format_of(place)
-    if found is not None:
-        command.config["data"] = command.config.get("data", {}) | {"dataset": found}
+        dataset = named if fits else format_of(place)
+    if dataset is not None:
+        command.config["data"] = command.config.get("data", {}) | {"dataset": dataset}
 
 
 def check_here(command: Command) -> None:
@@ -185,9 +186,9 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     flat = {key: value for key, value in flat.items() if key not in wrong}
     for key, what in _wrong_values(flat, command.values.get("print_config", "")):
         yield key, UserError(what)
-    for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
+    for mistake in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
         del flat["data.dataset"]
-        yield found
+        yield mistake
     if flat.get("trainer.max_epochs", 1) != 1:
         yield from _caught("trainer", partial(check_epochs, flat["trainer.max_epochs"]))
     values = {name: flat[f"data.{name}"] for name in options_of(data_class(task)) if f"data.{name}" in flat}
@@ -331,16 +332,16 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     if owners := [name for name, kind in known.items() if rest[0] in options_of(kind)]:
         return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
     rest = [*rest[:-1], OTHER_NAMES.get(rest[-1], rest[-1])]
-    found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
-    if not found and groups.get(group):
+    candidates = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
+    if not candidates and groups.get(group):
         names = sorted(groups[group] or ())
         matches = [name for name in names if name.startswith(rest[0])]
         matches = matches or difflib.get_close_matches(rest[0], names, 2, 0.6)
-        found = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
-    if not found:
+        candidates = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
+    if not candidates:
         by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
-        found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
-    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
+        candidates = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
+    return f" Did you mean {' or '.join(candidates[:3])}?" if candidates else ""
 
 
 def spell(command: Command, option: str, name: str | None) -> None:
@@ -437,18 +438,18 @@ def check_adapters(command: Command, key: str, nodes: Any) -> None:
 
 def line_numbers(file: Path) -> dict[str, int]:
     """Return the line of every option of a config, by short names (see `flatten`)."""
-    found: dict[str, int] = {}
+    lines: dict[str, int] = {}
 
     def walk(prefix: str, node: Any) -> None:
         for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
             plain = name.value in ("class_path", "init_args")
             key = prefix if plain else f"{prefix}.{name.value}".strip(".")
             if name.value != "init_args":
-                found[key] = name.start_mark.line + 1
+                lines[key] = name.start_mark.line + 1
             walk(key, value)
 
     walk("", yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader))
-    return found
+    return lines
 
 
 # Configs

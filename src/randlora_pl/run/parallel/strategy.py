@@ -272,9 +272,9 @@ class AdapterDDP(DDPStrategy):
 
     def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``, None before the first step."""
-        found = self.exchange
-        size = round(found.bytes / found.steps) if found.steps else None
-        messages = round(found.messages / found.steps, 2) if found.steps else None
+        exchange = self.exchange
+        size = round(exchange.bytes / exchange.steps) if exchange.steps else None
+        messages = round(exchange.messages / exchange.steps, 2) if exchange.steps else None
         return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -80,8 +80,8 @@ class Decoupled(SecondHead):
 
     def _logits(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            found: Tensor = self.probe(features)
-            return found
+            logits: Tensor = self.probe(features)
+            return logits
 
     def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
         """Return the losses (b,) of both heads: the probe sees each image, and the text of its class."""

@@ -43,10 +43,10 @@ class SelfRegulation(Described):
             for template in IMAGENET_TEMPLATES[: self.templates]:
                 ids = tokenizer(class_prompts(classnames, [template])).to(device)
                 if is_causal(model):  # it need not read beyond the ends of the texts
-                    found = encode_rows(text_tower(model), TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)))
+                    features = encode_rows(text_tower(model), TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)))
                 else:
-                    found = model.encode_text(ids)  # type: ignore[operator]
-                sums = sums + found.float()
+                    features = model.encode_text(ids)  # type: ignore[operator]
+                sums = sums + features.float()
         assert isinstance(sums, Tensor)
         return Teacher(self, normalize(sums))
 

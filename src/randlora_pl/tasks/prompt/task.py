@@ -159,14 +159,14 @@ class PromptTask(PromptedClip):
         logits = self._logits(own, texts)
         if head is not None:
             logits = head.training_logits(logits, own)
-        found, right = self._cross_entropy(logits, batch)
+        losses, right = self._cross_entropy(logits, batch)
         if head is not None:
-            found = head.losses(found, own, texts, batch["label"])
+            losses = head.losses(losses, own, texts, batch["label"])
         if self.regulation is not None:
             if self.teacher is None:
                 self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames)
-            found = found + self.teacher.image_losses(self.model, batch["image"], own, logits, self.scale())
-        return found, right
+            losses = losses + self.teacher.image_losses(self.model, batch["image"], own, logits, self.scale())
+        return losses, right
 
     def _cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the losses (b,) of logits (b, C), and which of the likeliest classes are right."""
@@ -237,11 +237,11 @@ class PromptTask(PromptedClip):
         own = self._images(inputs)
         if self.prompts.per_image:
             return self._logits_by_image(own)
-        found = self.scale() * similarities(normalize(own), self.class_features())
+        logits = self.scale() * similarities(normalize(own), self.class_features())
         if self.decoupled is None or (places := self.places_of()) is None:
-            return found
-        whole = found.new_zeros(len(found), len(self.own_classes))
-        whole[:, places] = found
+            return logits
+        whole = logits.new_zeros(len(logits), len(self.own_classes))
+        whole[:, places] = logits
         return self.decoupled.mixed(whole, own)[:, places]
 
     # Files and exports
@@ -286,16 +286,16 @@ class PromptTask(PromptedClip):
         Raises:
             UserError: One of them is unknown, or its options do not fit.
         """
-        found = {name: make(PARTS[name], saved[name], source) for name in PARTS if saved.get(name) is not None}
-        return {**saved, **found}
+        parts = {name: make(PARTS[name], saved[name], source) for name in PARTS if saved.get(name) is not None}
+        return {**saved, **parts}
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the features of the classes, the learned tokens and the second head, by the names of the file."""
-        found = {} if self.prompts.per_image else {"head": self.class_head}
-        found |= {f"prompts.{name}": value for name, value in self.learned.named_parameters()}
+        tensors = {} if self.prompts.per_image else {"head": self.class_head}
+        tensors |= {f"prompts.{name}": value for name, value in self.learned.named_parameters()}
         if self.decoupled is not None:
-            found |= {f"decoupled.{name}": value for name, value in self.decoupled.state_dict().items()}
-        return found
+            tensors |= {f"decoupled.{name}": value for name, value in self.decoupled.state_dict().items()}
+        return tensors
 
     def load_head(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
@@ -363,21 +363,21 @@ class PromptTask(PromptedClip):
 
     def rates(self) -> Mapping[str, float | None]:
         """Return the learning rates of prompts and second head by name."""
-        found = {"prompts": self.prompt_learning_rate} if self.prompts.learns else {}
+        rates = {"prompts": self.prompt_learning_rate} if self.prompts.learns else {}
         name = "head" if self.head is not None else "classifier"
-        return found | ({} if self.head_learning_rate is None else {name: self.head_learning_rate})
+        return rates | ({} if self.head_learning_rate is None else {name: self.head_learning_rate})
 
     def facts(self) -> dict[str, Any]:
         """Return prompts, head and regulation with their options under flat keys, for ``results.json``."""
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
-                found |= flat(name, {"method": part.method(), **part.options()})
+                facts |= flat(name, {"method": part.method(), **part.options()})
         counts = self.parameter_parts()
         if self.decoupled is not None:
             for values in self.decoupled.chosen().values():
-                found |= dict(zip(("cache_alpha", "cache_beta"), values.tolist(), strict=True))
-        return found | {
+                facts |= dict(zip(("cache_alpha", "cache_beta"), values.tolist(), strict=True))
+        return facts | {
             "trainable_parameters": sum(counts.values()),
             "prompt_parameters": counts.get("prompts", 0),
             **{name: getattr(self, name) for name in _RECORDED},

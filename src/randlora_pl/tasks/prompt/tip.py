@@ -133,8 +133,8 @@ class Cache(SecondHead):
             """Yield batches and the unit features (b, e) of their images, the same in all processes."""
             for batch in Loader(batches, 0, data.processes("train"), data.skipped):
                 with run.autocast():
-                    found = encode(batch["image"].to(task.device))
-                yield batch, normalize(found.float())
+                    features = encode(batch["image"].to(task.device))
+                yield batch, normalize(features.float())
 
         with torch.no_grad():
             images, size, sums = data.samples("train"), data.eval_batch_size, torch.zeros(self.keys.shape)
@@ -165,8 +165,8 @@ class Cache(SecondHead):
             similarities = compare(features).float()
             far = 1 - features @ self.keys.T
             for number, beta in enumerate(betas):
-                found = similarities + alphas[:, None, None] * (torch.exp(-beta * far) @ self.values)
-                right[number] += ((found.argmax(2) == labels) & counts).sum(1)
+                logits = similarities + alphas[:, None, None] * (torch.exp(-beta * far) @ self.values)
+                right[number] += ((logits.argmax(2) == labels) & counts).sum(1)
         ranked = right.flatten().tolist()
         best = ranked.index(max(ranked))
         return float(alphas[best % len(alphas)]), betas[best // len(alphas)]
