@@ -107,7 +107,7 @@ def test_a_task_without_classes_works_or_is_refused_in_one_sentence(
         assert "has no classes (it was trained by mine_number.NumberTask)" in said
     card = make_card(adapters.read_adapter(f"{folder}/adapter"), "me/number")
     assert f"| test mean error | {facts['test/mae']:.4g} |" in card and "and 128 of the head" in card
-    assert "probabilities" not in card and "--to onnx" not in card
+    assert "probabilities" not in card and "--to onnx --part image" in card
 
 
 def test_the_steps_to_add_a_task_have_the_task_of_the_page() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.errors import UserError
 
 from .small import TEMPLATES, batch, built, frozen, images, make, trained
@@ -114,3 +115,10 @@ def test_timm_model_trains_at_another_image_size(fit: Callable[..., L.Trainer]) 
     fresh.adapt()
     assert all(not torch.equal(value, trained(fresh)[name]) for name, value in trained(task).items())
     assert all(torch.equal(value, frozen(fresh)[name]) for name, value in frozen(task).items())
+
+
+def test_texts_and_foreign_modules_are_refused() -> None:
+    with pytest.raises(UserError, match=r"LinearHeadTask has no text tower\. Use --part classifier or image"):
+        make("linear head").text_model()
+    with pytest.raises(UserError, match=r"has no objective: train AdaptationModule\(task\)"):
+        own_module(L.LightningModule())

@@ -293,8 +293,8 @@ class PlannedData(Declared, LightningDataModule):
     def learner(self) -> "Learner | LightningModule | None":
         """The objective of the run's module, or a module of another kind; None outside a run."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        learner: Learner | LightningModule | None = getattr(module, "objective", module)
-        return learner
+        objective: Learner | None = getattr(module, "objective", None)  # a module of a user may call its loss so
+        return objective if hasattr(objective, "blended_labels") else module
 
     def _plan(
         self,

@@ -26,11 +26,14 @@ class HeadTask(ImageTask):
     `compared`, too, and declares `measures`, `has_classes` and `answer`.
 
     Examples:
-        >>> class Coarse(HeadTask):
+        >>> class Number(HeadTask):
+        ...     has_classes, answer, measures = False, "number", (LOSS,)
         ...     def head_outputs(self):
-        ...         return 2
+        ...         return 1
+        ...     def make_metrics(self):
+        ...         return {}
         ...     def output_loss(self, outputs, labels, reduction="none"):
-        ...         return torch.nn.functional.cross_entropy(outputs, labels // 5, reduction=reduction)
+        ...         return torch.nn.functional.mse_loss(outputs[:, 0], labels.float(), reduction=reduction)
     """
 
     trained_head = True

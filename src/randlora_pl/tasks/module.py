@@ -60,8 +60,8 @@ class AdaptationModule(LightningModule):
         self.step_sums: Tensor | None = None
         self._draws = True  # random numbers while training
 
-    def setup(self, stage: str) -> None:
-        """Let the objective know its run, and take what the stage needs from the data."""
+    def _describe_run(self) -> Run[Any]:
+        """Return what the objective may know of the run."""
         trainer = self.trainer
         plugin: Any = trainer.precision_plugin
 
@@ -76,7 +76,7 @@ class AdaptationModule(LightningModule):
             rows: Tensor = tensors.flatten(0, 1) if trainer.world_size > 1 else tensors
             return rows
 
-        self.objective.run = Run(
+        return Run(
             data=getattr(trainer, "datamodule", None),
             device=trainer.strategy.root_device,
             precision=str(trainer.precision),
@@ -89,10 +89,16 @@ class AdaptationModule(LightningModule):
             gather=gather,
             broadcast=trainer.strategy.broadcast,
         )
+
+    def setup(self, stage: str) -> None:
+        """Let the objective know its run, and take what the stage needs from the data."""
+        self.objective.run = self._describe_run()
         self.objective.take_data(stage)
 
     def configure_model(self) -> None:
         """Build the objective's model, once."""
+        if self._trainer is not None:  # callbacks that average weights call this before `setup`
+            self.objective.run = self._describe_run()
         self.objective.adapt()
         # Every process has frozen weights, bases and tokens from the same files and seeds: DDP need not send them.
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]

@@ -333,9 +333,11 @@ class CausalLMTask(TextTask):
                 graded |= own
         return graded
 
-    def start_training(self) -> None:
-        """Refuse samples that are longer than the model."""
-        lengths = getattr(self.run.data, "lengths", {}).get("train")
+    def adapt(self) -> None:
+        """Build the model, and refuse samples that are longer than it reads, before a run stores its options."""
+        super().adapt()
+        data = self.run.data
+        lengths = None if data is None or data.plan is None else getattr(data, "lengths", {}).get("train")
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
 
