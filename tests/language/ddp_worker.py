@@ -34,7 +34,7 @@ def toy(folder: str, tokenizer: str) -> tuple[Any, Any, int]:
 def e2e(folder: str, _: str) -> tuple[Any, Any, int]:
     task = make("bytes", "gpt2", overrides={"vocab_size": 260, "tie_word_embeddings": False})
     # Random weights write no words; what is tested is how texts come together, not what they are.
-    task.answers = lambda _, items: [f" It {item.references[0][6:]}" for item in items]  # type: ignore[method-assign]
+    task.write_answers = lambda _, items: [f" It {item.references[0][6:]}" for item in items]  # type: ignore[method-assign]
     options: dict[str, Any] = {"cutoff": 512, "steps": 2, "batch_size": 6 // WORLD, "eval_batch_size": 2}
     return task, TextData(dataset="e2e", root=folder, **options), 2
 

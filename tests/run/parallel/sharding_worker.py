@@ -133,15 +133,16 @@ def run(kind: str, adapter: Adapter, options: dict[str, Any], within: bool = Fal
         options: Of the task.
         within: Whether to validate after each micro-batch, so also while text features wait for a backward pass.
     """
-    task, look, data = with_sgd(make(kind, adapter=adapter, **options)), Look(), ImageData(**DATA)
+    task, look, data = make(kind, adapter=adapter, **options), Look(), ImageData(**DATA)
+    module = with_sgd(task)
     own = trainer(look, limit_test_batches=2, **({"val_check_interval": 1, "limit_val_batches": 1} if within else {}))
-    (figures,) = own.test(AdaptationModule(task), data, verbose=False)
+    (figures,) = own.test(module, data, verbose=False)
     before, look.seen = gathered(task), []
     with Gathers() as gathers:
-        own.fit(AdaptationModule(task), data)
+        own.fit(module, data)
     within_fit = {f"{key} in the training": float(value) for key, value in own.callback_metrics.items() if "val" in key}
     look.seen = []
-    (validated,) = trainer(look, limit_val_batches=1.0).validate(AdaptationModule(task), data, verbose=False)
+    (validated,) = trainer(look, limit_val_batches=1.0).validate(module, data, verbose=False)
     return {
         "weights": trained(task), "figures": figures | within_fit | validated, "seen": look.seen,
         "steps": own.global_step, "gathered": gathers.bytes,
@@ -156,9 +157,9 @@ def equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 def half() -> dict[str, Any]:
     """A run under bf16-mixed, whose frozen matrices are cast by the gathers, or before by one process alone."""
     options = {"frozen_dtype": "bfloat16"} if WORLD == 1 else {}
-    task = with_sgd(make("linear head", adapter=RandLoRA(rank=8), **options))
+    task = make("linear head", adapter=RandLoRA(rank=8), **options)
     with Gathers() as gathers:
-        trainer(precision="bf16-mixed").fit(AdaptationModule(task), ImageData(**DATA))
+        trainer(precision="bf16-mixed").fit(with_sgd(task), ImageData(**DATA))
     inside = [p for name, p in task.named_parameters() if ".resblocks." in name and not p.requires_grad and p.dim() > 1]
     kinds = {p.dtype for name, p in task.named_parameters() if ".resblocks." in name}
     return {
