@@ -188,7 +188,6 @@ def adapter_config(folder: Path) -> Tree:
     _check_no_class([content["options"], arguments], file)
     adapter = make_adapter(content["method"], content["options"], file)
     _check_methods(adapter, file)
-    kind = None
     if "task_class" not in metadata:
         kind = own_task(task)  # quick: it leaves heavy libraries out
     else:
@@ -196,14 +195,13 @@ def adapter_config(folder: Path) -> Tree:
 
         with errors_in(file):
             kind = find_task(task)
+        check_own_options(kind, arguments, file)
     if kind is None:
         known = classes("model")
         raise UserError(
             f"{file}: this program has no task {task!r}.{near(task, known)} Known: {', '.join(known)}. It was "
             "written by another version, is damaged, or was changed."
         )
-    if "task_class" in metadata:
-        check_own_options(kind, arguments, file)
     arguments = {name: plain(value) for name, value in kind.arguments(arguments, file).items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
