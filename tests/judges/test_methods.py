@@ -11,9 +11,7 @@ from peft import HiraConfig, LoraConfig, OFTConfig, RandLoraConfig, VeraConfig, 
 from torch import Tensor, nn
 
 from randlora_pl.adapters import OFT, Adapter, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights, inject
-from randlora_pl.adapters.methods.randlora import draw_peft_randlora
-from randlora_pl.adapters.methods.vera import draw_peft_vera
-from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape, draw_peft_randlora, draw_peft_vera
 from tests.adapters.cases import One, assert_close
 from tests.support.products import covered, in_one_item
 

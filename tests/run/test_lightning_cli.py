@@ -158,8 +158,8 @@ def test_paths_of_modules_are_read_and_public_ones_written(build: Build, tmp_pat
         "trainer: {callbacks: [{class_path: randlora_pl.run.callbacks.ZeroShot}, {class_path: "
         "lightning.pytorch.callbacks.DeviceStatsMonitor}]}\n"
         "model: {class_path: randlora_pl.tasks.text_head.TextHeadTask, init_args: {name: tiny, pretrained: random, "
-        "adapter: {class_path: randlora_pl.adapters.methods.dora.DoRA, init_args: {inner: "
-        "{class_path: randlora_pl.adapters.methods.vera.VeRA}}}}}\n"
+        "adapter: {class_path: randlora_pl.adapters.methods.nested.DoRA, init_args: {inner: "
+        "{class_path: randlora_pl.adapters.methods.random_pairs.VeRA}}}}}\n"
     )
     app = build("--config", str(tmp_path / "old.yaml"))
     write_config(app)

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRAXS, PiSSA, adapted_layers, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.methods.loraxs import LoRAXSDelta
-from randlora_pl.adapters.methods.pissa import PiSSADelta
+from randlora_pl.adapters.methods.singular import LoRAXSDelta, PiSSADelta
 from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import assert_close, randomise
 from tests.support.products import in_one_item

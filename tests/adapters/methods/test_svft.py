@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import SVFT, inject
-from randlora_pl.adapters.methods.svft import SVFTDelta
+from randlora_pl.adapters.methods.singular import SVFTDelta
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.select import match_budget
 from randlora_pl.utils.errors import UserError

@@ -30,7 +30,7 @@ from randlora_pl.adapters import (
     save_adapter,
 )
 from randlora_pl.adapters.methods.adalora import Pruning
-from randlora_pl.adapters.methods.together import TogetherDelta
+from randlora_pl.adapters.methods.nested import TogetherDelta
 from randlora_pl.adapters.operations import parameter_groups
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError

@@ -36,9 +36,8 @@ from randlora_pl.adapters import (
     set_train_mode,
     trainable_parameters,
 )  # fmt: skip
-from randlora_pl.adapters.methods.peft_bases import peft_count
 from randlora_pl.adapters.methods.randlora import arrange_for_peft
-from randlora_pl.adapters.random_bases import WeightShape, exact_pattern, sides
+from randlora_pl.adapters.random_bases import WeightShape, exact_pattern, peft_count, sides
 from randlora_pl.interop import peft_export
 from randlora_pl.interop.peft_export import Difference, export_peft, to_peft
 from randlora_pl.interop.peft_import import import_peft

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from randlora_pl.adapters import AdaLoRA, LoRA, PiSSA, derived, inject, load_adapter, merge_and_unload, save_adapter
 from randlora_pl.adapters.base import PeftContent
-from randlora_pl.adapters.methods.oft import _common_size, _nearest_divisor
+from randlora_pl.adapters.methods.multiplied import _common_size, _nearest_divisor
 from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.interop.peft_import import PeftAdapter, check_config, import_peft
 from randlora_pl.utils.errors import UserError

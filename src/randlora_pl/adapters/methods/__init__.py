@@ -1,27 +1,25 @@
-"""Methods, one file each, imported together, so that parsers find them all; methods of others are registered here."""
+"""Methods, a file for each or for a family of them, imported together, so that parsers find them all.
+
+Methods of others are registered here.
+"""
 
 from typing import TypeVar
 
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.methods.adalora import AdaLoRA
 from randlora_pl.adapters.methods.autolora import AutoLoRA
-from randlora_pl.adapters.methods.dora import DoRA
 from randlora_pl.adapters.methods.full import BitFit, Frozen, FullFineTuning, LinearProbe
 from randlora_pl.adapters.methods.galore import Fira, GaLore
-from randlora_pl.adapters.methods.hira import HiRA
 from randlora_pl.adapters.methods.hydralora import HydraLoRA
 from randlora_pl.adapters.methods.kradapter import KRAdapter
 from randlora_pl.adapters.methods.lora import LoRA
-from randlora_pl.adapters.methods.loraxs import LoRAXS
-from randlora_pl.adapters.methods.nola import NoLA
-from randlora_pl.adapters.methods.oft import OFT
-from randlora_pl.adapters.methods.pissa import PiSSA
+from randlora_pl.adapters.methods.multiplied import OFT, HiRA
+from randlora_pl.adapters.methods.nested import DoRA, Together
 from randlora_pl.adapters.methods.pranc import PRANC
 from randlora_pl.adapters.methods.randlora import RandLoRA
+from randlora_pl.adapters.methods.random_pairs import NoLA, VeRA
 from randlora_pl.adapters.methods.shira import SHiRA
-from randlora_pl.adapters.methods.svft import SVFT
-from randlora_pl.adapters.methods.together import Together
-from randlora_pl.adapters.methods.vera import VeRA
+from randlora_pl.adapters.methods.singular import SVFT, LoRAXS, PiSSA
 from randlora_pl.utils.own_classes import METHODS
 
 __all__ = [

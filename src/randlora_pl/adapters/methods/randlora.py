@@ -55,8 +55,16 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored, stored
 from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, keep_scaling, masked
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, Held, StepCache, SumOfBases, product
-from randlora_pl.adapters.methods.peft_bases import draw_peft_randlora, peft_count
-from randlora_pl.adapters.random_bases import Bases, Distribution, WeightShape, draw, sides, trainable
+from randlora_pl.adapters.random_bases import (
+    Bases,
+    Distribution,
+    WeightShape,
+    draw,
+    draw_peft_randlora,
+    peft_count,
+    sides,
+    trainable,
+)
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, between
 

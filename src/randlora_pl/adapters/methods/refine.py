@@ -13,8 +13,8 @@ from randlora_pl.adapters.adapter_file import AdapterFile
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
+from randlora_pl.adapters.methods.nested import Together, TogetherDelta
 from randlora_pl.adapters.methods.randlora import LedRandLoRADelta, RandLoRA
-from randlora_pl.adapters.methods.together import Together, TogetherDelta
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.save_load import place_adapter, read_adapter
