@@ -17,7 +17,7 @@ from randlora_pl.commands.common import Command
 from randlora_pl.commands.main import COMMANDS, completion, function_of, main, members, whole_parser
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, public_path
 from randlora_pl.run.options.compose import CLASSES
-from randlora_pl.utils.errors import Terminated
+from randlora_pl.utils.errors import LostProcessError, Terminated
 from tests.support.cli import Refused, Result, Run
 from tests.support.products import in_one_item
 
@@ -269,6 +269,24 @@ def test_each_process_of_a_launcher_says_how_to_resume(run: Run, monkeypatch: py
     os.environ.update(torchrun)  # of the copy that the fixture `run` made
     result = run("fit")
     assert (result.code, result.err) == (143, "[process 1] randlora-pl: terminated; resume with: it\n")
+
+
+def test_a_process_that_is_ended_while_it_reports_a_lost_one_still_says_how_to_resume(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun ends the survivors as soon as one process is gone, at any moment."""
+
+    def lost_then_ended(words: list[str]) -> int:
+        try:
+            raise LostProcessError("process 0. Resume with: it")
+        finally:
+            raise Terminated
+
+    monkeypatch.setattr("randlora_pl.commands.main.run", lost_then_ended)
+    os.environ.update({"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
+    result = run("fit")
+    assert result.code == 143
+    assert result.err == "[process 1] randlora-pl: terminated; it has lost process 0. Resume with: it\n"
 
 
 SHELLS = get_args(get_type_hints(completion)["shell"])

@@ -115,9 +115,11 @@ def main(args: Sequence[str] | None = None) -> int:
             return run(words)
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
-        word = "terminated" if ended else "interrupted"
+        word, text = "terminated" if ended else "interrupted", str(stop)
+        if not text and isinstance(stop.__context__, LostProcessError):  # it came while that was on its way here
+            text = f"it has lost {stop.__context__}"
         if process_rank() == 0 or (ended and launched()):  # torchrun ends all when one is lost, even the first
-            _print(f"{word}{f'; {stop}' if str(stop) else ''}")
+            _print(f"{word}{f'; {text}' if text else ''}")
         return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

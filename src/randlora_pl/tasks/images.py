@@ -1,5 +1,6 @@
 """Bases of the tasks on images: classes and their prompts, accuracy and predictions, and CLIP's two towers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
@@ -104,9 +105,9 @@ class ImageTask(Objective):
         clip = meta_clip(self.name)
         return ImageTower(clip) if self.vision_only else clip, self.targets
 
+    @abstractmethod
     def build_on(self, other: "ImageTask") -> None:
         """Make what is beside the backbone, for the backbone that another task has built."""
-        raise NotImplementedError
 
     def use_sum(self, others: Mapping[str, "ImageTask"], name: str) -> None:
         """Prepare for weights that are a sum of this update and others'.
@@ -322,9 +323,9 @@ class ClipTask(ImageTask):
         assert isinstance(other, ClipTask)
         self.take_texts(other.model, other.tokenizer)
 
+    @abstractmethod
     def take_texts(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         """Prepare the texts of the classes for a model of open_clip without an adapter, and its tokenizer."""
-        raise NotImplementedError
 
     def image_tower(self) -> nn.Module:
         """Return the image tower without the text tower."""
@@ -343,13 +344,13 @@ class ClipTask(ImageTask):
         factor: Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
         return factor
 
+    @abstractmethod
     def class_features(self) -> Tensor:
         """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features_of(self, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
         """Return the features (C, e) of any classes, of unit length, made as in an evaluation."""
-        raise NotImplementedError
 
     def percent_among(
         self,
@@ -406,7 +407,7 @@ class ClipTask(ImageTask):
         self._class_features = None
 
 
-class SecondHead(nn.Module):
+class SecondHead(nn.Module, ABC):
     """A second head, which is mixed with the similarities; known classes are predicted from both.
 
     Attributes:
@@ -439,13 +440,13 @@ class SecondHead(nn.Module):
         """
         return losses
 
+    @abstractmethod
     def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
         """Return the logits (b, C) of both heads for images (b, e), not normalized."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classifier(self, head: Tensor) -> nn.Module:
         """Return a module from image features (n, e) to the logits of both heads, for a weight (C, e) of the first."""
-        raise NotImplementedError
 
     def chosen(self) -> dict[str, Tensor]:
         """Return the tensors that were chosen before the training, by name."""

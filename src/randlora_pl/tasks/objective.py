@@ -312,9 +312,9 @@ class Objective(Declared, nn.Module):
         """Merge the adapter if possible; subclasses prepare what all batches share."""
         merge(self.model, strict=False)
 
+    @abstractmethod
     def evaluate(self, batch: dict[str, Any], stage: str) -> Any:
         """Update the metrics of a stage, ``val`` or ``test``, by a batch; return what callbacks get to see."""
-        raise NotImplementedError
 
     def meter(self, name: str) -> Metric:
         """Return one of the running metrics."""
