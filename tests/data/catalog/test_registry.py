@@ -13,7 +13,7 @@ import pytest
 from randlora_pl.commands.data import datasets
 from randlora_pl.data import catalog
 from randlora_pl.data import catalog as prompts
-from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
+from randlora_pl.data.catalog import CATALOG, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.validate import class_names, read_classnames
 from randlora_pl.utils.errors import UserError
@@ -159,7 +159,7 @@ def test_class_names_are_torchvisions() -> None:
     assert list(find("fashion_mnist").classnames) == FashionMNIST.classes
     unseen = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
     assert find("fashion_mnist_unseen").classnames == unseen
-    assert tuple(FashionMNIST.classes[label] for label in FASHION_UNSEEN) == unseen
+    assert tuple(FashionMNIST.classes[label] for label in find("fashion_mnist_unseen").options["keep"]) == unseen
 
 
 def test_unknown_name_suggests() -> None:

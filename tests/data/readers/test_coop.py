@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import ROWS, SPLIT_FILES, find, has_coop, with_split
+from randlora_pl.data.catalog import COOP, ROWS, find, with_split
 from randlora_pl.data.install import check
 from randlora_pl.data.readers import read
 from randlora_pl.data.splits import Splits
@@ -39,15 +39,15 @@ Lists = dict[str, list[list[Any]]]
 
 def write_coop(root: Path, name: str, most: int = 6) -> Lists:
     """Write the split file and the images of a dataset, and return the content of the file."""
-    row, found, write = with_split(find(name), "coop"), SPLIT_FILES[name], Writer()
+    row, write = with_split(find(name), "coop"), Writer()
     lists: Lists = {split: [] for split in EACH}
     for label in sorted(range(row.classes or 0), key=lambda label: label * 7 % 101):
         for split, each in EACH.items():
             for number in range(min(each, most)):
                 path = f"class_{label:03d}/{split}_{number}.jpg"
-                write(root / found.images / path, label)
+                write(root / row.options["images"] / path, label)
                 lists[split].append([path, label, f"Class_{label:03d} of_it"])
-    (root / found.file).write_text(json.dumps(lists))
+    (root / row.options["file"]).write_text(json.dumps(lists))
     return lists
 
 
@@ -73,7 +73,7 @@ def test_few_shots_have_at_most_four_validation_images_of_a_class(tmp_path: Path
     assert drawn.samples("val").keys == four[0].samples("val").keys
 
 
-@in_one_item("name", SPLIT_FILES)
+@in_one_item("name", SIZES)
 def test_every_split_file_has_a_reader(tmp_path: Path, name: str) -> None:
     lists, row = write_coop(tmp_path, name, most=1), with_split(find(name), "coop")
     assert (row.classes, sum(row.counts.values())) == SIZES[name] and len(row.templates) == 1
@@ -102,7 +102,8 @@ def test_datasets_without_a_split_file() -> None:
     imagenet, aircraft = with_split(find("imagenet"), "coop"), with_split(find("fgvcaircraft"), "coop")
     assert imagenet.reader == find("imagenet").reader and imagenet.templates == ("a photo of a {}.",)
     assert aircraft.counts == find("fgvcaircraft").counts and len(aircraft.templates) == 1
-    assert sum(map(has_coop, ROWS)) == 11 + 4  # ImageNet's shifted test sets
+    assert {row.name for row in ROWS if row.coop is not None and not row.trains_on} == set(COOP)
+    assert sum(row.coop is not None for row in ROWS) == 11 + 4  # ImageNet's shifted test sets
     with pytest.raises(
         UserError,
         match=r"mnist does not have this split\..* have it: caltech101, .*, fgvcaircraft",
@@ -146,7 +147,8 @@ GOOD: Lists = {
     ],
 )
 def test_damaged_split_files_are_refused_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
-    row, path = with_split(find("eurosat"), "coop"), tmp_path / SPLIT_FILES["eurosat"].file
+    row = with_split(find("eurosat"), "coop")
+    path = tmp_path / row.options["file"]
     path.parent.mkdir()
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -159,12 +161,13 @@ def test_damaged_split_files_are_refused_in_a_line(tmp_path: Path, content: Any,
 
 
 def test_huge_split_files_are_not_read(tmp_path: Path) -> None:
-    path = tmp_path / SPLIT_FILES["eurosat"].file
+    row = with_split(find("eurosat"), "coop")
+    path = tmp_path / row.options["file"]
     path.parent.mkdir()
     with path.open("wb") as stream:
         stream.truncate(2**27)
     with pytest.raises(UserError, match="134,217,728 bytes, and at most 67,108,864 are read"):
-        read(with_split(find("eurosat"), "coop"), tmp_path, "train")
+        read(row, tmp_path, "train")
 
 
 def test_the_command_that_checks(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:

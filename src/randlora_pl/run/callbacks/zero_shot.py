@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import disabled
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import find, has_coop
+from randlora_pl.data.catalog import find
 from randlora_pl.data.unlabelled import batches, framed, random_samples
 from randlora_pl.tasks.images import ClipTask
 from randlora_pl.tasks.module import AdaptationModule, own_module
@@ -91,7 +91,7 @@ class Elsewhere(_ByName):
         own: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
             if name != own.row.name:
-                split = own.split if has_coop(find(name)) else "default"
+                split = own.split if find(name).coop is not None else "default"
                 self.measure(own_module(pl_module), {"dataset": name, "split": split}, f"elsewhere/{name}")
 
 
