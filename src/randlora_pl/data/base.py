@@ -5,17 +5,15 @@ The processes of a job compare their samples as numbers (`Part`).
 
 import hashlib
 import json
-import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-from numpy.typing import NDArray
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from randlora_pl.data.loader import (
@@ -30,10 +28,10 @@ from randlora_pl.data.loader import (
     samples_drawn,
 )
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.sources import ArrayImages, FileImages
+from randlora_pl.data.sources import ArrayImages, FileImages, Ints
 from randlora_pl.data.splits import search_parts
 from randlora_pl.data.validate import check_epochs
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.options import Declared, NotNegative, Share, between
 
 TEXTS = ("class names", "templates")
@@ -46,7 +44,7 @@ BLOCK = 1024
 class Part:
     """Samples of a split: numbers, int64 (samples, columns), that differ if a sample differs, and a description."""
 
-    table: NDArray[np.int64]
+    table: Ints
     describe: Callable[[int], str]
 
     def digest(self) -> list[Any]:
@@ -55,8 +53,8 @@ class Part:
 
     def blocks(self) -> list[str]:
         """Return a short checksum of each block of samples."""
-        parts = (self.table[start : start + BLOCK] for start in range(0, len(self.table), BLOCK))
-        return [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
+        starts = range(0, len(self.table), BLOCK)
+        return [hashlib.sha256(self.table[start : start + BLOCK].tobytes()).hexdigest()[:16] for start in starts]
 
     def samples(self, block: int) -> list[str]:
         """Return numbers and description of each sample of a block."""
@@ -100,7 +98,7 @@ def _image_part(samples: Samples) -> Part:
     return Part(np.stack([samples.numbers, samples.labels, sizes], axis=1), describe)
 
 
-def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> Part:
+def text_part(columns: Mapping[str, np.ndarray[Any, Any]], ends: Ints) -> Part:
     """Return the samples of a split of texts.
 
     Args:
@@ -124,21 +122,9 @@ def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> P
     return Part(table, describe)
 
 
-log = logging.getLogger("randlora_pl")
-
 BatchSize = Annotated[int, between(1, 2**24)]
 Length = Annotated[int, between(1, 10**9)]
 """Epochs, steps or samples: positions in the sample order have 64 bits."""
-
-
-class Learner(Protocol):
-    """The objective of a run, as far as all data know it; a module of another kind may lack the member.
-
-    Attributes:
-        blended_labels: True if the label of a training sample may be fractions of several classes.
-    """
-
-    blended_labels: bool
 
 
 class PlannedData(Declared, LightningDataModule):
@@ -290,10 +276,10 @@ class PlannedData(Declared, LightningDataModule):
         return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
     @property
-    def learner(self) -> "Learner | LightningModule | None":
+    def learner(self) -> object:
         """The objective of the run's module, or a module of another kind; None outside a run."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        objective: Learner | None = getattr(module, "objective", None)  # a module of a user may call its loss so
+        objective: object = getattr(module, "objective", None)  # a module of a user may call its loss so
         return objective if hasattr(objective, "blended_labels") else module
 
     def _plan(
@@ -301,8 +287,8 @@ class PlannedData(Declared, LightningDataModule):
         samples: int,
         labels: Tensor | None,
         least: int = 0,
-        keys: NDArray[np.int64] | None = None,
-        groups: NDArray[np.int64] | None = None,
+        keys: Ints | None = None,
+        groups: Ints | None = None,
     ) -> None:
         """Plan the run, and the batches of a search if the method searches.
 
@@ -339,13 +325,13 @@ class PlannedData(Declared, LightningDataModule):
     def _order(self, chosen: Tensor | None, samples: int, drawn: int, labels: Tensor | None) -> DrawPlan:
         classes = None
         if self.balance == "sampler" and labels is not None:
-            classes = ClassDraws.of(labels if chosen is None else labels[chosen])
+            classes = ClassDraws.from_labels(labels if chosen is None else labels[chosen])
         return DrawPlan(samples, drawn, self.global_batch, self.seed, self.sampling, classes, chosen)
 
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
         return class_weights(labels, classes) if self.balance == "weights" else None
 
-    def _remark(self, labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
+    def _remark(self, labels: Mapping[str, Ints], names: Sequence[str]) -> None:
         """Warn about missing or small classes, once per run on rank 0 (see `remarks`)."""
         lines = remarks(labels, names, self.unit, self.balance is not None)
         if lines and self._rank == 0 and not self._remarked:
@@ -381,9 +367,11 @@ class PlannedData(Declared, LightningDataModule):
 
     def _start(self, length: int) -> int:
         """Return the number of the first batch, from the optimizer step of a resumed trainer."""
-        if self.trainer is None or self.trainer.global_step * self._accumulate >= length:
-            return 0 if self.trainer is None else length
+        if self.trainer is None:
+            return 0
         start = self.trainer.global_step * self._accumulate
+        if start >= length:
+            return length
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if done != start:
             raise UserError(

@@ -1,6 +1,5 @@
 """Numbered batches of images for training and evaluation, and a cache of decoded images that processes share."""
 
-import logging
 import math
 import os
 import secrets
@@ -17,19 +16,16 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from randlora_pl.data.loader import Batch, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.sources import Images
+from randlora_pl.data.sources import Images, Ints, Pixels
 from randlora_pl.data.transforms import PLAIN, Augment, eval_pixels, finish, pixels_needed, train_pixels
-from randlora_pl.utils.errors import UnreadableImageError
+from randlora_pl.utils.errors import UnreadableImageError, log
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.text import byte_size
-
-log = logging.getLogger("randlora_pl")
 
 MOST_BYTES = 8 * 2**30
 """Maximum memory of a split's decoded images per machine; also limited to a quarter of the free memory."""
@@ -207,7 +203,7 @@ class CachedImages:
     def __init__(
         self,
         images: Images,
-        rows: Sequence[int] | NDArray[np.int64],
+        rows: Sequence[int] | Ints,
         limit: int | None = None,
         path: Any = None,
     ) -> None:
@@ -235,7 +231,7 @@ class CachedImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Return image ``index`` from memory if any process has decoded it; ``short`` is then ignored."""
         slot = int(np.searchsorted(self.rows, index))
         if slot == len(self.rows) or self.rows[slot] != index:

@@ -6,7 +6,6 @@ counts and classes, and decodes images.
 """
 
 import contextlib
-import logging
 import os
 import shutil
 import time
@@ -26,11 +25,9 @@ from randlora_pl.data.readers import SPLITS, Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
 from randlora_pl.data.sources import BLACK, EncodedImages
 from randlora_pl.data.splits import Splits
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.text import byte_size
-
-log = logging.getLogger("randlora_pl")
 
 EVERY = 30.0
 """Seconds between two progress lines of one file."""

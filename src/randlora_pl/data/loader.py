@@ -6,11 +6,10 @@ of different sizes may be drawn equally often, or weigh the losses. Batch ``m`` 
 number of workers gives the same batches, and a resumed run continues with batch ``m`` without reading earlier ones.
 """
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import parent_process
@@ -24,11 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from randlora_pl.utils import rng
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 
 Batch = dict[str, Any]
-
-log = logging.getLogger("randlora_pl")
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -62,7 +59,7 @@ class ClassDraws:
     counts: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor) -> "ClassDraws":
+    def from_labels(cls, labels: Tensor) -> "ClassDraws":
         """Group samples by class."""
         counts = torch.unique(labels, return_counts=True)[1]
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
@@ -107,7 +104,7 @@ def remarks(
     if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
         parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())
         first = names[int(next(iter(lacking.values()))[0])]
-        unseen = "; val/acc measures only the classes that val has" if "val" in lacking else ""
+        unseen = "; validation measures only the classes that val has" if "val" in lacking else ""
         lines.append(
             f"classes without {unit}: {parts} (of {len(names)} classes; the first: {first!r}){unseen}; add {unit}"
         )
@@ -352,11 +349,11 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Batches, start: int = 0, num_workers: int = 0, skipped: MutableMapping[str, str] | None = None
+        self, batches: Batches, start: int = 0, num_workers: int = 0, skipped: dict[str, str] | None = None
     ) -> None:
         self.batches = batches
         self.start = start
-        self.skipped: MutableMapping[str, str] = {} if skipped is None else skipped
+        self.skipped = {} if skipped is None else skipped
         self._inner: DataLoader[Batch] = DataLoader(
             _Guarded(batches),
             batch_size=None,

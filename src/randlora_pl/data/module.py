@@ -1,7 +1,6 @@
 """Data module for all image datasets of the catalog, with few-shot subsets, sample order and batches."""
 
 import hashlib
-import logging
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,25 +10,18 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from randlora_pl.data import catalog as catalog
-from randlora_pl.data import locations as places
-from randlora_pl.data import splits
-from randlora_pl.data import validate as options
+from randlora_pl.data import catalog, locations, splits, validate
 from randlora_pl.data.base import BatchSize, Length, PlannedData, image_parts
-from randlora_pl.data.catalog import with_split
 from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches, default_workers, meeting
 from randlora_pl.data.loader import Batch, Loader, TrainSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
-from randlora_pl.data.validate import class_names, is_draw
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
 from randlora_pl.utils.reuse import cached
-
-log = logging.getLogger("randlora_pl")
 
 
 class ImageData(PlannedData):
@@ -129,12 +121,12 @@ class ImageData(PlannedData):
     def __post_init__(self) -> None:
         super().__post_init__()
         row = catalog.find(self.dataset)
-        options.check(vars(self), row)
-        self.row = with_split(row, self.split)
+        validate.check(vars(self), row)
+        self.row = catalog.with_split(row, self.split)
         self.augment = Augment(self.randaugment, self.mixup, self.cutmix)
-        templates = options.read_templates(self.templates)
-        options.check_templates(templates, self.row.captions)
-        self.root = catalog.default_root() if self.root is None else places.root_of(str(self.root))
+        templates = validate.read_templates(self.templates)
+        validate.check_templates(templates, self.row.captions)
+        self.root = catalog.default_root() if self.root is None else locations.root_of(str(self.root))
         self.crop_scale = (float(self.crop_scale[0]), float(self.crop_scale[1]))
         self.flip = self.row.flip if self.flip is None else self.flip
         mean, std = (values and tuple(values) for values in (self.mean, self.std))  # from Python maybe lists
@@ -175,10 +167,10 @@ class ImageData(PlannedData):
         """
         task = self.learner
         if self.row.trains_on and stage != "test" and stage != "predict":
-            options.check_trains(self.row)
+            validate.check_trains(self.row)
         if task is not None:
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
-            options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
+            validate.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         self.spec = getattr(task, "image_spec", self.spec)
         self.frame = ImageSpec.choose(self.spec, self.overrides)
         with meeting(self._job) as self._meeting:
@@ -188,7 +180,7 @@ class ImageData(PlannedData):
                 parts = self.found = cached("splits", (row.name, self.split, root), make)
                 own_test = stage in ("test", "predict") and parts.own_test
                 first = parts.test if own_test else parts.full
-                names = class_names(row, first.classes, self.classnames_file)
+                names = validate.class_names(row, first.classes, self.classnames_file)
                 kept = splits.labels_of(len(names), self.classes)
                 if self.classes != "all" and len(kept) < 2:
                     raise UserError(
@@ -284,7 +276,8 @@ class ImageData(PlannedData):
             assert self.shots is not None
             few = min(self.shots, 4)  # as in CoOp
             samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
-        if split == "val" and is_draw(self.shots_file) and not self.found.own_val:  # a draw may have these images
+        # a draw may have these images
+        if split == "val" and validate.is_draw(self.shots_file) and not self.found.own_val:
             drawn = set(self.samples("train").keys)
             samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
         expected = self.row.counts.get(split)
@@ -308,7 +301,7 @@ class ImageData(PlannedData):
         """Return the training samples: drawn, listed in a file, or a new choice that is written to it."""
         samples = parts.full if self.train_split == "full" else parts.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
-        if path is not None and is_draw(path):
+        if path is not None and validate.is_draw(path):
             listed = splits.read_draw(path, samples if parts.own_val else parts.full)
             chosen = splits.of_half(listed, self.classes)
             counts = np.bincount(chosen.labels, minlength=len(chosen.classes))
@@ -335,7 +328,7 @@ class ImageData(PlannedData):
     @property
     def few(self) -> bool:
         """True for few-shot training, also by a published draw."""
-        return self.shots is not None or is_draw(self.shots_file)
+        return self.shots is not None or validate.is_draw(self.shots_file)
 
     @property
     def trains_on_val(self) -> bool:
@@ -384,13 +377,13 @@ class ImageData(PlannedData):
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
         if not self.few and self.fraction is None:
             return None
-        path = Path(folder) / "shots.json"
+        path = folder / "shots.json"
         splits.write_index(path, self._key, self.samples("train"), self.classnames)
         return path
 
     def reuse_index(self, folder: Path) -> None:
         """Use the training images of an interrupted run if it chose them with the same options."""
-        path = Path(folder) / "shots.json"
+        path = folder / "shots.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
             if self.shots_file is None and parse_json(path.read_text(encoding="utf-8"))["key"] == self._key:
                 self.shots_file = str(path)

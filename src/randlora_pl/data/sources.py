@@ -16,6 +16,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.files import is_file, read_plain
 
+Ints = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
     ".webp", ".avif",
@@ -63,7 +66,7 @@ def decode(
     formats: Sequence[str] = FORMATS,
     most_pixels: int = MOST_PIXELS,
     background: Color = WHITE,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Decode an image file to (height, width, 3) RGB, upright by its EXIF orientation.
 
     Transparent images are laid on a background, 16-bit gray is scaled to 8 bits (unless no value is above 255), and
@@ -160,7 +163,7 @@ def _turn(opened: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None:
+def _quick_jpeg(opened: Image.Image, content: bytes) -> Pixels | None:
     """Decode an ordinary JPEG in full size with torchvision: the same pixels in two thirds of Pillow's time.
 
     Return None for files that Pillow must decode: other formats, CMYK, and truncated files, which torchvision would
@@ -175,7 +178,7 @@ def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None
         planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:  # damaged, or torchvision was built without a decoder
         return None
-    pixels: NDArray[np.uint8] = planes.permute(1, 2, 0).contiguous().numpy()
+    pixels: Pixels = planes.permute(1, 2, 0).contiguous().numpy()
     return pixels
 
 
@@ -189,7 +192,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Load image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels.
 
         ``short`` allows a smaller copy with at least this many pixels on the shorter side; 0 means full size.
@@ -208,15 +211,15 @@ class ArrayImages:
         title: Name of the dataset, for messages.
     """
 
-    array: NDArray[np.uint8]
+    array: Pixels
     title: str
 
     def __len__(self) -> int:
         return len(self.array)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Return image ``index``."""
-        image: NDArray[np.uint8] = self.array[index]
+        image: Pixels = self.array[index]
         return image
 
     def name(self, index: int) -> str:
@@ -290,7 +293,7 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Decode image ``index`` to RGB; see `decode`, also for errors."""
         return decode(self.paths[index], short, most_pixels=self.most_pixels, background=self.background)
 
@@ -312,9 +315,9 @@ class BoxImages(FileImages):
         boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
     """
 
-    boxes: NDArray[np.int64] = field(kw_only=True)
+    boxes: Ints = field(kw_only=True)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Decode crop ``index`` in RGB, in full size; a box outside its image is an error, too."""
         left, upper, right, lower = self.boxes[index].tolist()
         whole = decode(  # boxes refer to the stored pixels
@@ -343,12 +346,12 @@ class Strings(Sequence[str]):
         order: int64 (n,), the strings that are meant, in this order; None for all.
     """
 
-    raw: NDArray[np.uint8]
-    bounds: NDArray[np.int64]
-    order: NDArray[np.int64] | None = None
+    raw: Pixels
+    bounds: Ints
+    order: Ints | None = None
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "Strings":
+    def from_texts(cls, texts: Iterable[str]) -> "Strings":
         """Build from strings."""
         raw, bounds = bytearray(), array("q", [0])
         for text in texts:
@@ -356,7 +359,7 @@ class Strings(Sequence[str]):
             bounds.append(len(raw))
         return cls(np.frombuffer(raw, np.uint8), np.frombuffer(bounds, np.int64))
 
-    def take(self, indices: NDArray[np.int64]) -> "Strings":
+    def take(self, indices: Ints) -> "Strings":
         """Return the strings at the given indices; the bytes are shared."""
         return Strings(self.raw, self.bounds, indices if self.order is None else self.order[indices])
 
@@ -394,7 +397,7 @@ class Strings(Sequence[str]):
         """True if no string needs several bytes for a character."""
         return bool(self.raw.max(initial=0) < 128)
 
-    def sorted_places(self) -> NDArray[np.int64] | None:
+    def sorted_places(self) -> Ints | None:
         """Return the indices that sort all of the strings without making them; None if that needs the strings."""
         sizes = np.diff(self.bounds)
         if self.order is not None or sizes.max(initial=0) > 64 or not (self.raw.min(initial=1) > 0 and self.is_ascii):

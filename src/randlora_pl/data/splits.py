@@ -8,7 +8,6 @@ The paths of a published draw start in a folder of its authors, so that an image
 """
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,22 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from randlora_pl.data.readers import Samples
+from randlora_pl.data.sources import Ints
 from randlora_pl.utils import rng
-from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.errors import UserError, brief, log
 from randlora_pl.utils.files import disk_errors, parse_json, read_plain, write_text
 
 SPLIT_SEED = 0
 """Seed of validation and test splits: fixed, so that all seeds are compared on the same images."""
 
-Indices = NDArray[np.int64]
 
-log = logging.getLogger("randlora_pl")
-
-
-def _ranks(labels: Indices, numbers: Indices, seed: int, name: str) -> Indices:
+def _ranks(labels: Ints, numbers: Ints, seed: int, name: str) -> Ints:
     """Return each sample's rank in a seeded order of its class, from 0."""
     pieces = torch.split(torch.from_numpy(numbers), 2**14)  # fit the cache: several times as fast for a million
     words = torch.cat([rng.words(seed, name, piece) for piece in pieces]).numpy()
@@ -50,7 +45,7 @@ def _ranks(labels: Indices, numbers: Indices, seed: int, name: str) -> Indices:
     return ranks
 
 
-def quotas(counts: Indices, total: int, ties: Indices, keep: int = 0) -> Indices:
+def quotas(counts: Ints, total: int, ties: Ints, keep: int = 0) -> Ints:
     """Return ``total`` apportioned to ``counts`` by largest remainders, never more than a count.
 
     Args:
@@ -68,7 +63,7 @@ def quotas(counts: Indices, total: int, ties: Indices, keep: int = 0) -> Indices
     return np.asarray(floors, dtype=np.int64)
 
 
-def stratified(labels: Indices, numbers: Indices, total: int, seed: int, name: str, keep: int = 0) -> Indices:
+def stratified(labels: Ints, numbers: Ints, total: int, seed: int, name: str, keep: int = 0) -> Ints:
     """Return the sorted indices of ``total`` samples, each class represented in proportion (see `quotas`).
 
     Args:
@@ -85,7 +80,7 @@ def stratified(labels: Indices, numbers: Indices, total: int, seed: int, name: s
     return np.flatnonzero(chosen).astype(np.int64)
 
 
-def few_shot(labels: Indices, numbers: Indices, shots: int, seed: int) -> Indices:
+def few_shot(labels: Ints, numbers: Ints, shots: int, seed: int) -> Ints:
     """Return the sorted indices of ``shots`` samples per class (all of a smaller class)."""
     return np.flatnonzero(_ranks(labels, numbers, seed, "shots") < shots).astype(np.int64)
 
@@ -99,9 +94,7 @@ def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]
     return samples.subset(kept), samples.subset(chosen)
 
 
-def _parts(
-    labels: Indices, numbers: Indices, groups: Indices | None, total: int, seed: int, name: str
-) -> tuple[Indices, Indices]:
+def _parts(labels: Ints, numbers: Ints, groups: Ints | None, total: int, seed: int, name: str) -> tuple[Ints, Ints]:
     if groups is None:  # keep: no class loses its only image
         chosen = stratified(labels, numbers, max(0, min(total, len(labels) - 1)), seed, name, keep=1)
     else:
@@ -114,8 +107,8 @@ def _parts(
 
 
 def search_parts(
-    labels: Indices, numbers: Indices, fraction: float, seed: int, groups: Indices | None = None
-) -> tuple[Indices, Indices]:
+    labels: Ints, numbers: Ints, fraction: float, seed: int, groups: Ints | None = None
+) -> tuple[Ints, Ints]:
     """Split a training set into indices for the weights and indices for what a search chooses, stratified by class.
 
     Args:

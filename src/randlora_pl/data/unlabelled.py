@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import SPLITS, Samples
 from randlora_pl.data.readers.trees import image_names
-from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, decode
+from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, Pixels, decode
 from randlora_pl.data.splits import few_shot
 from randlora_pl.data.transforms import eval_batch, pixels_needed
 from randlora_pl.utils import rng
@@ -162,7 +161,7 @@ class Sheet:
     title: str
     caption: str
     names: list[str]
-    images: list[list[NDArray[np.uint8]]]
+    images: list[list[Pixels]]
     prompts: list[str]
 
     @classmethod

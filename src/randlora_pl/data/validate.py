@@ -1,7 +1,6 @@
 """Instant checks of a user's data: options, class names, prompts, and the format of files. Imports no PyTorch."""
 
 import csv
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +10,10 @@ from typing import Any
 
 from randlora_pl.data.catalog import DatasetSpec, with_split
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
-from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.errors import UserError, brief, log, near
 from randlora_pl.utils.files import is_file, parse_json
 from randlora_pl.utils.image_spec import ImageSpec, read_resize
 from randlora_pl.utils.machine import usable_cores
-
-log = logging.getLogger("randlora_pl")
 
 FORMATS = {
     "folder": "a sub-folder of images for each class",

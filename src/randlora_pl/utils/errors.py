@@ -1,8 +1,12 @@
-"""Errors that the user can fix: the command line prints them in one or two lines and exits with code 2."""
+"""Errors that the user can fix: the command line prints them in one or two lines and exits with code 2; and the log."""
 
 import contextlib
 import difflib
+import logging
 from collections.abc import Iterable, Iterator
+
+log = logging.getLogger("randlora_pl")
+"""The log of the application, whose warnings the user reads, too."""
 
 
 class UserError(Exception):

@@ -256,10 +256,10 @@ def test_large_listings_are_told(tree: Tree, monkeypatch: pytest.MonkeyPatch, ca
 
 def test_strings_are_what_was_given() -> None:
     for texts in ([], [""], ["a", "", "bc"], ["caf\u00e9", "x", "\udcff.png", "\U0001f40e"]):
-        strings = Strings.of(texts)
+        strings = Strings.from_texts(texts)
         assert list(strings) == texts and strings == texts and len(strings) == len(texts)
         assert [strings[place] for place in range(len(texts))] == texts and list(strings[1:]) == texts[1:]
         order = np.arange(len(texts))[::-1]
         assert list(strings.take(order)) == texts[::-1]
-    assert Strings.of(["a"]) != Strings.of(["b"]) and Strings.of(["a"]) != 1
-    assert json.dumps([Strings.of(["last"])[-1]]) == '["last"]'
+    assert Strings.from_texts(["a"]) != Strings.from_texts(["b"]) and Strings.from_texts(["a"]) != 1
+    assert json.dumps([Strings.from_texts(["last"])[-1]]) == '["last"]'

@@ -39,19 +39,19 @@ def test_turns_take_every_class_once_and_use_up_its_samples(counts: list[int], s
     labels = labels_of(counts)
     there = torch.unique(labels)
     positions = torch.arange(rounds * len(there))
-    drawn = ClassDraws.of(labels).samples(seed, positions, "epochs")
+    drawn = ClassDraws.from_labels(labels).samples(seed, positions, "epochs")
     for one in labels[drawn].view(rounds, -1):
         assert one.sort().values.tolist() == there.tolist()
     for label in there.tolist():
         own = drawn[labels[drawn] == label].tolist()
         size = counts[label]
         assert all(len(set(own[at : at + size])) == len(own[at : at + size]) for at in range(0, len(own), size))
-    assert torch.equal(ClassDraws.of(labels).samples(seed, positions.flip(0), "epochs"), drawn.flip(0))
+    assert torch.equal(ClassDraws.from_labels(labels).samples(seed, positions.flip(0), "epochs"), drawn.flip(0))
 
 
 def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> None:
     labels = labels_of([1, 4, 0, 15])
-    drawn = ClassDraws.of(labels).samples(3, torch.arange(60_000), "with_replacement")
+    drawn = ClassDraws.from_labels(labels).samples(3, torch.arange(60_000), "with_replacement")
     counts = torch.bincount(drawn, minlength=20)
     expected = torch.tensor([60_000 / 3 / size for size in (1, 4, 1, 15)])[labels]
     chi2 = ((counts - expected) ** 2 / expected).sum().item()
@@ -59,7 +59,7 @@ def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> No
 
 
 @pytest.mark.parametrize("sampling", ["with_replacement", "epochs"])
-@pytest.mark.parametrize("classes", [None, ClassDraws.of(labels_of([1, 4, 15]))])
+@pytest.mark.parametrize("classes", [None, ClassDraws.from_labels(labels_of([1, 4, 15]))])
 def test_ranks_and_micro_batches_share_the_samples_of_a_step(classes: ClassDraws | None, sampling: str) -> None:
     plan = DrawPlan(20, 90, 24, 1, sampling, classes)
 
@@ -104,7 +104,7 @@ def labels(*counts: int) -> np.ndarray:
     ("train", "val", "words"),
     [
         ((5, 5, 5), (1, 1, 1), []),
-        ((5, 5, 1), (1, 1, 0), ["val/acc"]),
+        ((5, 5, 1), (1, 1, 0), ["validation measures only"]),
         ((150, 3, 2), (9, 1, 1), ["150 training images, 'c' 2"]),
         ((150, 0, 1), (9, 0, 0), ["1 in train, 2 in val", "'c' 1"]),
         ((9, 9, 9), (), []),

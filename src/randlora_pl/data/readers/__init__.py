@@ -9,7 +9,6 @@ here.
 import hashlib
 import inspect
 import itertools
-import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from randlora_pl.data.catalog import DatasetSpec, get_command
-from randlora_pl.data.sources import ArrayImages, FileImages, Images, PathsBelow, Strings, absent
-from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.data.sources import ArrayImages, FileImages, Images, Ints, PathsBelow, Strings, absent
+from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import read_plain
 
 SPLITS = ("train", "val", "test")
@@ -34,8 +32,6 @@ ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 """Split of each accepted name."""
-
-log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
@@ -54,23 +50,23 @@ class Samples:
     """
 
     images: Images
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    rows: Ints
+    labels: Ints
     keys: Sequence[str]
     classes: tuple[str, ...]
-    groups: NDArray[np.int64] | None = None
+    groups: Ints | None = None
     templates: tuple[str, ...] = ()
-    known_numbers: NDArray[np.int64] | None = None
+    known_numbers: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @cached_property
-    def numbers(self) -> NDArray[np.int64]:
+    def numbers(self) -> Ints:
         """Hash of each key, int64 (n,), independent of the other keys."""
         return numbers_of(self.keys) if self.known_numbers is None else self.known_numbers
 
-    def subset(self, chosen: NDArray[np.int64]) -> "Samples":
+    def subset(self, chosen: Ints) -> "Samples":
         """Return the samples at the given indices, in their order."""
         keys = self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()]
         groups = None if self.groups is None else self.groups[chosen]
@@ -78,7 +74,7 @@ class Samples:
         return replace(self, rows=rows, labels=labels, keys=keys, groups=groups, known_numbers=numbers)
 
 
-def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
+def numbers_of(keys: Sequence[str]) -> Ints:
     """Return 63 bits of each key's SHA-256."""
     digests = bytearray()
     for key in keys:
@@ -86,7 +82,7 @@ def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
-def key_order(keys: Sequence[str]) -> NDArray[np.int64]:
+def key_order(keys: Sequence[str]) -> Ints:
     """Return the indices that sort the keys.
 
     Raises:
@@ -102,9 +98,7 @@ def key_order(keys: Sequence[str]) -> NDArray[np.int64]:
     return order
 
 
-def in_key_order(
-    images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
-) -> Samples:
+def in_key_order(images: Images, labels: Sequence[int] | Ints, keys: Sequence[str], classes: Sequence[str]) -> Samples:
     """Return samples in `key_order`, so that results do not depend on the order in which files were found."""
     rows = key_order(keys)
     ordered = [keys[index] for index in rows.tolist()]

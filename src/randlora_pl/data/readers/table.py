@@ -1,7 +1,6 @@
 """A user's own tables of images: CSV, TSV or Parquet files with classes or captions, and Hugging Face datasets."""
 
 import csv
-import logging
 import os
 import posixpath
 import re
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.readers import (
@@ -26,8 +24,8 @@ from randlora_pl.data.readers import (
     numbers_of,
     source_split,
 )
-from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, PathsBelow, absent, decode
-from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, near
+from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, PathsBelow, Pixels, absent, decode
+from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
 
 KINDS = (".csv", ".tsv", ".txt", ".parquet")
@@ -290,9 +288,6 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     )
 
 
-log = logging.getLogger("randlora_pl")
-
-
 @dataclass(frozen=True)
 class HubImages(EncodedImages):
     """Encoded images of one split.
@@ -310,7 +305,7 @@ class HubImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.data)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Decode image ``index`` to RGB (see `decode`).
 
         Raises:

@@ -7,7 +7,6 @@ dataset; each process reads only the bytes of its own samples.
 without an error (holes end them silently); `wids` also needs the sizes beforehand, and runs URLs in a shell.
 """
 
-import logging
 import os
 import posixpath
 import re
@@ -24,7 +23,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.locations import (
@@ -41,16 +39,14 @@ from randlora_pl.data.locations import (
 )
 from randlora_pl.data.readers import SPLIT_OF, SPLITS, Samples, key_order, numbers_of, source_split
 from randlora_pl.data.readers.trees import Listing, Stamp, Watch, read_listing, stamp
-from randlora_pl.data.sources import SUFFIXES, EncodedImages, Strings, decode
+from randlora_pl.data.sources import SUFFIXES, EncodedImages, Ints, Pixels, Strings, decode
 from randlora_pl.data.validate import check_templates
-from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import open_plain, parse_json
 
 EXPECTED = "expected a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them"
 NAMES = "classnames.txt"
 _READERS = 8
-
-log = logging.getLogger("randlora_pl")
 
 
 class Sample(NamedTuple):
@@ -317,7 +313,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> Listi
                 log.info("%s: indexed %s of %s shards", shard_paths.title, f"{number + 1:,}", f"{len(paths):,}")
 
     with ThreadPoolExecutor(_READERS) as threads:  # not in Python lists: a directory may have 14 million samples
-        keys = texts = Strings.of(members())
+        keys = texts = Strings.from_texts(members())
     if not len(texts):
         raise UserError(f"The shards of {shard_paths.title} have no samples; the first is {paths[0]}")
     numbers = numbers_of(keys)
@@ -331,12 +327,12 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> Listi
             if key in first:
                 raise UserError(f"{paths[first[key]]} and {paths[part]} both have {key!r}. Rename the shards")
             first[key] = part
-        keys = Strings.of(first)
+        keys = Strings.from_texts(first)
         numbers = numbers_of(keys)
     rows = key_order(keys) if by_key else np.arange(len(keys))
     arrays = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
     arrays |= {"rows": rows, "label": arrays["label"][rows], "numbers": numbers[rows]}
-    held = {"members": texts, "labels": Strings.of(labels)} | ({} if keys is texts else {"keys": keys})
+    held = {"members": texts, "labels": Strings.from_texts(labels)} | ({} if keys is texts else {"keys": keys})
     more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""
     return Listing(arrays, held, (remarks[0] + more,) if remarks else ())
 
@@ -354,15 +350,15 @@ class ShardImages(EncodedImages):
     """
 
     shards: Sequence[str]
-    shard: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
+    shard: Ints
+    offset: Ints
+    length: Ints
     members: Strings
 
     def __len__(self) -> int:
         return len(self.shard)
 
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+    def load(self, index: int, short: int = 0) -> Pixels:
         """Decode image ``index`` to RGB (see `decode`).
 
         Raises:

@@ -14,7 +14,6 @@ would not show a second change; nor are listings of mounted object stores, whose
 
 import hashlib
 import json
-import logging
 import os
 import re
 import stat
@@ -34,8 +33,8 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.readers import ALIASES, SPLIT_OF, Samples, key_order, missing, numbers_of, source_split
-from randlora_pl.data.sources import SUFFIXES, FileImages, PathsBelow, Strings, is_image
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.data.sources import SUFFIXES, FileImages, Ints, PathsBelow, Strings, is_image
+from randlora_pl.utils.errors import UserError, log, near
 from randlora_pl.utils.files import atomic_file
 from randlora_pl.utils.machine import cache_folder
 
@@ -58,8 +57,6 @@ Copying tools set the modification time; the change time cannot be set.
 
 Watch = Callable[..., None]
 """Function that records the states of the paths that a listing depends on."""
-
-log = logging.getLogger("randlora_pl")
 _ignore_stored: ContextVar[bool] = ContextVar("ignore_stored", default=False)
 
 
@@ -304,7 +301,7 @@ class Listing:
         notes: Warnings, repeated when the listing is reused.
     """
 
-    columns: Mapping[str, NDArray[np.int64]]
+    columns: Mapping[str, Ints]
     texts: Mapping[str, Strings]
     notes: tuple[str, ...] = ()
 
@@ -393,9 +390,9 @@ def list_tree(paths: list[str], labels: list[int], keys: list[str] | None = None
     keys = keys or paths
     order = key_order(keys)
     ordered = [keys[index] for index in order.tolist()]
-    texts = {"keys": Strings.of(ordered)}
+    texts = {"keys": Strings.from_texts(ordered)}
     if keys != paths:
-        texts["paths"] = Strings.of(paths).take(order)
+        texts["paths"] = Strings.from_texts(paths).take(order)
     columns = {"labels": np.asarray(labels, dtype=np.int64)[order], "numbers": numbers_of(ordered)}
     return Listing(columns, texts, tuple(notes))
 
@@ -438,7 +435,7 @@ def _load(path: Path, recipe: Sequence[str], states: Callable[[Sequence[str]], S
             return None
         if list(about["stamps"].values()) != list(map(list, states(list(about["stamps"])))):
             return None
-        columns: dict[str, NDArray[np.int64]] = {}
+        columns: dict[str, Ints] = {}
         texts: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, (kind, size, checksum) in about["arrays"].items():
             place += -place % np.dtype(kind).itemsize
