@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.data.image_batches import counted_classes
-from randlora_pl.data.transforms import mixed
+from randlora_pl.data.transforms import _mixed
 from randlora_pl.tasks.losses import (
     StepFeatures,
     caption_losses,
@@ -75,7 +75,7 @@ def test_blended_weighted_and_smoothed_cross_entropy_is_the_slow_sum(smoothing: 
     weight = torch.tensor([0.5, 2.0, 1.0, 1.5])[labels] / 6
     batch = {"image": torch.rand(6, 3, 4, 4, generator=generator), "label": labels, "weight": weight}
     mix = {"kind": "mixup", "alpha": 1.0, "seed": 5, "classes": 4, "rows": list(range(6))}
-    blended = batch | mixed(batch, mix)
+    blended = batch | _mixed(batch, mix)
     with rng.seeded(5):
         share = float(torch.distributions.Beta(torch.tensor([1.0]), torch.tensor([1.0])).sample(()))
 

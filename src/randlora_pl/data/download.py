@@ -141,11 +141,7 @@ def _size(part: Path) -> int:
 
 
 def _fetch(url: str, part: Path, tick: ProgressCallback) -> bool:
-    """Retry until the file is complete; return True if several responses were joined.
-
-    Raises:
-        _RefusedError: The source refuses the file.
-    """
+    """Retry until the file is complete or the source refuses it; return True if several responses were joined."""
     first, vain = _size(part), 0
     while True:
         before = _size(part)

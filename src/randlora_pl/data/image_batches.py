@@ -15,7 +15,6 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.data.loader import Batch, EvalSchedule, TrainSchedule
@@ -93,7 +92,7 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         Sorted classes (u,) and their counts (u,), int64.
     """
     classes, indices = torch.unique(labels, return_inverse=True)
-    counts = F.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)
+    counts = torch.nn.functional.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)
     return classes, counts
 
 

@@ -5,13 +5,12 @@ Installation: download, verify, unpack to a temporary folder, move to the root. 
 counts and classes, and decodes images.
 """
 
-import contextlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from randlora_pl.data.loader import remarks
 from randlora_pl.data.readers import SPLITS, Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
 from randlora_pl.data.sources import BLACK, EncodedImages
-from randlora_pl.data.splits import Splits
+from randlora_pl.data.splits import Splits, evenly
 from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.text import byte_size
@@ -67,7 +66,7 @@ def ensure(row: DatasetSpec, root: Path) -> None:
     """
     if not row.layout or row.own:
         return
-    with contextlib.suppress(UserError):
+    with suppress(UserError):
         _read(row, root)
         return
     get(row, root, DownloadProgress())
@@ -113,11 +112,11 @@ def tidy(row: DatasetSpec, root: Path) -> None:
     home = downloads(row, root)
     done = [home / file.name for file in row.files if fetched(home / file.name)]
     if done:
-        with contextlib.suppress(UserError), _alone(home, row):
+        with suppress(UserError), _alone(home, row):
             for path in done:
                 forget(path)
     for folder in (home, home.parent):
-        with contextlib.suppress(OSError):  # not empty
+        with suppress(OSError):  # not empty
             folder.rmdir()
 
 
@@ -151,7 +150,7 @@ def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows
+        with suppress(OSError):  # Windows
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
@@ -317,13 +316,6 @@ def _split(
     if unreadable > MOST:
         problems.append(UserError(f"{row.title}: {unreadable - MOST:,} more {split} images cannot be read"))
     return SplitReport(split, len(samples), expected, fewest, most, len(chosen) - unreadable, transparent)
-
-
-def evenly(count: int, most: int | None) -> list[int]:
-    """Return at most ``most`` evenly spaced indices below ``count``; all of them for None."""
-    if most is None or count <= most:
-        return list(range(count))
-    return [round(index) for index in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
 def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int, int]]:

@@ -312,10 +312,7 @@ class _Guarded(Dataset[Batch]):
 
 
 def _ignore_sigterm_from_others(worker: int) -> None:
-    """Ignore SIGTERM in workers unless the main process sends it.
-
-    Batch systems send it to all processes of a job, but training needs the workers to finish its step.
-    """
+    """Ignore SIGTERM of batch systems, sent to all processes: training needs the workers to finish its step."""
     training = parent_process()
     if training is None or not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         return

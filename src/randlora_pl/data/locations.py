@@ -82,12 +82,8 @@ def names_files(location: str) -> bool:
     return is_url(location) or is_pattern(location) or is_command(location)
 
 
-def braces(pattern: str) -> list[str]:
-    """Expand braces as in a shell: ``{a,b}`` and ``{08..11}``.
-
-    Raises:
-        UserError: The pattern has too many expansions.
-    """
+def _braces(pattern: str) -> list[str]:
+    """Expand braces as in a shell: ``{a,b}`` and ``{08..11}``; refuse too many."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -103,7 +99,7 @@ def braces(pattern: str) -> list[str]:
         parts = [f"{number:0{width}d}" for number in range(begin, end + step, step)]
     names: list[str] = []
     for part in parts:
-        names += braces(pattern[: match.start()] + part + pattern[match.end() :])
+        names += _braces(pattern[: match.start()] + part + pattern[match.end() :])
         if len(names) > MOST:
             raise UserError(f"{pattern!r} stands for more than {MOST:,} files")
     return names
@@ -118,7 +114,7 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
     if is_command(pattern):
         raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
     locations = []
-    for location in braces(pattern):
+    for location in _braces(pattern):
         if is_url(location):
             if "*" in location:
                 raise UserError(f"{location!r}: * works for local files only; write {{000..099}} in a URL")

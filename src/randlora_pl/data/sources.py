@@ -6,7 +6,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol, overload
 
 import numpy as np
@@ -279,9 +279,22 @@ class EncodedImages:
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
     background: Color = field(default=WHITE, kw_only=True)
 
+    def load(self, index: int, short: int = 0) -> Pixels:
+        """Decode image ``index`` to RGB; see `decode`, also for errors."""
+        path, content = self.stored(index)
+        return decode(path, short, content, most_pixels=self.most_pixels, background=self.background)
+
+    def stored(self, index: int) -> tuple[Path | str, bytes | None]:
+        """Return the path of image ``index`` and None, or its name for messages and the bytes of its file."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """Return the name of image ``index`` for messages."""
+        raise NotImplementedError
+
     def suffix(self, index: int) -> str:
         """Return the suffix of the file of image ``index``, in lower case; empty if it has none."""
-        raise NotImplementedError
+        return PurePath(self.name(index)).suffix.lower()
 
 
 @dataclass(frozen=True)
@@ -293,13 +306,9 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int, short: int = 0) -> Pixels:
-        """Decode image ``index`` to RGB; see `decode`, also for errors."""
-        return decode(self.paths[index], short, most_pixels=self.most_pixels, background=self.background)
-
-    def suffix(self, index: int) -> str:
-        """Return the suffix of the file."""
-        return self.paths[index].suffix.lower()
+    def stored(self, index: int) -> tuple[Path, None]:
+        """Return the path of image ``index``."""
+        return self.paths[index], None
 
     def name(self, index: int) -> str:
         """Return the path of the file."""
@@ -330,6 +339,10 @@ class BoxImages(FileImages):
                 f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})"
             )
         return part.copy()  # not a view that keeps the whole image in memory
+
+    def suffix(self, index: int) -> str:
+        """Return the suffix of the file."""
+        return self.paths[index].suffix.lower()
 
     def name(self, index: int) -> str:
         """Return the path of the file and the box."""

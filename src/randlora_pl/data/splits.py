@@ -45,14 +45,11 @@ def _ranks(labels: Ints, numbers: Ints, seed: int, name: str) -> Ints:
     return ranks
 
 
-def quotas(counts: Ints, total: int, ties: Ints, keep: int = 0) -> Ints:
+def _quotas(counts: Ints, total: int, ties: Ints, keep: int = 0) -> Ints:
     """Return ``total`` apportioned to ``counts`` by largest remainders, never more than a count.
 
-    Args:
-        counts: int64 (classes,), number of samples per class.
-        total: Samples to choose, at most the sum of the counts.
-        ties: int64 (classes,), order of the classes that breaks ties of remainders.
-        keep: Minimum number left in a class when rounding up; the sum may then be below ``total``.
+    ``ties`` is the order of the classes that breaks ties. Rounding up leaves at least ``keep`` samples in a class, so
+    that the sum may be below ``total``.
     """
     exact = counts * total  # in units of 1 / sum(counts), so that no rounding enters
     size = max(int(counts.sum()), 1)
@@ -64,7 +61,7 @@ def quotas(counts: Ints, total: int, ties: Ints, keep: int = 0) -> Ints:
 
 
 def stratified(labels: Ints, numbers: Ints, total: int, seed: int, name: str, keep: int = 0) -> Ints:
-    """Return the sorted indices of ``total`` samples, each class represented in proportion (see `quotas`).
+    """Return the sorted indices of ``total`` samples, each class represented in proportion by largest remainders.
 
     Args:
         labels: int64 (n,), class of each sample.
@@ -72,11 +69,11 @@ def stratified(labels: Ints, numbers: Ints, total: int, seed: int, name: str, ke
         total: Samples to choose.
         seed: Seed of the selection.
         name: Name of the random stream.
-        keep: See `quotas`.
+        keep: Minimum number left in a class when rounding up; fewer than ``total`` may then be chosen.
     """
     counts = np.bincount(labels)
     ties = rng.permutation(seed, f"{name}/ties", len(counts)).numpy()
-    chosen = _ranks(labels, numbers, seed, name) < quotas(counts, total, ties, keep)[labels]
+    chosen = _ranks(labels, numbers, seed, name) < _quotas(counts, total, ties, keep)[labels]
     return np.flatnonzero(chosen).astype(np.int64)
 
 
@@ -247,6 +244,13 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
     if absent:
         raise UserError(f"The shots file {path} lists {absent[0]!r} and {len(absent) - 1} more that do not exist now")
     return samples.subset(np.sort(np.asarray([index[name] for name in wanted], dtype=np.int64)))
+
+
+def evenly(count: int, most: int | None) -> list[int]:
+    """Return at most ``most`` evenly spaced indices below ``count``; all of them for None."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [round(index) for index in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
 def labels_of(count: int, half: str) -> range:

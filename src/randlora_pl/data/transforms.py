@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -57,7 +56,7 @@ class Augment:
         return after
 
     def mixing(self, positions: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
-        """Return the blending of a micro-batch, as the entry ``mix`` of its batch for `mixed`; {} without blending.
+        """Return the blending of a micro-batch, as the entry ``mix`` of its batch for `_mixed`; {} without blending.
 
         Images of weight 0 (padding or unreadable) are not blended.
         """
@@ -74,21 +73,14 @@ class Augment:
 PLAIN = Augment()
 
 
-def mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
+def _mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
     """Return the blended entries of a batch, on its device.
 
     Images keep their weights: with fractions s and 1 - s, weights u and v and labels y and z, the loss becomes
-    s u CE(y) + (1 - s) v CE(z).
-
-    Args:
-        batch: ``image`` (b, 3, H, W) float32, ``label`` (b,) int64 and ``weight`` (b,) float32.
-        mix: Result of `Augment.mixing`.
-
-    Returns:
-        ``image`` and ``weight``, and ``target`` (b, classes) float32: class probabilities that sum to 1.
+    s u CE(y) + (1 - s) v CE(z). The entry ``target`` (b, classes) float32 has class probabilities that sum to 1.
     """
     images, weights = batch["image"].clone(), batch["weight"].clone()
-    targets = F.one_hot(batch["label"], mix["classes"]).float()
+    targets = torch.nn.functional.one_hot(batch["label"], mix["classes"]).float()
     if mix["rows"]:
         rows = torch.tensor(mix["rows"], device=images.device)
         transform = (v2.MixUp if mix["kind"] == "mixup" else v2.CutMix)(alpha=mix["alpha"])
@@ -103,19 +95,13 @@ Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels; the square around an image has its longer side, with the image centered."""
 
 
-def crop_place(
+def _crop_place(
     uniform: NDArray[np.float64], crop: NDArray[np.int64], image: NDArray[np.int64], square: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the start of each crop of the square along one axis, int64 (b,).
+    """Return the start of each crop of the square along one axis, from numbers in [0, 1) and the lengths, all (b,).
 
     A smaller crop lies within the image, a larger one around it: no padding is shown while a part of the image is cut
     off, and no crop is empty. If image and square have the same length, crops are uniform in the square.
-
-    Args:
-        uniform: (b,), numbers in [0, 1).
-        crop: (b,), lengths of the crops.
-        image: (b,), lengths of the images.
-        square: (b,), lengths of the squares.
     """
     start = (square - image) // 2
     ends = np.stack((start, start + image - crop)).clip(0, square - crop)
@@ -124,7 +110,7 @@ def crop_place(
     return starts
 
 
-def split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple[Box, Box]:
+def _split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple[Box, Box]:
     """Return the part of an image inside a crop (a box in its square), and its box in the frame."""
     top, h, upper, tall = _axis(height, max(height, width), crop[0], crop[2], size)
     left, w, first, wide = _axis(width, max(height, width), crop[1], crop[3], size)
@@ -148,7 +134,7 @@ _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 _ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomResizedCrop does
 
 
-def crop_boxes(
+def _crop_boxes(
     seed: int,
     positions: Tensor,
     heights: NDArray[np.int64],
@@ -159,17 +145,8 @@ def crop_boxes(
     """Return random crop boxes: uniform area fraction, log-uniform aspect ratio in `RATIO`, uniform position.
 
     Up to ten (fraction, ratio) pairs are tried; if none fits, the largest centered box of an allowed ratio is used.
-
-    Args:
-        seed: The user's seed.
-        positions: int64 (b,), positions in the sample order.
-        heights: Image heights (b,) in pixels.
-        widths: Image widths (b,) in pixels.
-        scale: Minimum and maximum area fraction.
-        pad: Crop the square around each image instead (see `crop_place`).
-
-    Returns:
-        (b, 4): top, left, height, width. NumPy, because PyTorch would start its thread pool for these few numbers.
+    With ``pad``, the square around each image is cropped instead. The result, (b, 4), has top, left, height and width;
+    it is NumPy's, because PyTorch would start its thread pool for these few numbers.
     """
     words = rng.words(seed, "crop", positions[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
     uniform = words.numpy() / 2.0**32
@@ -186,8 +163,8 @@ def crop_boxes(
     some = fits.any(1)
     w = np.where(some, tried_w[first], np.minimum(widths, np.rint(heights * RATIO[1]).astype(np.int64)))
     h = np.where(some, tried_h[first], np.minimum(heights, np.rint(widths / RATIO[0]).astype(np.int64)))
-    top = np.where(some, crop_place(uniform[:, -2], h, tall, heights), (heights - h) // 2)
-    left = np.where(some, crop_place(uniform[:, -1], w, wide, widths), (widths - w) // 2)
+    top = np.where(some, _crop_place(uniform[:, -2], h, tall, heights), (heights - h) // 2)
+    left = np.where(some, _crop_place(uniform[:, -1], w, wide, widths), (widths - w) // 2)
     return np.stack((top, left, h, w), 1)
 
 
@@ -228,7 +205,7 @@ def train_pixels(
         ``crop`` has the crop boxes, int64 (b, 4); of padded images a list, which stays on the CPU.
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-    boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "longest")
+    boxes = _crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "longest")
     planes = [image.permute(2, 0, 1) for image in images]
     mirror = rng.words(seed, "flip", positions) < 2**31 if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
@@ -282,7 +259,7 @@ def finish(batch: dict[str, Any], frame: ImageSpec) -> dict[str, Any]:
         frame: Image preprocessing.
 
     Returns:
-        Batch with ``image`` float32 (b, 3, size, size), and with ``target`` (see `mixed`) if images are blended.
+        Batch with ``image`` float32 (b, 3, size, size), and with ``target`` (see `_mixed`) if images are blended.
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
@@ -290,11 +267,11 @@ def finish(batch: dict[str, Any], frame: ImageSpec) -> dict[str, Any]:
     batch = dict(batch)
     boxes, mirror, mix = (batch.pop(name, None) for name in ("crop", "mirror", "mix"))
     if isinstance(boxes, Tensor) and on_cuda(image):
-        batch["image"] = crop_and_resize(image, boxes, frame.size, frame.interpolation)
+        batch["image"] = _crop_and_resize(image, boxes, frame.size, frame.interpolation)
     elif boxes is not None:
         batch["image"] = _crops(image, boxes.tolist() if isinstance(boxes, Tensor) else boxes, frame)
     batch["image"] = normalize(batch["image"], frame, mirror)
-    return batch if mix is None else batch | mixed(batch, mix)
+    return batch if mix is None else batch | _mixed(batch, mix)
 
 
 def eval_batch(images: Sequence[Tensor], frame: ImageSpec) -> Tensor:
@@ -311,7 +288,7 @@ def _crops(
     for index, (plane, box) in enumerate(zip(planes, boxes, strict=True)):
         part, place = box, whole
         if frame.resize == "longest":
-            part, place = split_crop(plane.shape[1], plane.shape[2], box, frame.size)
+            part, place = _split_crop(plane.shape[1], plane.shape[2], box, frame.size)
         (top, left, h, w), (upper, first, tall, wide) = part, place
         kernel = InterpolationMode(frame.interpolation)
         crop: Tensor = v2.functional.resize_image(
@@ -368,24 +345,15 @@ _AT_ONCE = 1 << 26
 """Largest number of float32 values per temporary tensor: 256 MB."""
 
 
-def crop_and_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
+def _crop_and_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
     """Crop each image and resize the crop, with antialiasing: about 40 kernels, whatever the size of the batch.
 
     Rows and then columns are interpolated by one matrix each per image, in float32, and rounded to gray levels in
     between, as torchvision does with uint8 images on a CPU. Its coefficients have 16 bits, so the results differ by at
-    most 2 gray levels.
-
-    Args:
-        images: uint8 (b, c, h, w).
-        boxes: (b, 4): top, left, height and width, on the device of the images.
-        size: Height and width of the results.
-        interpolation: ``bicubic`` or ``bilinear``.
-
-    Returns:
-        uint8 (b, c, size, size).
+    most 2 gray levels. Images are uint8 (b, c, h, w), and boxes (top, left, height, width) are on their device.
     """
     height, width = images.shape[-2:]
-    weights = resize_weights(boxes, max(height, width), size, interpolation)
+    weights = _resize_weights(boxes, max(height, width), size, interpolation)
     rows, columns = weights[0, :, None, :, :height], weights[1, :, :, :width].mT
     channels = images.shape[1]
     some = max(1, _AT_ONCE // max(1, images[0].numel(), channels * size * max(size, height)))
@@ -397,17 +365,10 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def resize_weights(boxes: Tensor, length: int, size: int, interpolation: str) -> Tensor:
-    """Compute the matrices that crop and resize columns and rows of pixels.
+def _resize_weights(boxes: Tensor, length: int, size: int, interpolation: str) -> Tensor:
+    """Return matrices that crop and resize columns and rows of pixels: float32 (2, b, size, length), for both sides.
 
-    Args:
-        boxes: (b, 4): top, left, height and width.
-        length: Number of pixels before the crop, at least as many as the image has.
-        size: Number of pixels after it.
-        interpolation: ``bicubic`` or ``bilinear``.
-
-    Returns:
-        float32 (2, b, size, length), for height and width; each row sums to 1.
+    Each row sums to 1. ``length`` is at least the number of pixels before the crop, ``size`` the number after it.
     """
     starts, lengths = boxes.T.reshape(2, 2, -1, 1, 1).float()
     scale = lengths / size

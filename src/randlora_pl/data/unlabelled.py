@@ -1,8 +1,6 @@
 """Images apart from training: files for prediction, a random choice for analyses, and contact sheets to look at."""
 
-import os
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import SPLITS, Samples
 from randlora_pl.data.readers.trees import image_names
 from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, Pixels, decode
-from randlora_pl.data.splits import few_shot
+from randlora_pl.data.splits import evenly, few_shot
 from randlora_pl.data.transforms import eval_batch, pixels_needed
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, shorten
@@ -73,7 +71,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            here = [path / name for name in image_names(path, Counter(), os.fspath)]
+            here = [path / name for name in image_names(path)[0]]
             if not here:
                 raise UserError(f"The folder {path} has no images (.jpg, .png ...)")
             files += here
@@ -176,8 +174,6 @@ class Sheet:
         Raises:
             UserError: The dataset is damaged.
         """
-        from randlora_pl.data.install import evenly  # which runs import for downloads only
-
         data = ImageData(dataset=row.name, root=str(root), cache_images=False)
         shown = "test" if row.trains_on else "train"
         data.setup(shown if row.trains_on else None)
@@ -208,7 +204,6 @@ class Sheet:
         Raises:
             UserError: The file cannot be written.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         strip = max(max(map(len, self.images)) * THUMB, 2 * THUMB)
@@ -219,7 +214,6 @@ class Sheet:
         heading = [line for text in (self.title, self.caption, f"Prompt of the dataset: {self.prompts[0]}{more}")
                    for line in textwrap.wrap(text, width // 7)]  # fmt: skip
         figure = Figure((width / 100, (lines * (THUMB + 30) + 20 * len(heading)) / 100), dpi=100, layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(for_figure("\n".join(heading)), x=0.01, ha="left", fontsize=9)
         panels = figure.subplots(lines, columns, squeeze=False).T.ravel()
         for axes in panels:

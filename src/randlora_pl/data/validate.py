@@ -160,7 +160,7 @@ def class_names(row: DatasetSpec, in_files: Sequence[str], file: str | None = No
     if row.captions:
         return list(own)
     if file is not None:
-        names = read_classnames(Path(file).expanduser(), own)
+        names = _read_classnames(Path(file).expanduser(), own)
     else:
         names = [name.replace("_", " ") for name in own] if row.own else list(own)
         if row.patterns and all(re.fullmatch(r"class \d+", name) for name in own):
@@ -174,18 +174,10 @@ def class_names(row: DatasetSpec, in_files: Sequence[str], file: str | None = No
     return names
 
 
-def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Read class names: one per line in the order of the classes, CSV ``folder,name``, or a JSON list or mapping.
+def _read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
+    """Read a name for each class: one per line in their order, CSV ``folder,name``, or a JSON list or mapping.
 
-    Args:
-        path: File; its suffix selects the format.
-        classes: Dataset's own names (for a folder: the sub-folders), by label.
-
-    Returns:
-        One name per class, by label.
-
-    Raises:
-        UserError: The file is missing, names too few or too many classes, or an unknown one.
+    ``classes`` are the dataset's own names (for a folder: the sub-folders), by label.
     """
     if not is_file(path):
         raise UserError(f"The class name file {path} does not exist (--data.classnames)")

@@ -15,7 +15,7 @@ from randlora_pl.data import catalog
 from randlora_pl.data import catalog as prompts
 from randlora_pl.data.catalog import CATALOG, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.data.readers.trees import INDICES
-from randlora_pl.data.validate import class_names, read_classnames
+from randlora_pl.data.validate import _read_classnames, class_names
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -200,7 +200,7 @@ def test_names_are_the_rows_or_those_of_the_users_files(tmp_path: Path) -> None:
 def test_classnames_files(tmp_path: Path) -> None:
     def names(file: str, content: str) -> list[str]:
         (tmp_path / file).write_text(content)
-        return read_classnames(tmp_path / file, ["n01", "n02"])
+        return _read_classnames(tmp_path / file, ["n01", "n02"])
 
     assert names("a.txt", "tench\n\n great white shark \n") == ["tench", "great white shark"]
     assert names("a.csv", "folder,name\nn02,shark\nn01,tench\n") == ["tench", "shark"]
@@ -224,13 +224,13 @@ def test_classnames_files(tmp_path: Path) -> None:
 def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message: str) -> None:
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message):
-        read_classnames(tmp_path / file, ["n01", "n02"])
+        _read_classnames(tmp_path / file, ["n01", "n02"])
 
 
 def test_missing_classnames_file(tmp_path: Path) -> None:
     for name in ("names.txt", "x" * 300):
         with pytest.raises(UserError, match="exist"):
-            read_classnames(tmp_path / name, ["a"])
+            _read_classnames(tmp_path / name, ["a"])
 
 
 @pytest.fixture(scope="module")

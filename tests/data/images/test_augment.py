@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.transforms import Augment, mixed
+from randlora_pl.data.transforms import Augment, _mixed
 from randlora_pl.utils import rng
 
 ALL: dict[str, Any] = {"randaugment": 9, "mixup": 0.3, "cutmix": 1.0, "balance": "weights"}
@@ -54,7 +54,7 @@ def test_blending_is_torchvisions(kind: str, theirs: type) -> None:
     images, labels, positions = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 1, 0]), torch.arange(7, 12)
     weights = torch.tensor([0.5, 0.5, 0.0, 0.5, 0.5])  # the third is unreadable
     mix = Augment(**{kind: 1.0}).mixing(positions, weights, 1, 4)["mix"]
-    found = mixed({"image": images, "label": labels, "weight": weights}, mix)
+    found = _mixed({"image": images, "label": labels, "weight": weights}, mix)
     rows = torch.tensor([0, 1, 3, 4])
     with rng.seeded(mix["seed"]):
         expected, targets = theirs(alpha=1.0, num_classes=4)(images[rows], labels[rows])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from randlora_pl.data.transforms import crop_and_resize, finish, resize_weights, train_pixels
+from randlora_pl.data.transforms import _crop_and_resize, _resize_weights, finish, train_pixels
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.image_spec import INTERPOLATIONS, ImageSpec
 
@@ -44,10 +44,10 @@ def cases(draw: Any) -> tuple[Tensor, Tensor, int, str]:
 @given(cases())
 def test_crops_are_those_of_torchvision(case: tuple[Tensor, Tensor, int, str]) -> None:
     images, boxes, size, interpolation = case
-    found, wanted = crop_and_resize(*case), reference(*case)
+    found, wanted = _crop_and_resize(*case), reference(*case)
     assert found.shape == wanted.shape and found.dtype == torch.uint8
     assert int((found.int() - wanted.int()).abs().max()) <= 2
-    weights = resize_weights(boxes, max(images.shape[-2:]), size, interpolation)
+    weights = _resize_weights(boxes, max(images.shape[-2:]), size, interpolation)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, len(boxes), size))
 
 
@@ -58,7 +58,7 @@ def test_nearly_all_gray_levels_are_the_same() -> None:
     boxes = torch.tensor([[i, 2 * i, 48 - 2 * i, 32 - i] for i in range(16)])
     for interpolation, least in (("bicubic", 0.99), ("bilinear", 0.985)):
         for size in (32, 224):
-            found = crop_and_resize(images, boxes, size, interpolation)
+            found = _crop_and_resize(images, boxes, size, interpolation)
             same = found == (wanted := reference(images, boxes, size, interpolation))
             floats = reference(images.float(), boxes, size, interpolation).round().clamp(0, 255)
             assert max(least, float((floats == wanted).float().mean())) < same.float().mean()
@@ -87,7 +87,7 @@ def test_kernels_of_a_batch_do_not_grow_with_it() -> None:
         images = list(noise(1, count, 20, 20, 3))
         batch = train_pixels(images, torch.arange(count), 0, frame, (0.3, 1.0), False, True)
         with choose_as_on_cuda(), Kernels() as kernels:
-            late = crop_and_resize(batch["image"], batch["crop"], 32, "bicubic")
+            late = _crop_and_resize(batch["image"], batch["crop"], 32, "bicubic")
         counted.append(kernels.seen.total())
         now = train_pixels(images, torch.arange(count), 0, frame, (0.3, 1.0), False, False)
         assert int((late.int() - now["image"].int()).abs().max()) <= 2
@@ -99,6 +99,6 @@ def test_kernels_of_a_batch_do_not_grow_with_it() -> None:
 
 def test_large_images_are_done_in_parts(monkeypatch: Any) -> None:
     case = noise(2, 5, 3, 30, 40), torch.tensor([[1, 2, 20, 30]] * 5), 16, "bilinear"
-    whole = crop_and_resize(*case)
+    whole = _crop_and_resize(*case)
     monkeypatch.setattr("randlora_pl.data.transforms._AT_ONCE", 3 * 30 * 40 * 2)
-    assert torch.equal(crop_and_resize(*case), whole)
+    assert torch.equal(_crop_and_resize(*case), whole)

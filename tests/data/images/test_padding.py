@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.transforms import crop_boxes, eval_batch, finish, split_crop, train_pixels
+from randlora_pl.data.transforms import _crop_boxes, _split_crop, eval_batch, finish, train_pixels
 from randlora_pl.data.unlabelled import read_image
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch
@@ -35,8 +35,8 @@ def test_the_longer_side_fills_the_frame(height: int, width: int, size: int) -> 
 @given(side, side, st.floats(0.05, 1))
 def test_crops_of_the_square_are_never_empty(height: int, width: int, least: float) -> None:
     sizes = np.full(8, height), np.full(8, width)
-    for box in crop_boxes(0, torch.arange(8), *sizes, (least, 1.0), pad=True).tolist():
-        (top, left, h, w), (upper, first, tall, wide) = split_crop(height, width, box, 32)
+    for box in _crop_boxes(0, torch.arange(8), *sizes, (least, 1.0), pad=True).tolist():
+        (top, left, h, w), (upper, first, tall, wide) = _split_crop(height, width, box, 32)
         assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and min(h, w, tall, wide) >= 1
         assert 0 <= upper <= upper + tall <= 32 and 0 <= first <= first + wide <= 32
         assert h in (height, box[2]) and w in (width, box[3])  # no padding beside a cut edge

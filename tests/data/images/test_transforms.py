@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, normalize
+from randlora_pl.data.transforms import RATIO, _crop_boxes, eval_batch, normalize
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
@@ -26,7 +26,7 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Te
 
 def boxes(positions: torch.Tensor, height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)) -> np.ndarray:
     heights = np.full(len(positions), height, dtype=np.int64)
-    return crop_boxes(0, positions, heights, np.full_like(heights, width), scale)
+    return _crop_boxes(0, positions, heights, np.full_like(heights, width), scale)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 1), st.integers(0, 2**40))

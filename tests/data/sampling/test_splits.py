@@ -12,7 +12,7 @@ from randlora_pl.data import splits
 from randlora_pl.data.catalog import find
 from randlora_pl.data.readers import Samples, in_key_order, read
 from randlora_pl.data.sources import ArrayImages
-from randlora_pl.data.splits import Splits, few_shot, hold_out, quotas, stratified
+from randlora_pl.data.splits import Splits, _quotas, few_shot, hold_out, stratified
 from randlora_pl.utils.errors import UserError
 
 labels_of = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda found: np.asarray(found, dtype=np.int64))
@@ -88,8 +88,8 @@ def test_same_key_twice_is_refused() -> None:
 
 def test_quotas_break_ties_by_the_given_order() -> None:
     counts = np.asarray([3, 3, 3])
-    assert quotas(counts, 4, np.asarray([2, 0, 1])).tolist() == [1, 1, 2]
-    assert quotas(np.zeros(3, dtype=np.int64), 0, np.arange(3)).tolist() == [0, 0, 0]
+    assert _quotas(counts, 4, np.asarray([2, 0, 1])).tolist() == [1, 1, 2]
+    assert _quotas(np.zeros(3, dtype=np.int64), 0, np.arange(3)).tolist() == [0, 0, 0]
 
 
 def test_no_class_loses_its_only_image() -> None:

@@ -171,7 +171,7 @@ def torchvision_set(
     """
     if split == "val":
         return None
-    held = from_torchvision(row, root, name, folder, split=split)
+    held = _from_torchvision(row, root, name, folder, split=split)
     labels = np.asarray(held.targets if hasattr(held, "targets") else held.labels, dtype=np.int64)
     array = np.asarray(held.data)
     if array.ndim == 4 and array.shape[1] == 3:  # channels first
@@ -205,7 +205,7 @@ def torchvision_files(
     if split not in splits:
         return None
     for part in splits[split]:
-        held = from_torchvision(row, root, name, split=part)
+        held = _from_torchvision(row, root, name, split=part)
         if hasattr(held, "_samples"):  # torchvision's private attributes
             pairs = held._samples
         else:
@@ -230,7 +230,7 @@ def torchvision_files(
     return file_samples(row, root, root, entries, names, f"its {split} split")
 
 
-def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
+def _from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
     """Build a dataset of `torchvision.datasets`; raise `UserError` if it is missing or damaged."""
     from torchvision import datasets
 

@@ -130,10 +130,7 @@ def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -
 
 
 def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """Return (class, (left, upper, right, lower)) per object of an annotation, without the boxes of its parts.
-
-    Corners in the file are inclusive and count from 1; results count from 0, with exclusive ends.
-    """
+    """Return (class, (left, upper, right, lower)) per object of an annotation, without its parts' boxes."""
     try:
         objects = []
         for thing in ElementTree.parse(path).getroot().findall("object"):
@@ -146,6 +143,7 @@ def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[
             )
             if right < left or lower < upper:
                 raise ValueError(f"the box {left},{upper},{right},{lower} is empty")
+            # in the file they are inclusive and count from 1, here from 0 with exclusive ends
             objects.append((name.strip(), (max(left, 1) - 1, max(upper, 1) - 1, right, lower)))
         if not objects:
             raise ValueError("no object is annotated")

@@ -24,7 +24,7 @@ from randlora_pl.data.readers import (
     numbers_of,
     source_split,
 )
-from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, PathsBelow, Pixels, absent, decode
+from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, PathsBelow, absent
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
 
@@ -109,19 +109,11 @@ def _real(folder: str | Path) -> str:
         return str(folder)
 
 
-def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
+def _read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
     """Read the requested columns of a file; its suffix is its format.
 
-    The header of a text file determines the separator: comma, semicolon or tab.
-
-    Args:
-        path: Path of the file.
-        wanted: Accepted names of each column, compared in lower case. Only ``split`` is optional.
-        form: Expected header, for messages.
-
-    Raises:
-        UserError: The file is missing, damaged or empty, a column is missing or ambiguous, or a line has too few or
-            too many cells.
+    The header of a text file determines the separator: comma, semicolon or tab. ``wanted`` has the accepted names of
+    each column in lower case, of which only ``split`` is optional, and ``form`` the expected header, for messages.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -226,7 +218,7 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
     del row
-    content = read_table(root, CLASS_COLUMNS, "path,label[,split]")
+    content = _read_table(root, CLASS_COLUMNS, "path,label[,split]")
     labels, parts = content.filled("label"), content.splits()
     images = content.images("path")
     first: dict[str, int] = {}
@@ -256,7 +248,7 @@ CAPTION_COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("spli
 
 
 def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read the lines of one split of a table (see `read_table`) with the columns ``image,caption[,split]``.
+    """Read the lines of one split of a table (see `_read_table`) with the columns ``image,caption[,split]``.
 
     Image paths are relative to the file. Captions are numbered in sorted order over the whole file, so that all
     splits share the numbers. Lines of one image are a group: a seeded split keeps them together.
@@ -265,7 +257,7 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The file or an image is missing, or a line is wrong; lines are numbered from 1.
     """
     del row
-    content = read_table(root, CAPTION_COLUMNS, "image,caption[,split]")
+    content = _read_table(root, CAPTION_COLUMNS, "image,caption[,split]")
     images, captions = content.images("image"), content.filled("caption")
     home: dict[str, str] = {}
     for image, part in zip(images, content.splits(), strict=True):
@@ -305,20 +297,15 @@ class HubImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.data)
 
-    def load(self, index: int, short: int = 0) -> Pixels:
-        """Decode image ``index`` to RGB (see `decode`).
-
-        Raises:
-            UserError: The image is missing, truncated or not an image; the message names it.
-        """
+    def stored(self, index: int) -> tuple[Path, bytes | None]:
+        """Return the path of image ``index``, or its name and bytes; an empty one is unreadable."""
         (cell,) = self.data[index].values()
         cell = cell or {}
         name = Path(f"{self.name(index)}{' (' + cell['path'] + ')' if cell.get('path') else ''}")
-        how: dict[str, Any] = {"most_pixels": self.most_pixels, "background": self.background}
         if cell.get("bytes") is not None:
-            return decode(name, short, cell["bytes"], **how)
+            return name, cell["bytes"]
         if cell.get("path"):
-            return decode(self.home / cell["path"], short, **how)
+            return self.home / cell["path"], None
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
     def suffix(self, index: int) -> str:

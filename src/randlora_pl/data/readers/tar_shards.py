@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ from randlora_pl.data.locations import (
 )
 from randlora_pl.data.readers import SPLIT_OF, SPLITS, Samples, key_order, numbers_of, source_split
 from randlora_pl.data.readers.trees import Listing, Stamp, Watch, read_listing, stamp
-from randlora_pl.data.sources import SUFFIXES, EncodedImages, Ints, Pixels, Strings, decode
+from randlora_pl.data.sources import SUFFIXES, EncodedImages, Ints, Strings
 from randlora_pl.data.validate import check_templates
 from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import open_plain, parse_json
@@ -358,19 +358,10 @@ class ShardImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.shard)
 
-    def load(self, index: int, short: int = 0) -> Pixels:
-        """Decode image ``index`` to RGB (see `decode`).
-
-        Raises:
-            UserError: The shard cannot be read, or has no image at this offset; the message names both.
-        """
+    def stored(self, index: int) -> tuple[str, bytes]:
+        """Return the name of image ``index``, and its bytes in the shard, which must be readable."""
         shard = self.shards[self.shard[index]]
-        content = read_range(shard, int(self.offset[index]), int(self.length[index]))
-        return decode(self.name(index), short, content, most_pixels=self.most_pixels, background=self.background)
-
-    def suffix(self, index: int) -> str:
-        """Return the suffix of the member."""
-        return PurePath(str(self.members[index])).suffix.lower()
+        return self.name(index), read_range(shard, int(self.offset[index]), int(self.length[index]))
 
     def name(self, index: int) -> str:
         """Return ``SHARD:MEMBER``."""

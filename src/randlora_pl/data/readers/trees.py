@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.readers import ALIASES, SPLIT_OF, Samples, key_order, missing, numbers_of, source_split
@@ -177,8 +176,8 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if source is None:
         return None
     home = homes[source]
-    classes = list(class_folders(homes["train"]))
-    here = class_folders(home)
+    classes = list(_class_folders(homes["train"]))
+    here = _class_folders(home)
     unknown = [name for name in here if name not in classes]
     if unknown:
         raise UserError(
@@ -191,7 +190,8 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         labels: list[int] = []
         ignored: Counter[str] = Counter()
         for label, name in enumerate(classes):
-            files = image_names(here[name], ignored, watch) if name in here else []
+            files, others = image_names(here[name], watch) if name in here else ([], Counter())
+            ignored += others
             if not files and split == "train":
                 raise UserError(f"The class folder {home / name} has no images (.jpg, .png ...). Add some or delete it")
             paths += [f"{here[name].name}/{file}" for file in files]
@@ -235,7 +235,7 @@ def _sub_folders(home: Path) -> dict[str, Path]:
     return dict(sorted((unicodedata.normalize("NFC", path.name), path) for path in there))
 
 
-def class_folders(home: Path) -> dict[str, Path]:
+def _class_folders(home: Path) -> dict[str, Path]:
     """Return the class folders in ``home`` by name, sorted; refuse none, and a single one that itself has several."""
     folders = _sub_folders(home)
     if not folders:
@@ -248,16 +248,15 @@ def class_folders(home: Path) -> dict[str, Path]:
     return folders
 
 
-def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
+def image_names(home: Path, watch: Watch = lambda folder: None) -> tuple[list[str], Counter[str]]:
     """Return all image files below ``home``, without hidden files; links to folders are followed once.
 
     Args:
         home: Folder to search.
-        ignored: Receives the suffixes of other files.
         watch: Called with each folder before it is listed.
 
     Returns:
-        Paths relative to ``home`` with forward slashes.
+        Paths relative to ``home`` with forward slashes, and how often each suffix of other files was found.
 
     Raises:
         UserError: A folder cannot be listed; its images would be left out silently.
@@ -269,6 +268,7 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
             raise UserError(f"{reason}. Make it readable, or move it")
 
     files: list[str] = []
+    ignored: Counter[str] = Counter()
     seen: set[str] = set()
     watch(str(home))
     for directory, folders, names in os.walk(home, onerror=refuse, followlinks=True):
@@ -288,7 +288,7 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
                 files.append(below + name)
             else:
                 ignored[Path(name).suffix.lower() or name] += 1
-    return files
+    return files, ignored
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ def samples_of(listing: Listing, home: Path, classes: Sequence[str]) -> Samples:
 
 
 def _save(path: Path, recipe: Sequence[str], listing: Listing, seen: Mapping[str, Stamp]) -> bool:
-    arrays: dict[str, NDArray[Any]] = dict(listing.columns)
+    arrays: dict[str, np.ndarray[Any, Any]] = dict(listing.columns)
     for name, text in listing.texts.items():
         arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}
     about = {"recipe": recipe, "stamps": seen, "notes": listing.notes}
