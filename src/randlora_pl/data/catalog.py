@@ -165,8 +165,8 @@ def _read_list(kind: str, file: str) -> tuple[str, ...]:
     """Return prompts, or the ``names`` or ``folders`` of classes by label; ``spaced`` names have no underscores."""
     path = Path(__file__).parent / ("prompts" if kind == "prompts" else "names") / f"{file}.txt"
     columns = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    words = (row[0] if kind == "folders" else row[-1] for row in columns)
-    return tuple(word.replace("_", " ") if kind == "spaced" else word for word in words)
+    texts = (row[0] if kind == "folders" else row[-1] for row in columns)
+    return tuple(text.replace("_", " ") if kind == "spaced" else text for text in texts)
 
 
 def _rows() -> Iterator[DatasetSpec]:
