@@ -87,7 +87,7 @@ def _image_part(samples: Samples) -> Part:
         # of at most 10,000 files, evenly spread: a million takes minutes on a network disk
         for index in range(0, len(samples), -(-len(samples) // 10_000) or 1):
             try:
-                sizes[index] = images.paths[int(samples.rows[index])].stat().st_size
+                sizes[index] = images.path(int(samples.rows[index])).stat().st_size
             except OSError:
                 sizes[index] = -1
 

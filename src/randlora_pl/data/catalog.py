@@ -28,6 +28,30 @@ from typing import Any
 from randlora_pl.data.locations import as_typed, names_files
 from randlora_pl.utils.errors import UserError, near
 
+SPLITS = ("train", "val", "test")
+
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""Accepted names of each split, in order of preference."""
+
+SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
+"""Split of each accepted name."""
+
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+    ".webp", ".avif",
+))  # fmt: skip
+"""Suffixes of image files, compared in lower case."""
+
+CLASS_COLUMNS = {
+    "path": ("path", "image", "file", "filename", "file_name"),
+    "label": ("label", "class"),
+    "split": ("split",),
+}
+"""Accepted names of each column of a table of classes."""
+
+CAPTION_COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
+"""Accepted names of each column of a table of captions."""
+
 PHOTO = ("a photo of a {}.",)
 
 
@@ -197,6 +221,11 @@ def find(name: str) -> DatasetSpec:
             f"Known: {', '.join(CATALOG)}. Your own images: --data.dataset folder --data.root PATH"
         )
     return CATALOG[name]
+
+
+def is_image(path: Path) -> bool:
+    """Return True if a path has a common image suffix and is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def default_root() -> Path:

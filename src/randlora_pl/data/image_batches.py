@@ -1,6 +1,5 @@
 """Numbered batches of images for training and evaluation, and a cache of decoded images that processes share."""
 
-import math
 import os
 import secrets
 import shutil
@@ -235,9 +234,9 @@ class CachedImages:
         slot = int(np.searchsorted(self.rows, index))
         if slot == len(self.rows) or self.rows[slot] != index:
             return self.images.load(index, short)
-        start, *shape = self._table[slot].tolist()
+        start, height, width, channels = self._table[slot].tolist()
         if start:
-            return self._bytes[start : start + math.prod(shape)].reshape(shape)
+            return self._bytes[start : start + height * width * channels].reshape(height, width, channels)
         decoded = self.images.load(index, short)
         with self._locked():
             start = int(self._next[0])

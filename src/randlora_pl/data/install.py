@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from randlora_pl.data.catalog import Archive, DatasetSpec, dataset_path, get_command, how_to_get, present
+from randlora_pl.data.catalog import SPLITS, Archive, DatasetSpec, dataset_path, get_command, how_to_get, present
 from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.loader import remarks
-from randlora_pl.data.readers import SPLITS, Samples, read
+from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
 from randlora_pl.data.sources import BLACK, EncodedImages
 from randlora_pl.data.splits import Splits, evenly

@@ -19,15 +19,9 @@ from randlora_pl.utils.files import is_file, read_plain
 Ints = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
-SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
-    ".webp", ".avif",
-))  # fmt: skip
-"""Suffixes of image files, compared in lower case."""
-
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Pillow's names of the formats with these suffixes, the only ones that are opened: for some others, such as
-PostScript, it would start other programs."""
+"""Pillow's names of the formats of `SUFFIXES`, the only ones that are opened: for some others, such as PostScript,
+it would start other programs."""
 
 MOST_BYTES = 2**30
 """Maximum size of an image file."""
@@ -182,11 +176,6 @@ def _quick_jpeg(opened: Image.Image, content: bytes) -> Pixels | None:
     return pixels
 
 
-def is_image(path: Path) -> bool:
-    """Return True if a path has a common image suffix and is not hidden."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 class Images(Protocol):
     """Numbered collection of images."""
 
@@ -227,25 +216,6 @@ class ArrayImages:
         return f"{self.title} {index}"
 
 
-@dataclass(frozen=True)
-class PathsBelow:
-    """Paths that are created on access: a million Path objects take seconds and a gigabyte.
-
-    Attributes:
-        home: Parent folder.
-        names: Relative paths with forward slashes.
-    """
-
-    home: Path
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Path:
-        return self.home / self.names[index]
-
-
 def absent(home: Path, names: Sequence[str]) -> list[int]:
     """Return the indices of names that are not files.
 
@@ -268,7 +238,7 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class EncodedImages:
+class EncodedImages(Images):
     """Base of images that are decoded on each access.
 
     Attributes:
@@ -288,10 +258,6 @@ class EncodedImages:
         """Return the path of image ``index`` and None, or its name for messages and the bytes of its file."""
         raise NotImplementedError
 
-    def name(self, index: int) -> str:
-        """Return the name of image ``index`` for messages."""
-        raise NotImplementedError
-
     def suffix(self, index: int) -> str:
         """Return the suffix of the file of image ``index``, in lower case; empty if it has none."""
         return PurePath(self.name(index)).suffix.lower()
@@ -299,20 +265,30 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class FileImages(EncodedImages):
-    """Image files, decoded on each access."""
+    """Image files, decoded on each access.
 
-    paths: Sequence[Path] | PathsBelow
+    Attributes:
+        names: Paths, absolute or relative; a million Path objects would take seconds and a gigabyte.
+        home: Folder of the relative paths.
+    """
+
+    names: Sequence[str | Path]
+    home: Path = Path()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return the path of image ``index``."""
+        return self.home / self.names[index]
 
     def stored(self, index: int) -> tuple[Path, None]:
-        """Return the path of image ``index``."""
-        return self.paths[index], None
+        """Return the path of image ``index`` and None."""
+        return self.path(index), None
 
     def name(self, index: int) -> str:
         """Return the path of the file."""
-        return str(self.paths[index])
+        return str(self.path(index))
 
 
 @dataclass(frozen=True)
@@ -320,7 +296,6 @@ class BoxImages(FileImages):
     """Crops of image files, decoded on each access.
 
     Attributes:
-        paths: Path of each crop's file.
         boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
     """
 
@@ -330,19 +305,19 @@ class BoxImages(FileImages):
         """Decode crop ``index`` in RGB, in full size; a box outside its image is an error, too."""
         left, upper, right, lower = self.boxes[index].tolist()
         whole = decode(  # boxes refer to the stored pixels
-            self.paths[index], upright=False, most_pixels=self.most_pixels, background=self.background
+            self.path(index), upright=False, most_pixels=self.most_pixels, background=self.background
         )
         part = whole[upper:lower, left:right]
         if not part.size:
             size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
             raise UnreadableImageError(
-                f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})"
+                f"The box {left},{upper},{right},{lower} lies outside {self.path(index)} ({size})"
             )
         return part.copy()  # not a view that keeps the whole image in memory
 
     def suffix(self, index: int) -> str:
         """Return the suffix of the file."""
-        return self.paths[index].suffix.lower()
+        return self.path(index).suffix.lower()
 
     def name(self, index: int) -> str:
         """Return the path of the file and the box."""

@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.catalog import SPLITS, DatasetSpec
 from randlora_pl.data.image_batches import EvalBatches, default_workers
 from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.module import ImageData
-from randlora_pl.data.readers import SPLITS, Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import image_names
 from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, Pixels, decode
 from randlora_pl.data.splits import evenly, few_shot

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog import DatasetSpec, with_split
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, with_split
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, log, near
 from randlora_pl.utils.files import is_file, parse_json
@@ -237,8 +237,6 @@ def formats_of(root: Path) -> Iterator[str]:
     if is_url(typed) or is_command(typed) or (is_pattern(typed) and not root.exists()):
         yield "webdataset"
     elif root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet"):
-        from randlora_pl.data.readers.table import CAPTION_COLUMNS, CLASS_COLUMNS
-
         header = {name.strip().lower() for name in _header(root)}
         for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
             if header.intersection(column):
@@ -250,8 +248,6 @@ def formats_of(root: Path) -> Iterator[str]:
         if re.search(r"\.(tar(\.\w+)?|tgz)$", root.name) or (lines and ".tar" in lines[0]):
             yield "webdataset"
     elif root.is_dir():
-        from randlora_pl.data.readers import SPLIT_OF
-
         below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         files = [path for path in root.iterdir() if not path.is_dir()]
         for part in below:
@@ -269,8 +265,6 @@ def formats_of(root: Path) -> Iterator[str]:
 
 def _holds_image(home: Path, depth: int) -> bool:
     """Return True if there is an image at most so many folders below one, such as SPLIT/CLASS/IMAGE."""
-    from randlora_pl.data.sources import is_image
-
     if any(map(is_image, home.iterdir())):  # not glob, which skips folders that cannot be read
         return True
     return depth > 0 and any(_holds_image(path, depth - 1) for path in home.iterdir() if path.is_dir())

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from randlora_pl.data.sources import MOST_BYTES, ArrayImages, BoxImages, FileImages, PathsBelow, decode, is_image
+from randlora_pl.data.catalog import is_image
+from randlora_pl.data.sources import MOST_BYTES, ArrayImages, BoxImages, FileImages, decode
 from randlora_pl.data.transforms import eval_pixels, pixels_needed
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.image_spec import RESIZES, ImageSpec
@@ -132,10 +133,9 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
 
 def test_paths_and_names_are_made_when_asked_for(tmp_path: Path) -> None:
     assert ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "digits").name(1) == "digits 1"
-    paths = PathsBelow(tmp_path, ["a/b.jpg", "c.jpg", "d.jpg"])
-    assert len(paths) == 3 and list(paths) == [tmp_path / "a/b.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"]
-    assert paths[-1] == tmp_path / "d.jpg"
-    assert FileImages(paths).name(0) == str(tmp_path / "a" / "b.jpg")
+    images = FileImages(["a/b.jpg", "c.jpg", "d.jpg"], tmp_path)
+    assert len(images) == 3 and images.path(1) == tmp_path / "c.jpg" and images.path(-1) == tmp_path / "d.jpg"
+    assert images.name(0) == str(tmp_path / "a" / "b.jpg")
 
 
 def test_boxes_are_cut_out(tmp_path: Path) -> None:

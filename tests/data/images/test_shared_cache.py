@@ -29,7 +29,7 @@ def kept(images: CachedImages) -> int:
 
 
 def remove(files: FileImages) -> None:
-    for path in files.paths:
+    for path in map(files.path, range(len(files))):
         path.unlink()
 
 
@@ -44,7 +44,7 @@ def test_decodes_once_and_keeps_its_bound(files: FileImages) -> None:
         cached.load(2)
     with pytest.raises(UserError, match=r"3.png"):  # not among the rows
         cached.load(3)
-    assert len(cached) == 4 and cached.name(2) == str(files.paths[2])
+    assert len(cached) == 4 and cached.name(2) == str(files.path(2))
 
 
 def child(cached: CachedImages, number: int, answer: Connection) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog import find, how_to_get, present
-from randlora_pl.data.readers import SPLITS, read
+from randlora_pl.data.catalog import SPLITS, find, how_to_get, present
+from randlora_pl.data.readers import read
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import make_idx
 

@@ -21,17 +21,9 @@ from typing import Any
 import numpy as np
 
 from randlora_pl.data.catalog import DatasetSpec, get_command
-from randlora_pl.data.sources import ArrayImages, FileImages, Images, Ints, PathsBelow, Strings, absent
+from randlora_pl.data.sources import ArrayImages, FileImages, Images, Ints, Strings, absent
 from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import read_plain
-
-SPLITS = ("train", "val", "test")
-
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""Accepted names of each split, in order of preference."""
-
-SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-"""Split of each accepted name."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +274,7 @@ def file_samples(
         what = f"{len(lacking)} of {len(entries)} images of {listed} do not exist"
         raise missing(row, root, f"{what}, the first: {home / paths[lacking[0]]}")
     with errors_in(f"{row.title}: {listed}"):
-        return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)
+        return in_key_order(FileImages(paths, home), [label for _, label in entries], paths, classes)
 
 
 def source_split(split: str, there: Collection[str], where: object) -> str | None:

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.readers import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
+from randlora_pl.data.catalog import SPLITS, DatasetSpec
+from randlora_pl.data.readers import Samples, file_samples, in_key_order, lines, missing, wrong_line
 from randlora_pl.data.sources import BoxImages
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import parse_json, read_plain
@@ -104,10 +104,7 @@ def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -
     """
     home = root / "VOCdevkit" / "VOC2007"
     label_of = {name: label for label, name in enumerate(known)}
-    paths: list[Path] = []
-    corners: list[tuple[int, int, int, int]] = []
-    labels: list[int] = []
-    keys: list[str] = []
+    found: list[tuple[str, int, tuple[int, int, int, int]]] = []  # key, label and corners of each box
     seen: set[str] = set()
     path = home / "ImageSets" / "Main" / f"{split}.txt"
     there = {image.stem for image in (home / "JPEGImages").glob("*.jpg")}
@@ -121,12 +118,11 @@ def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -
         for index, (name, corner) in enumerate(_objects(row, root, home / "Annotations" / f"{image}.xml")):
             if name not in label_of:
                 raise UserError(f"{home / 'Annotations' / image}.xml: {name!r} is not one of the {len(known)} classes")
-            paths.append(home / "JPEGImages" / f"{image}.jpg")
-            corners.append(corner)
-            labels.append(label_of[name])
-            keys.append(f"{image}/{index:03d}")
-    images = BoxImages(paths, boxes=np.asarray(corners, dtype=np.int64).reshape(-1, 4))
-    return in_key_order(images, labels, keys, row.classnames)
+            found.append((f"{image}/{index:03d}", label_of[name], corner))
+    keys, labels = [key for key, _, _ in found], [label for _, label, _ in found]
+    files = [f"{key.rpartition('/')[0]}.jpg" for key in keys]
+    corners = np.asarray([corner for _, _, corner in found], dtype=np.int64).reshape(-1, 4)
+    return in_key_order(BoxImages(files, home / "JPEGImages", boxes=corners), labels, keys, row.classnames)
 
 
 def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:

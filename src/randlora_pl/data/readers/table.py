@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec
 from randlora_pl.data.readers import (
-    SPLIT_OF,
     Samples,
     class_order,
     in_key_order,
@@ -24,7 +23,7 @@ from randlora_pl.data.readers import (
     numbers_of,
     source_split,
 )
-from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, PathsBelow, absent
+from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, absent
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
 
@@ -200,14 +199,6 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
     return Table(path, cells, range(1, read.num_rows + 1), "row")
 
 
-CLASS_COLUMNS = {
-    "path": ("path", "image", "file", "filename", "file_name"),
-    "label": ("label", "class"),
-    "split": ("split",),
-}
-"""Accepted names of each column."""
-
-
 def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the rows of one split of a table of images; without a split column all rows are ``train``.
 
@@ -240,11 +231,7 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     here = [index for index, part in enumerate(parts) if part == source]
     names = [images[index] for index in here]
     numbers = numbered([labels[index] for index in here], classes, lambda index: content.where(here[index]))
-    return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
-
-
-CAPTION_COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
-"""Accepted names of each column."""
+    return in_key_order(FileImages(names, root.parent), numbers, names, classes)
 
 
 def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
@@ -271,7 +258,7 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     image_number = {image: index for index, image in enumerate(sorted(home))}
     number = {caption: index for index, caption in enumerate(sorted(set(captions)))}
     return Samples(
-        FileImages(PathsBelow(root.parent, list(image_number))),
+        FileImages(list(image_number), root.parent),
         np.asarray([image_number[image] for image, _ in here], dtype=np.int64),
         np.asarray([number[caption] for _, caption in here], dtype=np.int64),
         [f"{image}|{caption}" for image, caption in here],

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.catalog import SPLIT_OF, SPLITS, SUFFIXES, DatasetSpec
 from randlora_pl.data.locations import (
     as_typed,
     expanded,
@@ -37,9 +37,9 @@ from randlora_pl.data.locations import (
     unreadable,
     without_query,
 )
-from randlora_pl.data.readers import SPLIT_OF, SPLITS, Samples, key_order, numbers_of, source_split
+from randlora_pl.data.readers import Samples, key_order, numbers_of, source_split
 from randlora_pl.data.readers.trees import Listing, Stamp, Watch, read_listing, stamp
-from randlora_pl.data.sources import SUFFIXES, EncodedImages, Ints, Strings
+from randlora_pl.data.sources import EncodedImages, Ints, Strings
 from randlora_pl.data.validate import check_templates
 from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import open_plain, parse_json

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.catalog import DatasetSpec
-from randlora_pl.data.readers import ALIASES, SPLIT_OF, Samples, key_order, missing, numbers_of, source_split
-from randlora_pl.data.sources import SUFFIXES, FileImages, Ints, PathsBelow, Strings, is_image
+from randlora_pl.data.catalog import ALIASES, SPLIT_OF, SUFFIXES, DatasetSpec, is_image
+from randlora_pl.data.readers import Samples, key_order, missing, numbers_of, source_split
+from randlora_pl.data.sources import FileImages, Ints, Strings
 from randlora_pl.utils.errors import UserError, log, near
 from randlora_pl.utils.files import atomic_file
 from randlora_pl.utils.machine import cache_folder
@@ -401,7 +401,7 @@ def samples_of(listing: Listing, home: Path, classes: Sequence[str]) -> Samples:
     """Build samples from the columns of `tree` with paths below ``home``; log the notes."""
     for note in listing.notes:
         log.warning("%s", note)
-    images = FileImages(PathsBelow(home, listing.texts.get("paths", listing.texts["keys"])))
+    images = FileImages(listing.texts.get("paths", listing.texts["keys"]), home)
     labels = listing.columns["labels"]
     keys, numbers = listing.texts["keys"], listing.columns["numbers"]
     return Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), known_numbers=numbers)

@@ -75,8 +75,8 @@ def cases(data: ImageData, workers: int) -> list[Case]:
         return train_pixels(decoded, positions, seed, data.frame, batches.scale, batches.flip, late=False)
 
     def files(number: int) -> list[Any]:
-        paths = cast(FileImages, samples.images).paths
-        return [paths[row] for row in samples.rows[indices(number).numpy()].tolist()]
+        images = cast(FileImages, samples.images)
+        return [images.path(row) for row in samples.rows[indices(number).numpy()].tolist()]
 
     def stage(prepare: Callable[[int], Any], work: Callable[[Any], Any]) -> Callable[[], float]:
         return lambda: _timed(schedule, prepare, work)
@@ -126,7 +126,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
         row = int(self.samples.rows[index])
         images = self.samples.images
         if type(images) is FileImages:  # not crops of them
-            image = default_loader(str(images.paths[row]))
+            image = default_loader(str(images.path(row)))
         else:
             image = Image.fromarray(images.load(row).squeeze()).convert("RGB")
         return self.transform(image), int(self.samples.labels[index])
