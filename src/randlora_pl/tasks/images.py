@@ -304,7 +304,7 @@ class TowerTask(ImageTask):
 class ClipTask(ImageTask):
     """Base of the tasks that train CLIP's towers together: texts are encoded once per optimizer step or evaluation."""
 
-    zero_shot = True
+    zero_shot = compares_names = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -71,6 +71,7 @@ class Objective(Declared, nn.Module):
         answer: Name of a number or text that it predicts, as a column.
         zero_shot: True if the pretrained model is tested before the training.
         takes_captions: True if the data may be captions rather than classes.
+        compares_names: True if it can compare images with the names of any classes (`ClipTask.percent_among`).
         vision_only: True if the image tower alone trains.
         blended_labels: True if the label of a training sample may be fractions of several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
@@ -98,7 +99,8 @@ class Objective(Declared, nn.Module):
     tuned_by = ""
     has_classes = True
     answer = "score"
-    zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = typed_templates = False
+    zero_shot = takes_captions = compares_names = vision_only = blended_labels = trained_head = False
+    runs_blocks = typed_templates = False
     from_lora = True
     adopts: ClassVar[Adopted | None] = None
     peft_type: ClassVar[str | None] = None

@@ -109,6 +109,9 @@ def test_what_they_need_is_told() -> None:
         make_trainer(callbacks=[Elsewhere(["digits"])]).test(
             AdaptationModule(LinearHeadTask("test_vit", "random")), digits, verbose=False
         )
+    silent = type("Silent", (VisionLanguageTask,), {"compares_names": False})  # a trait decides, not the class
+    with pytest.raises(UserError, match="Silent cannot name other classes"):
+        make_trainer(callbacks=[NewClasses()]).test(AdaptationModule(silent("tiny", "random")), digits, verbose=False)
     with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):
         make_trainer(callbacks=[NewClasses()]).test(
             AdaptationModule(VisionLanguageTask("tiny", "random")), digits, verbose=False

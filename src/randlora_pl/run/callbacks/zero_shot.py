@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -10,10 +10,12 @@ from randlora_pl.adapters import disabled
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
 from randlora_pl.data.unlabelled import batches, framed, random_samples
-from randlora_pl.tasks.images import ClipTask
 from randlora_pl.tasks.module import AdaptationModule, own_module
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks.images import ClipTask
 
 
 class ZeroShot(Callback):
@@ -46,7 +48,7 @@ class _ByName(Declared, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks without a text tower that names classes."""
         task = own_module(pl_module).objective
-        if not isinstance(task, ClipTask):
+        if not task.compares_names:
             raise UserError(
                 f"{type(self).__name__}: {type(task).__name__} cannot name other classes. Remove the callback, "
                 "or use VisionLanguageTask or PromptTask."
@@ -57,8 +59,7 @@ class _ByName(Declared, Callback):
 
     def measure(self, module: AdaptationModule, options: dict[str, Any], key: str) -> None:
         """Log the accuracy on the test images of other data, with the preprocessing of the task's own data."""
-        task = module.objective
-        assert isinstance(task, ClipTask)
+        task = cast("ClipTask", module.objective)
         own = task.run.data
         assert own is not None
         options |= {"root": str(own.root), "num_workers": own.num_workers}
