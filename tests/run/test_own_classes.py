@@ -20,8 +20,11 @@ from randlora_pl.interop.hub import make_card
 from randlora_pl.run.options.classes import task_of
 from randlora_pl.run.options.mistakes import check_here
 from randlora_pl.run.session import prepare
+from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from randlora_pl.tasks.optim import TOWERS, default_learning_rate
+from randlora_pl.tasks.restore import find_task
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes import path_of
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Refused, Run
 
@@ -248,6 +251,14 @@ def test_registered_names_are_free_and_classes_are_of_their_kind(own: object) ->
         adapters.register(taken)
     with pytest.raises(UserError, match="is not a subclass of Objective"):
         tasks.register(taken)
+
+
+def test_a_task_with_a_hook_of_lightning_is_refused_with_what_takes_its_place(own: object) -> None:
+    for hook, place in (("training_step", "define sample_losses instead"), ("on_fit_end", "move it to a callback")):
+        kind: Any = type("Hooked", (TextHeadTask,), {hook: lambda *_: None})
+        for use in (tasks.register, find_task, lambda kind: AdaptationModule(kind("tiny"))):
+            with pytest.raises(UserError, match=f"Hooked defines {hook}, .* never in a task: {place}"):
+                use(path_of(kind) if use is find_task else kind)
 
 
 def test_own_methods_take_the_rate_of_their_parent(own: object) -> None:

@@ -52,6 +52,7 @@ class AdaptationModule(LightningModule):
     """
 
     def __init__(self, objective: Objective) -> None:
+        check_hooks(type(objective))
         super().__init__()
         self.objective = objective
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
@@ -440,6 +441,37 @@ def own_module(module: LightningModule | None) -> AdaptationModule:
     if not isinstance(module, AdaptationModule):
         raise UserError(f"{type(module).__name__} has no objective: train AdaptationModule(task).")
     return module
+
+
+_INSTEAD = {
+    "setup": "take_data",
+    "configure_model": "build",
+    "configure_optimizers": "optimizer_groups",
+    "training_step": "sample_losses",
+    "validation_step": "evaluate",
+    "test_step": "evaluate",
+    "predict_step": "predict",
+    "on_train_start": "start_training",
+    "on_before_optimizer_step": "before_step",
+    "on_validation_epoch_end": "final_metrics",
+    "on_test_epoch_end": "final_metrics",
+}
+"""Hooks of Lightning, and the methods of an objective that `AdaptationModule` calls there."""
+
+
+def check_hooks(kind: type[Objective]) -> None:
+    """Refuse a task that defines a hook of Lightning, which nothing calls.
+
+    Raises:
+        UserError: It does; the message has the hook, and what takes its place.
+    """
+    for hook in dir(LightningModule):
+        if (hook in _INSTEAD or hook.startswith(("on_", "configure_"))) and hasattr(kind, hook):
+            place = f"define {_INSTEAD[hook]} instead" if hook in _INSTEAD else "move it to a callback of Lightning"
+            raise UserError(
+                f"{kind.__name__} defines {hook}, which Lightning calls in AdaptationModule only, never in a task: "
+                f"{place}."
+            )
 
 
 _FIXED = (nn.Linear, nn.LayerNorm, nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)

@@ -13,6 +13,7 @@ from randlora_pl.adapters.save_load import place_adapter
 from randlora_pl.models.catalog import check_config
 from randlora_pl.tasks.files import rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
+from randlora_pl.tasks.module import check_hooks
 from randlora_pl.tasks.objective import Adopted, Objective
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
@@ -102,9 +103,11 @@ def register(kind: Task) -> Task:
         The same class.
 
     Raises:
-        UserError: It is not a subclass of `Objective`, or has the name of a task of this program.
+        UserError: It is not a subclass of `Objective`, has the name of a task of this program, or defines a hook of
+            Lightning.
     """
     own_classes.TASKS.register(kind, Objective, task_names())  # type: ignore[type-abstract]
+    check_hooks(kind)
     return kind
 
 
@@ -112,9 +115,12 @@ def find_task(path: str) -> type[Objective]:
     """Return a task of a user or a package by its import path.
 
     Raises:
-        UserError: It is neither imported by name, nor registered, nor an entry point.
+        UserError: It is neither imported by name, nor registered, nor an entry point; or it defines a hook of
+            Lightning.
     """
-    return own_classes.TASKS.find(path, Objective, task_names())  # type: ignore[type-abstract]
+    kind = own_classes.TASKS.find(path, Objective, task_names())  # type: ignore[type-abstract]
+    check_hooks(kind)
+    return kind
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
