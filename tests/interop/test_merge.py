@@ -37,7 +37,7 @@ from tests.interop.adapters import MORE, rounded, saved
 from tests.models.folders.make import clip_folder, vit_folder
 from tests.support.cli import Run
 from tests.support.products import marked
-from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images
+from tests.tasks.small import CLASSES, NAMING, TEMPLATES, built, images
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,7 +78,7 @@ def logits_of(task: Objective, size: int | None = None) -> Tensor:
 
 LOGITS: list[tuple[str, str, dict[str, Any]]] = [
     *(("text head", method, {}) for method in MORE),
-    *((kind, "full", {}) for kind in KINDS if kind != "text head"),
+    *((kind, "full", {}) for kind in NAMING if kind != "text head"),
     ("vision-language", "randlora", {"logit_scale": "raw"}),
     ("vision-language", "randlora", {"eval_prompts": "ensemble"}),
     ("vision-language", "randlora", {"caption": "{}!"}),

@@ -89,7 +89,7 @@ def test_a_task_without_classes_works_or_is_refused_in_one_sentence(
 ) -> None:
     Path("mine_number.py").write_text(NUMBER)
     number = ("--import", "mine_number")
-    trained = run("fit", *SMALL, "--model", "mine_number.NumberTask", "--data.steps", "4", "--run.name", "number")
+    trained = run("fit", *SMALL, "--model", "mine_number.MyNumberTask", "--data.steps", "4", "--run.name", "number")
     assert trained.code == 0 and re.search(r"test +mean error \d\.\d{3}, loss \d", trained.out), trained.err
     (folder,) = map(str, Path("runs/number").glob("2*"))
     results, config = (Path(folder, name).read_text() for name in ("results.json", "config.yaml"))
@@ -107,7 +107,7 @@ def test_a_task_without_classes_works_or_is_refused_in_one_sentence(
     for refusing in (("serve",), ("adapter", "export", "--to", "onnx", "--output", "model.onnx")):
         adapter = [f"{folder}/adapter"] if refusing[0] == "adapter" else ["--adapter", folder]
         said = refused(*refusing[:2], *adapter, *refusing[2:], *number)
-        assert "has no classes (it was trained by mine_number.NumberTask)" in said
+        assert "has no classes (it was trained by mine_number.MyNumberTask)" in said
     card = make_card(adapters.read_adapter(f"{folder}/adapter"), "me/number")
     assert f"| test mean error | {facts['test/mae']:.4g} |" in card and "and 128 of the head" in card
     assert "probabilities" not in card and "--to onnx --part image" in card
@@ -118,6 +118,7 @@ def test_the_steps_to_add_a_task_have_the_task_of_the_page() -> None:
 
     def plain(text: str) -> str:
         (kind,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+        kind.name = "Task"  # the page's is free also if this program has one
         for node in ast.walk(kind):
             match node:
                 case ast.FunctionDef():

@@ -24,6 +24,9 @@ KINDS: dict[str, type[Objective]] = {
     "linear head": LinearHeadTask,
 }
 
+NAMING = [kind for kind, task in KINDS.items() if task.has_classes]
+"""Kinds that predict classes."""
+
 # Scalings are large so that a few steps move every tensor by more than rounding.
 METHODS: dict[str, Callable[[], Adapter]] = {
     "randlora": lambda: RandLoRA(rank=8),

@@ -19,7 +19,7 @@ from randlora_pl.data import ImageData, open_images
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 from tests.support.products import marked
 
-from .small import KINDS, METHODS, batch, built, frozen, make, shake, trained
+from .small import KINDS, METHODS, NAMING, batch, built, frozen, make, shake, trained
 
 Make = Callable[..., Any]
 
@@ -57,7 +57,7 @@ def slow_figures(task: Objective, images: Tensor, labels: list[int]) -> tuple[fl
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
+@pytest.mark.parametrize(("kind",), marked(zip(NAMING), lambda row: row[0] in ("vision-language",)))
 def test_test_figures_equal_a_slow_loop(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(limit_test_batches=2), digits(eval_batch_size=7)
     own.fit(AdaptationModule(task), data)
@@ -85,7 +85,7 @@ def test_padding_is_not_counted(kind: str, trainer: Make) -> None:
     nothing = padded(part, 3) | {"weight": torch.zeros(10)}
     runs = [DataLoader(parts, batch_size=None) for parts in ([part], [padded(part, 3), nothing])]
     figures = [trainer().test(AdaptationModule(task), loader, verbose=False)[0] for loader in runs]
-    assert figures[0].keys() == {"test/loss", "test/acc"}
+    assert figures[0].keys() == {f"test/{measure.name}" for measure in task.measures}
     assert figures[0] == pytest.approx(figures[1], rel=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_name_of_the_figures_and_a_switched_off_adapter(trainer: Make, digits: M
     assert found == {"zeroshot/loss": pytest.approx(base), "zeroshot/acc": pytest.approx(found["zeroshot/acc"])}
 
 
-@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
+@pytest.mark.parametrize(("kind",), marked(zip(NAMING), lambda row: row[0] in ("vision-language",)))
 def test_logits_after_training_are_those_of_the_trained_weights(kind: str, trainer: Make, digits: Make) -> None:
     """Nothing that an earlier evaluation encoded is left over."""
     task, data = make(kind), digits()
@@ -205,7 +205,7 @@ def test_outputs_of_a_test_step_name_the_samples(trainer: Make, digits: Make) ->
     assert seen == list(range(len(data.samples("test"))))
 
 
-@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
+@pytest.mark.parametrize(("kind",), marked(zip(NAMING), lambda row: row[0] in ("vision-language",)))
 def test_predictions_are_in_the_order_of_the_test_images(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(), digits(eval_batch_size=100)
     own.fit(AdaptationModule(task), data)

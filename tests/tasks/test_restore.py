@@ -48,7 +48,7 @@ def test_restored_task_gives_the_same_logits(kind: str, method: str, tmp_path: P
     task = saved(tmp_path / "adapter", kind, method)
     restored = load_task(tmp_path / "adapter")
     assert type(restored) is type(task)
-    assert (restored.classnames, restored.templates) == (CLASSES, TEMPLATES)
+    assert restored.classnames == (CLASSES if task.has_classes else []) and restored.templates == TEMPLATES
     assert not any(module.training for module in restored.modules())
     found, expected = logits_of(restored), logits_of(task)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # merged against unmerged
