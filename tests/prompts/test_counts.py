@@ -11,7 +11,7 @@ from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.models.clip import load_tokenizer, meta_clip
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner
 from randlora_pl.tasks import DePT, TipAdapter
-from randlora_pl.tasks.prompt.tip import Cache
+from randlora_pl.tasks.prompt.parts import Cache
 from tests.support.products import in_one_item
 
 CLASSES = ["cat", "dog", "zebra"]

@@ -10,8 +10,8 @@ from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import State, layer_updates, load_base, site_weights
 from randlora_pl.prompts import CoOp, PromptLearner
-from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions
 from randlora_pl.tasks.prompt.features import PromptedClip
+from randlora_pl.tasks.prompt.parts import SecondHeadOptions
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils.errors import UserError

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.measures import LOSS, Measure
     from randlora_pl.tasks.module import AdaptationModule, make_trainer
     from randlora_pl.tasks.objective import Objective
-    from randlora_pl.tasks.prompt.decoupled import DePT
-    from randlora_pl.tasks.prompt.regulation import SelfRegulation
+    from randlora_pl.tasks.prompt.parts import DePT, SelfRegulation, TipAdapter
     from randlora_pl.tasks.prompt.task import PromptTask
-    from randlora_pl.tasks.prompt.tip import TipAdapter
     from randlora_pl.tasks.restore import load_task, load_tasks, register, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
     from randlora_pl.tasks.vision_language import VisionLanguageTask

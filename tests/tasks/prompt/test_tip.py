@@ -20,7 +20,7 @@ from randlora_pl.interop.onnx import load_program
 from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import PromptTask, TipAdapter, load_task, load_tasks
-from randlora_pl.tasks.prompt import tip
+from randlora_pl.tasks.prompt import parts
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import batch, images
 
@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_one_line(fit: Any, monkeypatch: pytest.MonkeyPatch
     task.set_classes(["cat", "dog"], [])
     with pytest.raises(UserError, match="it needs a run with ImageData"):
         task.adapt()
-    monkeypatch.setattr(tip, "MOST_IMAGES", 20)
+    monkeypatch.setattr(parts, "MOST_IMAGES", 20)
     with pytest.raises(UserError, match="30 are too many, at most 20"):
         fit(make_prompts("tip"), DATA)
     for option in ({"alpha": -1.0}, {"beta": -1.0}, {"rate_factor": -1.0}):

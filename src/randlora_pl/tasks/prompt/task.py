@@ -24,10 +24,8 @@ from randlora_pl.tasks.losses import (
     similarities,
 )
 from randlora_pl.tasks.optim import parameter_groups
-from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.features import PromptedClip
-from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
-from randlora_pl.tasks.prompt.tip import TipAdapter
+from randlora_pl.tasks.prompt.parts import DePT, SelfRegulation, Teacher, TipAdapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative, Positive
 from randlora_pl.utils.run_files import flat

@@ -1,21 +1,29 @@
-"""Tip-Adapter: a cache of training images beside the similarities (Zhang et al., arXiv 2207.09519)."""
+"""Parts of `PromptTask` beside its prompts: second heads (DePT, Tip-Adapter) and the regulation of PromptSRC.
+
+DePT: arXiv 2309.07439. Tip-Adapter: Zhang et al., arXiv 2207.09519. PromptSRC: Khattak et al., arXiv 2307.06948.
+"""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.adapters import disabled
+from randlora_pl.adapters.described import Described
+from randlora_pl.data.catalog import IMAGENET_TEMPLATES
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
+from randlora_pl.models.text import TextRows, class_prompts, encode_rows, image_features, is_causal, text_tower
 from randlora_pl.tasks.images import ClipTask, SecondHead
-from randlora_pl.tasks.losses import normalize
-from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions
+from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.tasks.prompt.features import PromptedClip
+from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import NotNegative
+from randlora_pl.utils.options import Fraction, NotNegative, Positive, between
 
 VIEWS = 10
 """Augmented views of an image, whose mean is its key."""
@@ -27,6 +35,109 @@ Batches = Iterator[tuple[dict[str, Any], Tensor]]
 """Batches with the unit features (b, e) of their images."""
 
 log = logging.getLogger("randlora_pl")
+
+
+class SecondHeadOptions(Described):
+    """Options of a second head.
+
+    Attributes:
+        why_not_linear: Why no linear head has the logits of both heads.
+    """
+
+    why_not_linear: ClassVar[str]
+    rate_factor: float = 1.0
+    """Learning rate of the second head, as a multiple of the prompts'."""
+
+    @abstractmethod
+    def build(self, task: PromptedClip, features: int) -> SecondHead:
+        """Return the second head for the classes of a task, whose features have this width."""
+
+
+class DePT(SecondHeadOptions):
+    """Decoupled prompt tuning: what only the known classes need goes into features of its own.
+
+    Features of images and of texts, not normalized, are scaled and shifted channel by channel, and one linear probe
+    classifies both. Its loss has the share ``weight`` of the whole. Known classes are predicted from both heads'
+    logits, ``(1 - weight) similarities + weight probe``; other classes from the similarities alone. It adds
+    4 e + C (e + 1) numbers.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=MaPLe(depth=2), head=DePT())
+    """
+
+    why_not_linear = "DePT adds the logits of two heads, which no library does"
+
+    weight: Annotated[float, Fraction] = 0.7
+    """Share of the second head."""
+    rate_factor: Annotated[float, Positive] = 6.5
+    """Learning rate of the second head, as a multiple of the prompts'."""
+
+    def build(self, task: PromptedClip, features: int) -> "Decoupled":
+        """Return the second head for the classes of a task, whose features have this width."""
+        return Decoupled(self.weight, features, len(task.own_classes), task.seed)
+
+
+class Affine(nn.Module):
+    """Scale and shift of each channel (e,), the identity at first."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (n, e), scaled and shifted."""
+        return self.scale * x.float() + self.shift
+
+
+class Decoupled(SecondHead):
+    """The second head of `DePT`."""
+
+    unit_features = False
+
+    def __init__(self, weight: float, features: int, classes: int, seed: int) -> None:
+        super().__init__()
+        self.weight, self.share = weight, 1 - weight
+        self.image, self.text = Affine(features), Affine(features)
+        with rng.seeded(int(rng.words(seed, "prompts.probe", torch.tensor(0)))):
+            self.probe = nn.Linear(features, classes)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.probe(features)
+            return logits
+
+    def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses (b,) of both heads: the probe sees each image, and the text of its class."""
+        of_images = F.cross_entropy(self._logits(self.image(images)), labels, reduction="none")
+        of_texts = F.cross_entropy(self._logits(self.text(texts[labels])), labels, reduction="none")
+        return (1 - self.weight) * losses + self.weight * (of_images + of_texts) / 2
+
+    def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
+        """Return the logits (b, C) of both heads for images (b, e), not normalized."""
+        return (1 - self.weight) * similarities + self.weight * self._logits(self.image(images))
+
+    def classifier(self, head: Tensor) -> nn.Module:
+        """Return similarities and the probe as one module on features that are not normalized."""
+        return _Folded(self, head)
+
+
+class _Folded(nn.Module):
+    """The heads of `Decoupled` for a prediction: the probe is one linear layer on image features."""
+
+    head: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, second: Decoupled, head: Tensor) -> None:
+        super().__init__()
+        self.share, probe, image = second.weight, second.probe, second.image
+        bias = probe.bias + probe.weight @ image.shift
+        for name, value in (("head", head), ("weight", probe.weight * image.scale), ("bias", bias)):
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        near, own = F.linear(F.normalize(features, dim=-1), self.head), F.linear(features, self.weight, self.bias)
+        return (1 - self.share) * near + self.share * own
 
 
 class TipAdapter(SecondHeadOptions):
@@ -185,3 +296,64 @@ class _Cached(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         added: Tensor = self.cache(features)
         return F.linear(features, self.head) + added
+
+
+class SelfRegulation(Described):
+    """Self-regulation: features and logits of the prompts stay near the pretrained model's.
+
+    With units p of the prompted and z of the frozen model, a step's loss gets ``text`` times the mean of |g_p - g_z|
+    over classes and channels, ``image`` times the mean of |f_p - f_z| over images and channels, and ``logits`` times
+    KL(z || p) of the class probabilities, divided by C as the released code does.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=DeepPrompts(depth=2), regulation=SelfRegulation(templates=4))
+    """
+
+    text: Annotated[float, NotNegative] = 25.0
+    """Factor of the class features' term."""
+    image: Annotated[float, NotNegative] = 10.0
+    """Factor of the image features' term."""
+    logits: Annotated[float, NotNegative] = 1.0
+    """Factor of the divergence."""
+    templates: Annotated[int, between(1, 80)] = 60
+    """How many of CLIP's templates for ImageNet the frozen class features are means of."""
+
+    def build(self, model: nn.Module, tokenizer: Callable[..., Tensor], classnames: Sequence[str]) -> "Teacher":
+        """Return the pretrained model's class features: units of the means of features that are not normalized."""
+        device = next(model.parameters()).device
+        with torch.no_grad(), disabled(model):
+            sums: Tensor | float = 0.0
+            for template in IMAGENET_TEMPLATES[: self.templates]:
+                ids = tokenizer(class_prompts(classnames, [template])).to(device)
+                if is_causal(model):  # it need not read beyond the ends of the texts
+                    features = encode_rows(text_tower(model), TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)))
+                else:
+                    features = model.encode_text(ids)  # type: ignore[operator]
+                sums = sums + features.float()
+        assert isinstance(sums, Tensor)
+        return Teacher(self, normalize(sums))
+
+
+class Teacher(nn.Module):
+    """The pretrained model's class features (C, e), and the distances to them."""
+
+    texts: Tensor
+
+    def __init__(self, factors: SelfRegulation, texts: Tensor) -> None:
+        super().__init__()
+        self.factors = factors
+        self.register_buffer("texts", texts, persistent=False)
+
+    def text_loss(self, texts: Tensor) -> Tensor:
+        """Return the term of the class features (C, e), not normalized."""
+        return self.factors.text * (normalize(texts) - self.texts).abs().mean()
+
+    def image_losses(self, model: nn.Module, images: Tensor, features: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
+        """Return the terms (b,) of images, whose frozen features the model gives without its adapter and prompts."""
+        tower: Any = model.visual
+        with torch.no_grad(), disabled(model):
+            frozen = normalize(image_features(tower, images))
+        wanted = (scale * similarities(frozen, self.texts)).softmax(1)
+        near = (normalize(features) - frozen).abs().mean(1)
+        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="none").sum(1) / logits.shape[1]
+        return self.factors.image * near + self.factors.logits * divergence
