@@ -95,7 +95,8 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
     name = next(name for name in state if name.endswith("lambdas"))
     for changed, message in (
         ({key: value for key, value in state.items() if key != name}, rf"missing \['{name}'\]"),
-        (state | {"more": torch.zeros(1)}, r"unexpected \['more'\]"),
+        (state | {"objective.more": torch.zeros(1)}, r"unexpected \['objective.more'\]"),
+        (trained(task), r"head.weight lacks the prefix objective\., .* add the prefix to the names of a task"),
         (state | {name: state[name][:-1]}, rf"{name} has shape \(\d+, 8\) there and \(\d+, 8\) here"),
         (
             state | {"objective.head.weight": torch.zeros(3, 128)},
@@ -119,7 +120,7 @@ def test_checkpoint_of_something_else_is_refused(trainer: Make, digits: Make, tm
     plain = trainer()
     plain.strategy.connect(Other())
     plain.save_checkpoint(tmp_path / "other.ckpt", weights_only=True)
-    with pytest.raises(UserError, match="unexpected"):
+    with pytest.raises(UserError, match=r"layer\.\w+ lacks the prefix objective"):
         trainer().test(
             AdaptationModule(make("text head")), digits(), ckpt_path=tmp_path / "other.ckpt", weights_only=True
         )

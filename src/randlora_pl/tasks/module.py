@@ -383,6 +383,11 @@ class AdaptationModule(LightningModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what trains, or a whole state, strictly; statistics that it lacks become the base model's."""
         task = self.objective
+        if foreign := next((name for name in state_dict if not name.startswith("objective.")), None):
+            raise UserError(
+                f"the checkpoint does not fit: {foreign} lacks the prefix objective., so another module than "
+                "AdaptationModule wrote it. Leave it out (--ckpt_path), or add the prefix to the names of a task."
+            )
         kept = task.own(update_buffers(task.model)).keys() - task.own(derived_buffers(task.model)).keys()
         needed = {f"objective.{name}" for name in task.trained_parameters().keys() | kept}
         check_tensors(state_dict, self.state_dict(), needed, "the checkpoint")
