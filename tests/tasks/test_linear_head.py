@@ -1,6 +1,7 @@
 """The linear head: its start, its learning rate, and the backbones that it sits on."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 
 from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA
 from randlora_pl.models import load_clip
+from randlora_pl.run.callbacks import GaussianAverage, WrittenAnswers
 from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.tasks.measures import class_answers
 from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.errors import UserError
 
@@ -122,3 +125,14 @@ def test_texts_and_foreign_modules_are_refused() -> None:
         make("linear head").text_model()
     with pytest.raises(UserError, match=r"has no objective: train AdaptationModule\(task\)"):
         own_module(L.LightningModule())
+
+
+def test_modules_of_a_user_have_what_needs_no_objective() -> None:
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(epochs=2))
+    WrittenAnswers().on_test_end(trainer, L.LightningModule())
+    GaussianAverage().setup(trainer, L.LightningModule(), "fit")
+
+
+def test_answers_are_as_many_as_the_outputs() -> None:
+    answers = class_answers(torch.tensor([[0.2, 0.8]]), ["a", "b", "c"], 5)
+    assert answers.rows == [["b", "0.800000", "a", "0.200000"]]

@@ -231,7 +231,7 @@ class App(LightningCLI):
                 own.append(ValidationSchedule())
             kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
             if kept.patience is not None:
-                own.append(Patience(kept.monitor, kept.mode, kept.patience))
+                own.append(Patience(kept.monitor, kept.mode or "max", kept.patience))
             own += [StartSummary(self.dry), PeakMemory(), Throughput()]
             own += [NonFiniteLoss(), Termination(), StepNumbers()]
         else:

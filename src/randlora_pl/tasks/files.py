@@ -1,9 +1,11 @@
-"""Names of tasks in files, and a check of tensors from files."""
+"""Names of tasks in files, and checks of tensors."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
@@ -19,6 +21,15 @@ def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed
         if value.shape != own[name].shape:
             there, here = tuple(value.shape), tuple(own[name].shape)
             raise UserError(f"{what} does not fit: {name} has shape {there} there and {here} here.")
+
+
+def checksum(tensors: Mapping[str, Tensor], start: str = "") -> str:
+    """Return a checksum of a text, and of tensors with their names and shapes."""
+    digest = hashlib.sha256(start.encode())
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def rooms() -> list[ModuleType]:

@@ -1,7 +1,7 @@
 """Metrics and predictions of an objective, as files, messages and tables show them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -45,15 +45,6 @@ LOSS = Measure("loss", mode="min", decimals=4)
 """The metric of every task, beside its own ones."""
 
 
-def find_measure(measures: Sequence[Measure], name: str) -> Measure:
-    """Return the measure with a name, or the first one for "".
-
-    A callback may log others: they are fractions, except for losses.
-    """
-    other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
-    return next((measure for measure in measures if name in ("", measure.name)), other)
-
-
 @dataclass(frozen=True)
 class Answers:
     """Predictions as a person reads them.
@@ -76,7 +67,7 @@ def number_answers(predictions: Tensor, answer: str) -> Answers:
 
 def class_answers(predictions: Tensor, classnames: Sequence[str], most: int) -> Answers:
     """Return class probabilities (b, classes) for a person: the best classes, at most so many."""
-    best = predictions.topk(min(most, len(classnames)))
+    best = predictions.topk(min(most, predictions.shape[1]))
     count = best.values.shape[1]
     further = [name for number in range(2, count + 1) for name in (f"class_{number}", f"probability_{number}")]
     rows = []

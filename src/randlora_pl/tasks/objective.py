@@ -1,10 +1,9 @@
 """The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it knows no trainer."""
 
-import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -31,8 +30,8 @@ from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks.files import check_tensors, kind_of
-from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
+from randlora_pl.tasks.files import check_tensors, checksum, kind_of
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
     TOWERS,
@@ -65,7 +64,7 @@ class Objective(Declared, nn.Module):
     (`evaluate`) and, if it needs one, a head (`head_tensors`).
 
     Attributes:
-        measures: Its metrics, the one that counts first: it selects the best adapter, and sweeps compare it.
+        measures: Its metrics. The first that is validated counts: it selects the best adapter, and sweeps compare it.
         tuned_by: Name of the metric that a search of options compares, if it is not the one that counts.
         has_classes: True if it predicts classes; if not, its outputs are numbers or texts.
         answer: Name of a number or text that it predicts, as a column.
@@ -268,8 +267,14 @@ class Objective(Declared, nn.Module):
 
     @classmethod
     def measure(cls, name: str = "") -> Measure:
-        """Return one of `measures` by its name (see `find_measure`), or without a name the one that counts."""
-        return find_measure(cls.measures, name)
+        """Return one of `measures` by its name, or without a name the one that counts: the first that is validated.
+
+        A callback may log others: they are fractions, except for losses.
+        """
+        if not name:
+            return next((measure for measure in cls.measures if measure.validated), LOSS)
+        other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
+        return next((measure for measure in cls.measures if measure.name == name), other)
 
     def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
         """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
@@ -279,6 +284,11 @@ class Objective(Declared, nn.Module):
             raise UserError(f"the task was built for {there}, the data has {here}. Create a new task.")
         if len(classnames) < (0 if scores and not classnames else 2):
             raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
+
+    @property
+    def label_names(self) -> list[str]:
+        """Name of each label of the data; none for captions, and without classes."""
+        return [] if self.retrieval else self.classnames
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
@@ -427,11 +437,8 @@ class Objective(Declared, nn.Module):
 
     def fingerprint(self) -> str:
         """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
-        digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
-        for name, tensor in (self.trained_state() | self.own(derived_buffers(self.model))).items():
-            value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
-        return digest.hexdigest()
+        state = self.trained_state() | self.own(derived_buffers(self.model))
+        return checksum(state, f"{self.report.base_hash} {self.report.fingerprint}")
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""

@@ -14,8 +14,8 @@ from randlora_pl.adapters import RandLoRA, read_adapter, trainable_parameters
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, ValidationSchedule
 from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite, steps_between, validations
-from randlora_pl.tasks import AdaptationModule, TextHeadTask
-from randlora_pl.tasks.module import make_trainer
+from randlora_pl.tasks import LOSS, AdaptationModule, Measure, TextHeadTask, make_trainer
+from randlora_pl.tasks.measures import ACCURACY
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import LAST
 from tests.run.callbacks.conftest import Fit
@@ -100,6 +100,21 @@ def test_the_counts_of_a_repeated_validation_are_those_of_a_whole_one(fit: Fit) 
     checkpoint.on_save_checkpoint(trainer, task, saved)
     progress = saved["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     assert progress == {"total": dict.fromkeys(repeated, 2), "current": {}}
+
+
+def test_the_task_has_the_metric_that_selects_the_best_adapter() -> None:
+    wide = Measure("wide", validated=False)
+    for measures, given, wanted in (
+        ((wide, Measure("mae", mode="min"), LOSS), {}, ("val/mae", "min")),
+        ((wide,), {}, ("val/loss", "min")),
+        ((ACCURACY, LOSS), {}, ("val/acc", "max")),
+        ((ACCURACY, LOSS), {"monitor": "val/loss"}, ("val/loss", "min")),
+        ((ACCURACY, LOSS), {"mode": "min"}, ("val/acc", "min")),
+    ):
+        kind = type("Measured", (TextHeadTask,), {"measures": measures})
+        checkpoint = AdapterCheckpoint(**given)
+        checkpoint.setup(make_trainer(accelerator="cpu"), AdaptationModule(kind("tiny")), "fit")
+        assert (checkpoint.monitor, checkpoint.mode) == wanted
 
 
 def test_impossible_options() -> None:

@@ -10,8 +10,11 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from pytest import MonkeyPatch
+from torch.nn import Parameter
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import Part, image_parts, text_part, word_part
@@ -119,6 +122,19 @@ def test_other_weights_are_refused_at_every_stage_until_the_training(monkeypatch
         found = messages([strategy.model_to_device for strategy in own])
         assert found == [found[0]] * 3
         assert ("process 2 of 3 starts from other weights" in found[0]) == (not trained)
+
+
+def test_modules_of_a_user_are_compared_by_their_whole_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DDPStrategy, "model_to_device", lambda self: None)
+    monkeypatch.setattr(DDPStrategy, "optimizer_step", lambda self: None)
+    for other in (0.0, 1.0):
+        own = [strategy_of(meeting) for meeting in meetings(2)]
+        for strategy in own:
+            strategy._lightning_module = module = LightningModule()
+            module.register_parameter("weight", Parameter(torch.full((2,), other * strategy._meeting.rank)))
+        found = messages([strategy.model_to_device for strategy in own])
+        assert all(("process 1 of 2 starts from other weights" in text) == bool(other) for text in found)
+        own[0].optimizer_step()  # without running statistics nothing is sent
 
 
 def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

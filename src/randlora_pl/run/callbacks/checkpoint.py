@@ -120,10 +120,10 @@ class AdapterCheckpoint(Declared, Callback):
 
     every_n_steps: Count = 50
     """Optimizer steps between two checkpoints. A resumed run repeats at most this many."""
-    monitor: str = "val/acc"
+    monitor: str = ""
     """Validation metric that selects the best adapter. Default: the one that counts for the task."""
-    mode: Literal["max", "min"] = "max"
-    """``max`` or ``min``: direction of the metric."""
+    mode: Literal["max", "min"] | None = None
+    """``max`` or ``min``: direction of the metric. Default: the task's for the one that counts."""
     patience: Count | None = None
     """Stop the training after this many validations without improvement; ``null`` disables it."""
     test: Literal["last", "best"] | None = None
@@ -149,7 +149,11 @@ class AdapterCheckpoint(Declared, Callback):
         self.validated = dict(state_dict["validated"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Use `CheckpointFile` for Lightning's checkpoints, unless the user has set a plugin."""
+        """Ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin for checkpoints."""
+        if stage == "fit":
+            task = own_module(pl_module).objective
+            self.monitor = self.monitor or f"val/{task.measure().name}"
+            self.mode = self.mode or task.measure(self.monitor.removeprefix("val/")).mode
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFile()
 

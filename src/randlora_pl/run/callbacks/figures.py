@@ -399,7 +399,7 @@ class WrittenAnswers(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file and print its path."""
-        written = getattr(own_module(pl_module).objective, "written", [])
+        written = getattr(getattr(pl_module, "objective", None), "written", [])
         if written and trainer.is_global_zero:
             file = run_folder(trainer) / "answers.jsonl"
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))

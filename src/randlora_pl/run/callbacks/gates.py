@@ -43,8 +43,8 @@ class Gates(Callback):
         if module.test_name != "test" or task.torch_compile or task.adapter.fixed:
             return
         items = getattr(trainer.datamodule, "items", None)  # type: ignore[attr-defined]
-        named = [] if task.retrieval else list(task.classnames)
-        self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or ["all samples"]
+        groups = list(dict.fromkeys(item.task for item in items)) if items else list(task.label_names)
+        self._groups = groups or ["all samples"]
         updates = {
             path.replace(".delta", ""): module
             for path, module in task.model.named_modules()

@@ -7,7 +7,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from randlora_pl.data.base import PlannedData
-from randlora_pl.tasks.module import own_module
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Positive
 
@@ -62,7 +61,7 @@ class GaussianAverage(Declared, Callback):
         """
         if not getattr(trainer.datamodule, "epochs", None):  # type: ignore[attr-defined]
             raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
-        if getattr(own_module(pl_module).objective, "classifier_steps", 0):
+        if getattr(getattr(pl_module, "objective", None), "classifier_steps", 0):
             raise UserError(
                 "GaussianAverage would average zeros of the classifier that classifier_steps fills at the end: set "
                 "--model.classifier_steps 0, or remove the callback."

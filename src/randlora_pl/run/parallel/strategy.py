@@ -22,7 +22,8 @@ from randlora_pl.adapters.trained import base_buffers
 from randlora_pl.data.base import BLOCK, TEXTS, Part
 from randlora_pl.run import TIMEOUT
 from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launched, meeting_of
-from randlora_pl.tasks.module import own_module
+from randlora_pl.tasks.files import checksum
+from randlora_pl.tasks.module import AdaptationModule
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import brief
 
@@ -224,7 +225,10 @@ class AdapterDDP(DDPStrategy):
         """
         super().model_to_device()
         if self._meeting is not None and not self.exchange.steps:
-            fingerprint = own_module(self.lightning_module).objective.fingerprint()
+            module = self.lightning_module
+            assert module is not None
+            own = isinstance(module, AdaptationModule)
+            fingerprint = module.objective.fingerprint() if own else checksum(module.state_dict())
 
             def judge(ask: Ask) -> str:
                 sums = ask("")
@@ -282,7 +286,8 @@ class AdapterDDP(DDPStrategy):
         self.exchange.steps += 1
         result = super().optimizer_step(*args, **kwargs)
         if self._statistics is None:
-            model = own_module(self.lightning_module).objective.model
+            module = self.lightning_module
+            model: Any = module.objective.model if isinstance(module, AdaptationModule) else module
             self._statistics = list(base_buffers(model, training=True).values())
         share(self._statistics)
         return result
