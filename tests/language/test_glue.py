@@ -23,24 +23,21 @@ def test_every_task_is_read_from_its_columns(tmp_path: Path) -> None:
             ('that loves its characters and "communicates',),
         ],
         [0, 0, 1],
-        ("negative", "positive"),
     )
     assert read_glue(tmp_path, "sst2", "validation").labels == [0, 1, 1]
     assert read_glue(tmp_path, "cola", "train") == Examples(
-        [("Our friends won't buy this \"analysis.",), ("They drank the pub.",)], [1, 0], ("unacceptable", "acceptable")
+        [("Our friends won't buy this \"analysis.",), ("They drank the pub.",)], [1, 0]
     )
     assert read_glue(tmp_path, "qnli", "validation") == Examples(
         [('When did "the third end?', "It ended in 3000 BC."), ("Where is it?", 'Nobody "knows".')],
         [0, 1],
-        ("entailment", "not_entailment"),
     )
     assert read_glue(tmp_path, "rte", "train") == Examples(
         [("No weapons were found.", "Weapons were found."), ("A place of sorrow.", "A place.")],
         [1, 0],
-        ("entailment", "not_entailment"),
     )
     assert read_glue(tmp_path, "stsb", "validation") == Examples(
-        [('A plane is "taking off.', "An air plane is taking off."), ("A man plays.", "A girl sings.")], [5.0, 0.5], ()
+        [('A plane is "taking off.', "An air plane is taking off."), ("A man plays.", "A girl sings.")], [5.0, 0.5]
     )
 
 
@@ -52,7 +49,7 @@ def test_mrpc_is_read_divided_and_as_microsoft_publishes_it(tmp_path: Path, micr
     assert train.sentences[1] == ("Yucaipa owned Dominick's.", '"Yucaipa bought it in 1995.')
     assert validation.sentences == [("They had published an advertisement.", "On June 10, they had published it.")]
     assert validation.labels == [1]
-    assert train.names == ("not_equivalent", "equivalent")
+    assert TASKS["mrpc"].names == ("not_equivalent", "equivalent")
 
 
 def test_mrpc_needs_the_list_of_validation_pairs(tmp_path: Path) -> None:

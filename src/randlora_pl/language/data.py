@@ -279,7 +279,7 @@ class LabelledTexts(TokenData):
             return {"train": examples}
         parts = hold_out(list(zip(examples.sentences, examples.labels, strict=True)), self.validation)
         return {
-            split: Examples([texts for texts, _ in part], [label for _, label in part], examples.names)
+            split: Examples([texts for texts, _ in part], [label for _, label in part])
             for split, part in zip(("train", "val"), parts, strict=True)
         }
 

@@ -113,7 +113,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
             raise UserError(f"{where}: the score {label[:40]!r} is not a number from 0 to 5. Correct the line")
         sentences.append(texts)
         labels.append(value)
-    return Examples(sentences, labels, task.names)
+    return Examples(sentences, labels)
 
 
 def missing(root: Path, name: str, split: Split) -> Path | None:
@@ -164,7 +164,7 @@ def _read_saved(home: Path, split: Split, task: Task) -> Examples:
             if not isinstance(text, str):
                 raise UserError(f"{where}, row {row}: {name!r} is not a text but {text!r}")
     values = labels if task.labels else list(map(float, labels))
-    return Examples([tuple(map(str.strip, texts)) for texts in sentences], values, task.names)
+    return Examples([tuple(map(str.strip, texts)) for texts in sentences], values)
 
 
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:

@@ -21,12 +21,10 @@ class Examples:
     Attributes:
         sentences: One or two texts each.
         labels: Class numbers (int), or scores in 0..5 (float) of STS-B.
-        names: Names of the classes, by number; empty for scores.
     """
 
     sentences: list[tuple[str, ...]]
     labels: list[int] | list[float]
-    names: tuple[str, ...]
 
 
 def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
@@ -315,7 +313,7 @@ def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
                 f"{row.where}: the label {row.label[:40]!r} is not one of the training classes."
                 f"{near(row.label, classes)} There are {known}"
             )
-    return Examples([row.texts for row in rows], [numbers[row.label] for row in rows], tuple(classes))
+    return Examples([row.texts for row in rows], [numbers[row.label] for row in rows])
 
 
 def scores(rows: Sequence[Labelled]) -> Examples:
@@ -324,7 +322,7 @@ def scores(rows: Sequence[Labelled]) -> Examples:
     for row, number in zip(rows, numbers, strict=True):
         if not math.isfinite(number):
             raise UserError(f"{row.where}: score {row.label[:40]!r} is not a number; for classes: --data.scores false")
-    return Examples([row.texts for row in rows], numbers, ())
+    return Examples([row.texts for row in rows], numbers)
 
 
 def _number(text: str) -> float:

@@ -1,7 +1,7 @@
 """Metrics and predictions of an objective, as files, messages and tables show them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -43,6 +43,17 @@ ACCURACY = Measure("acc", "accuracy")
 """The metric of most tasks, a fraction."""
 LOSS = Measure("loss", mode="min", decimals=4)
 """The metric of every task, beside its own ones."""
+
+
+def find_measure(measures: Sequence[Measure], name: str) -> Measure:
+    """Return the measure with a name, or for "" the first one that is validated.
+
+    A callback may log others: they are fractions, except for losses.
+    """
+    if not name:
+        return next((measure for measure in measures if measure.validated), LOSS)
+    other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
+    return next((measure for measure in measures if measure.name == name), other)
 
 
 @dataclass(frozen=True)

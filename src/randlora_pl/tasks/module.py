@@ -319,16 +319,13 @@ class AdaptationModule(LightningModule):
 
     # Checkpoints
 
-    def _names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors of the objective by their names in the module."""
-        return {f"objective.{name}": tensor for name, tensor in tensors.items()}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains and the kept buffers, and add the adapter, the base model and derived tensors."""
-        task, whole = self.objective, checkpoint["state_dict"]
-        own, derived = self._names(task.trained_state()), self._names(task.own(derived_buffers(task.model)))
-        checkpoint["state_dict"] = {name: value for name, value in whole.items() if name in own and name not in derived}
-        checkpoint["derived"] = {name: value.detach() for name, value in derived.items()}
+        task = self.objective
+        derived = task.own(derived_buffers(task.model))
+        own = {f"objective.{name}" for name in task.trained_state().keys() - derived.keys()}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+        checkpoint["derived"] = {f"objective.{name}": value.detach() for name, value in derived.items()}
         checkpoint["adapter"] = task.adapter.describe()
         checkpoint["base_model"] = self._base_model()
         checkpoint["rates"] = self._rates()

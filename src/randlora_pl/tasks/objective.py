@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -31,7 +31,7 @@ from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks.files import check_tensors, checksum, kind_of
-from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, number_answers
+from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
     TOWERS,
@@ -99,7 +99,7 @@ class Objective(Declared, nn.Module):
     has_classes = True
     answer = "score"
     zero_shot = takes_captions = compares_names = vision_only = blended_labels = trained_head = False
-    runs_blocks = typed_templates = False
+    runs_blocks = typed_templates = retrieval = False
     from_lora = True
     adopts: ClassVar[Adopted | None] = None
     peft_type: ClassVar[str | None] = None
@@ -157,7 +157,6 @@ class Objective(Declared, nn.Module):
         self.run: Run[PlannedData] = Run()
         self.step_features: StepFeatures | None = None
         self.backbone: nn.Module | None = None
-        self.retrieval = False
         self.classnames, self.templates = list[str](), list[str]()
         self.metrics = nn.ModuleDict()
 
@@ -267,14 +266,8 @@ class Objective(Declared, nn.Module):
 
     @classmethod
     def measure(cls, name: str = "") -> Measure:
-        """Return one of `measures` by its name, or without a name the one that counts: the first that is validated.
-
-        A callback may log others: they are fractions, except for losses.
-        """
-        if not name:
-            return next((measure for measure in cls.measures if measure.validated), LOSS)
-        other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
-        return next((measure for measure in cls.measures if measure.name == name), other)
+        """Return one of `measures` by its name (see `find_measure`), or without a name the one that counts."""
+        return find_measure(cls.measures, name)
 
     def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
         """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
@@ -301,13 +294,13 @@ class Objective(Declared, nn.Module):
         Raises:
             UserError: See `check_schedule`.
         """
-        if self.schedule != "epochs":
-            how = (self.run.total_steps(), self.warmup_steps, self.final_lr_fraction, self.schedule)
-            return [lambda step: schedule_factor(step, *how)] * len(groups)
-        data = self.run.data
-        self.check_schedule(data)
-        assert data is not None and data.epochs
-        return epoch_factors(data.finished_epochs, data.epochs, [group["lr"] for group in groups])
+        if self.schedule == "epochs":
+            data = self.run.data
+            self.check_schedule(data)
+            assert data is not None and data.epochs
+            return epoch_factors(data.finished_epochs, data.epochs, [group["lr"] for group in groups])
+        how = (self.run.total_steps(), self.warmup_steps, self.final_lr_fraction, self.schedule)
+        return [lambda step: schedule_factor(step, *how)] * len(groups)
 
     def check_schedule(self, data: "PlannedData | None") -> None:
         """Refuse a schedule that does not fit the length of the run, before anything is computed.
