@@ -227,8 +227,10 @@ class AdapterDDP(DDPStrategy):
         if self._meeting is not None and not self.exchange.steps:
             module = self.lightning_module
             assert module is not None
-            own = isinstance(module, AdaptationModule)
-            fingerprint = module.objective.fingerprint() if own else checksum(module.state_dict())
+            if isinstance(module, AdaptationModule):
+                fingerprint = module.objective.fingerprint()
+            else:
+                fingerprint = checksum(module.state_dict())
 
             def judge(ask: Ask) -> str:
                 sums = ask("")
