@@ -16,7 +16,6 @@ from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
 from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_items, read_training
-from randlora_pl.language.text_files import Examples
 from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences, pad_id
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import NotNegative, at_least
@@ -209,7 +208,7 @@ class LabelledTexts(TokenData):
         )
         self.scores = self.scores or self.dataset == "stsb"
         self.classnames: list[str] = [] if self.own else list(glue.TASKS[self.dataset].names)
-        self._checked: dict[str, Examples] = {}
+        self._checked: dict[str, text_files.Examples] = {}
         self._pairs = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -255,7 +254,7 @@ class LabelledTexts(TokenData):
         train = self._held["train"]
         return train.labels if not self.scores and isinstance(train, Sentences) else None
 
-    def examples(self, learns: bool = True, tests: bool = True) -> dict[str, Examples]:
+    def examples(self, learns: bool = True, tests: bool = True) -> dict[str, text_files.Examples]:
         """Read and return the texts and labels of each split, before any encoding."""
         if not self.own:
             given = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
@@ -274,12 +273,12 @@ class LabelledTexts(TokenData):
         train = by_split.pop("train")
         return (({"train": train} if "val" in by_split else self._hold_out(train)) if learns else {}) | by_split
 
-    def _hold_out(self, examples: Examples) -> dict[str, Examples]:
+    def _hold_out(self, examples: text_files.Examples) -> dict[str, text_files.Examples]:
         if not self.validation:
             return {"train": examples}
         parts = hold_out(list(zip(examples.sentences, examples.labels, strict=True)), self.validation)
         return {
-            split: Examples([texts for texts, _ in part], [label for _, label in part])
+            split: text_files.Examples([texts for texts, _ in part], [label for _, label in part])
             for split, part in zip(("train", "val"), parts, strict=True)
         }
 

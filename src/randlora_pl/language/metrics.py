@@ -8,7 +8,6 @@ best reference for each order of n-grams, but mteval counts the n-grams of all r
 agree with one reference only.
 """
 
-import importlib
 import importlib.util
 import logging
 import math

@@ -81,8 +81,7 @@ def model_config(
         UserError: The model is unknown or out of reach, or has no such option.
     """
     need_transformers()
-    from transformers import CONFIG_MAPPING, AutoConfig
-    from transformers.utils import logging
+    from transformers import CONFIG_MAPPING, AutoConfig, logging
 
     logging.disable_progress_bar()  # a bar for each file that is read; downloads have their own
 

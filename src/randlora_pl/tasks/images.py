@@ -53,8 +53,8 @@ class UsedPrompts:
         return prompts
 
 
-def _listed(texts: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(f'"{text}"' for text in texts[:most]) + ", ..." * (len(texts) > most)
+def _listed(texts: Sequence[str]) -> str:
+    shown = ", ".join(f'"{text}"' for text in texts[:3]) + ", ..." * (len(texts) > 3)
     return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
 
 

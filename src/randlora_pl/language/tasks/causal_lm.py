@@ -136,7 +136,7 @@ class CausalLMTask(TextTask):
         """Return a decoder with its output layer, in eval mode on the CPU."""
         name, dtype = self.name, getattr(torch, self.chosen_dtype())
         config = model_config(name, self.pretrained, self.config_overrides)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
         if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
@@ -159,8 +159,6 @@ class CausalLMTask(TextTask):
             if not torch.cuda.is_available():
                 what = f"--model.quantize {self.quantize} needs a CUDA device, and none is available"
                 raise UserError(f"{what}. Remove the option.")
-            from transformers import BitsAndBytesConfig
-
             products = torch.bfloat16 if self.run.precision == "bf16-mixed" else dtype
             four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": products}
             how = four if self.quantize == "4bit" else {"load_in_8bit": True}
