@@ -230,7 +230,7 @@ class AdapterDDP(DDPStrategy):
             if isinstance(module, AdaptationModule):
                 fingerprint = module.objective.fingerprint()
             else:
-                fingerprint = checksum(module.state_dict())
+                fingerprint = checksum(dict(module.named_parameters()) | dict(module.named_buffers()))
 
             def judge(ask: Ask) -> str:
                 sums = ask("")
