@@ -82,14 +82,18 @@ def rows_first(matrix: Tensor) -> Tensor:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def operator(name: str) -> Callable[[Function], Function]:
-    """Return a decorator that makes an operator, such as ``randlora::build_weight``, which changes no argument."""
-    return cast(Callable[[Function], Function], torch.library.custom_op(name, mutates_args=()))
+def operator(name: str, fake: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Return a decorator that makes an operator, such as ``randlora::build_weight``, which changes no argument.
 
+    The function ``fake`` gives its results without data.
+    """
 
-def set_fake(made: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Set the function that gives an operator's results without data."""
-    cast(Any, made).register_fake(fake)
+    def make(function: Function) -> Function:
+        made = torch.library.custom_op(name, function, mutates_args=())
+        made.register_fake(fake)
+        return cast(Function, made)
+
+    return make
 
 
 def multiplies(tensor: Tensor, products: torch.dtype) -> bool:
@@ -103,7 +107,12 @@ def sums(like: Tensor, weight: Tensor | None, products: torch.dtype, dtype: torc
     return fits and multiplies(like, products) and runs(like, like.dtype, dtype)
 
 
-@operator("randlora::hadamard_project")
+@operator(
+    "randlora::hadamard_project",
+    lambda x, signs, h, small, across, products, dtype, scale: x.new_empty(
+        (small, len(x)) if across else (len(x), small), dtype=dtype
+    ),
+)
 def hadamard_project(
     x: Tensor,
     signs: Tensor,
@@ -138,15 +147,12 @@ def hadamard_project(
     return out
 
 
-set_fake(
-    hadamard_project,
-    lambda x, signs, h, small, across, products, dtype, scale: x.new_empty(
-        (small, len(x)) if across else (len(x), small), dtype=dtype
+@operator(
+    "randlora::hadamard_expand",
+    lambda mixed, onto, signs, h, large, scale, across, products, dtype, dithers: mixed.new_empty(
+        (large, len(mixed)) if across else (len(mixed), large), dtype=dtype
     ),
 )
-
-
-@operator("randlora::hadamard_expand")
 def hadamard_expand(
     mixed: Tensor,
     onto: Tensor | None,
@@ -186,15 +192,10 @@ def hadamard_expand(
     return out
 
 
-set_fake(
-    hadamard_expand,
-    lambda mixed, onto, signs, h, large, scale, across, products, dtype, dithers: mixed.new_empty(
-        (large, len(mixed)) if across else (len(mixed), large), dtype=dtype
-    ),
+@operator(
+    "randlora::form_stack",
+    lambda lambdas, gammas, a, scale, peft, rows, dtype: gammas.new_empty(rows, gammas.shape[1], dtype=dtype),
 )
-
-
-@operator("randlora::form_stack")
 def form_stack(
     lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
 ) -> Tensor:
@@ -210,12 +211,6 @@ def form_stack(
     return out
 
 
-set_fake(
-    form_stack,
-    lambda lambdas, gammas, a, scale, peft, rows, dtype: gammas.new_empty(rows, gammas.shape[1], dtype=dtype),
-)
-
-
 def tile(count: int, rank: int, small: int) -> tuple[int, int, int]:
     """Return the bases, rows and columns that one program reduces: 8,192 numbers at most."""
     wide = power(small, 16, 128)
@@ -223,7 +218,10 @@ def tile(count: int, rank: int, small: int) -> tuple[int, int, int]:
     return min(power(count, 1), max(1, 8192 // (deep * wide))), deep, wide
 
 
-@operator("randlora::reduce_stack")
+@operator(
+    "randlora::reduce_stack",
+    lambda gradient, lambdas, gammas, a, scale, peft: (torch.empty_like(lambdas), torch.empty_like(gammas)),
+)
 def reduce_stack(
     gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
 ) -> tuple[Tensor, Tensor]:
@@ -241,13 +239,10 @@ def reduce_stack(
     return parts.sum(0).to(lambdas.dtype), result
 
 
-set_fake(
-    reduce_stack,
-    lambda gradient, lambdas, gammas, a, scale, peft: (torch.empty_like(lambdas), torch.empty_like(gammas)),
+@operator(
+    "randlora::hadamard_mix",
+    lambda lambdas, gammas, a, signs, o, scale, peft, dtype: gammas.new_empty(*2 * gammas.shape[1:], dtype=dtype),
 )
-
-
-@operator("randlora::hadamard_mix")
 def hadamard_mix(
     lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
 ) -> Tensor:
@@ -265,13 +260,10 @@ def hadamard_mix(
     return out
 
 
-set_fake(
-    hadamard_mix,
-    lambda lambdas, gammas, a, signs, o, scale, peft, dtype: gammas.new_empty(*2 * gammas.shape[1:], dtype=dtype),
+@operator(
+    "randlora::hadamard_unmix",
+    lambda mixed, signs, o, columns, dtype: mixed.new_empty(columns, mixed.shape[1], dtype=dtype),
 )
-
-
-@operator("randlora::hadamard_unmix")
 def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the transpose of the mixing applied to a matrix (d, width) in float32, (``columns`` n r, width)."""
     (small, width), blocks = mixed.shape, len(o)
@@ -287,14 +279,16 @@ def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype:
     return out
 
 
-set_fake(hadamard_unmix, lambda mixed, signs, o, columns, dtype: mixed.new_empty(columns, mixed.shape[1], dtype=dtype))
-
-
 TILES = ((128, 128, 32, 3, 8), (128, 128, 32, 2, 8), (64, 64, 32, 2, 4), (32, 32, 16, 1, 4))
 """Rows, columns, depth, stages and warps of a program, in the order in which they are tried."""
 
 
-@operator("randlora::build_weight")
+@operator(
+    "randlora::build_weight",
+    lambda weight, b, lambdas, gammas, a, scale, peft, transposed, products, dtype, dithers: gammas.new_empty(
+        (gammas.shape[1], len(b)) if transposed else (len(b), gammas.shape[1]), dtype=dtype
+    ),
+)
 def build_weight(
     weight: Tensor | None,
     b: Tensor,
@@ -337,14 +331,6 @@ def build_weight(
     return out
 
 
-set_fake(
-    build_weight,
-    lambda weight, b, lambdas, gammas, a, scale, peft, transposed, products, dtype, dithers: gammas.new_empty(
-        (gammas.shape[1], len(b)) if transposed else (len(b), gammas.shape[1]), dtype=dtype
-    ),
-)
-
-
 MANY = 64
 """Tokens from which a plain product, which reads B once for all of them, is at least as fast."""
 
@@ -366,7 +352,7 @@ def parts_of(height: int, width: int) -> tuple[int, int]:
     return -(-height // each), each
 
 
-@operator("randlora::ternary_project")
+@operator("randlora::ternary_project", lambda x, b, columns: x.new_empty(len(x), columns))
 def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     """Return ``x @ B``, (T, n r), for few tokens x (T, D) and `packed` B (D, words)."""
     x, (tokens, height), width = rows_first(x), x.shape, b.shape[1]
@@ -380,10 +366,7 @@ def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     return out.sum(0).to(x.dtype) if parts > 1 else out[0]
 
 
-set_fake(ternary_project, lambda x, b, columns: x.new_empty(len(x), columns))
-
-
-@operator("randlora::ternary_expand")
+@operator("randlora::ternary_expand", lambda y, b: y.new_empty(len(y), len(b)))
 def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     """Return ``y @ B^T``, (T, D), for few tokens y (T, n r) and `packed` B (D, words)."""
     y, (tokens, columns), (height, width) = rows_first(y), y.shape, b.shape
@@ -394,6 +377,3 @@ def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
         CT=compute_type(y.dtype), PRECISION=precision(y.dtype), BT=some, BD=_ROWS, BW=_WORDS, num_warps=4,
     )  # fmt: skip
     return out
-
-
-set_fake(ternary_expand, lambda y, b: y.new_empty(len(y), len(b)))
