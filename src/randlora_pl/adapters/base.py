@@ -434,6 +434,11 @@ class Adapter(Described):
             )
         return rank
 
+    def scaling_of(self, shape: WeightShape) -> float:
+        """Return alpha / r for one layer, if the method has these options; 1 without an alpha."""
+        alpha = self.value("alpha", shape)
+        return 1.0 if alpha is None else float(alpha) / self.rank_of(shape)
+
     @abstractmethod
     def count(self, shape: WeightShape) -> int:
         """Return the number of trainable parameters for one weight."""

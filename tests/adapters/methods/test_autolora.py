@@ -19,7 +19,7 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.methods.autolora import Problem, components, outer_gradient
+from randlora_pl.adapters.methods.autolora import Problem, _outer_gradient, components
 from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close
@@ -64,7 +64,7 @@ def test_the_gradient_goes_through_a_step_of_the_weights() -> None:
         lambda _: loss("train", weights, v), lambda _: loss("search", weights, v),
         lambda: list(zip(weights, rates, strict=True)),
     )  # fmt: skip
-    (first,), (unrolled,) = (outer_gradient(problem, 0, [v], order) for order in (False, True))
+    (first,), (unrolled,) = (_outer_gradient(problem, 0, [v], order) for order in (False, True))
     assert all(torch.equal(weight, kept) for weight, kept in zip(weights, before, strict=True))
     assert all(weight.grad is None for weight in weights) and not v.requires_grad and v.grad is None
 
@@ -86,7 +86,7 @@ def test_without_a_direction_nothing_is_divided_by_zero() -> None:
     weights, v, loss = toy()
     losses = [lambda _, part=part: loss(part, weights, v) for part in ("train", "search")]
     still = Problem(*losses, lambda: [(weight, 0.0) for weight in weights])
-    assert torch.equal(*(outer_gradient(still, 0, [v], order)[0] for order in (False, True)))
+    assert torch.equal(*(_outer_gradient(still, 0, [v], order)[0] for order in (False, True)))
 
 
 def test_components_above_the_mean_are_kept_and_all_equal_ones() -> None:

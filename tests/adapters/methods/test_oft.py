@@ -48,7 +48,7 @@ def test_the_weight_is_not_kept() -> None:
 )
 def test_blocks(side: int, block: Any, found: int) -> None:
     shape = WeightShape("fc", 20, side)
-    assert OFT(block=block).block_of(shape) == found
+    assert OFT(block=block)._block_of(shape) == found
     assert OFT(block=block).count(shape) == side // found * (found * (found - 1) // 2)
 
 

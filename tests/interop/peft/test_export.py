@@ -36,7 +36,7 @@ from randlora_pl.adapters import (
     set_train_mode,
     trainable_parameters,
 )  # fmt: skip
-from randlora_pl.adapters.methods.randlora import arrange_for_peft
+from randlora_pl.adapters.methods.randlora import _arrange_for_peft
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern, peft_count, sides
 from randlora_pl.interop import peft_export
 from randlora_pl.interop.peft_export import Difference, export_peft, to_peft
@@ -360,7 +360,7 @@ def test_the_arranged_bases_give_our_update(
     delta: Any = model["one"].delta
     count = peft_count(shapes[0].small, rank)
     try:
-        a, b = arrange_for_peft(adapter, shapes, delta.bases)
+        a, b = _arrange_for_peft(adapter, shapes, delta.bases)
     except UserError:
         assert adapter.bases_of(shapes[0]) > count  # the only reason here
         return
@@ -403,7 +403,7 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
 )  # fmt: skip
 def test_what_peft_has_no_bases_for(adapter: RandLoRA, shapes: list[WeightShape], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        arrange_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
+        _arrange_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
 
 
 @settings(max_examples=50, derandomize=True)

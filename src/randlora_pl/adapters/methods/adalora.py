@@ -107,12 +107,9 @@ class AdaLoRA(Adapter):
                 kept[0] = True
             factors = {"A": (own["E"][:, None] * own["A"])[kept], "B": own["B"][:, kept]}
             left.append(replace(part, tensors=factors))
-        scalings = {part.shape.layer: self._scaling_of(part.shape) for part in left}
+        scalings = {part.shape.layer: self.scaling_of(part.shape) for part in left}
         ranks = {part.shape.layer: len(part.tensors["A"]) for part in left}
         return with_ranks(ranks, scalings, dropout=self.dropout, qkv=self.qkv, seed=self.seed), left
-
-    def _scaling_of(self, shape: WeightShape) -> float:
-        return float(self.value("alpha", shape)) / self.rank_of(shape)
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert A, B and E: PEFT has one rank and one alpha, so that E takes the ratio of the scalings."""
@@ -125,7 +122,7 @@ class AdaLoRA(Adapter):
             kept = _kept(part)
             tensors[f"{part.path}.lora_A"] = part.tensors["A"][kept]
             tensors[f"{part.path}.lora_B"] = part.tensors["B"][:, kept]
-            ratio = self._scaling_of(part.shape) * (rank + _TINY) / alpha
+            ratio = self.scaling_of(part.shape) * (rank + _TINY) / alpha
             tensors[f"{part.path}.lora_E"] = (part.tensors["E"][kept, None].double() * ratio).float()
             patterns[f"{part.path}.lora_E"] = [*kept.tolist(), *[False] * (rank - own)]
         config = {
@@ -213,7 +210,7 @@ class AdaLoRADelta(FactoredDelta):
     def __init__(self, adapter: AdaLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, layer, key = adapter.rank_of(shape), shape.layer, adapter.key
-        self.layer, self.scaling = layer, adapter.value("alpha", shape) / rank
+        self.layer, self.scaling = layer, adapter.scaling_of(shape)
         self.target = max(1, round(rank * 2 / 3)) if adapter.target_rank is None else adapter.target_rank
         if not 1 <= self.target <= rank:
             raise UserError(

@@ -57,18 +57,8 @@ class Problem:
         return [self.average(gradient / scale) for gradient in gradients]
 
 
-def outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolled: bool) -> list[Tensor]:
-    """Return g for each selection vector (see above); all trained tensors are as before, bit for bit.
-
-    Args:
-        problem: The losses.
-        step: Step whose batches are taken.
-        outer: Selection vectors v, without a gradient.
-        unrolled: Differentiate through a step of the weights.
-
-    Raises:
-        UserError: It is unrolled, and the problem has no learning rates.
-    """
+def _outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolled: bool) -> list[Tensor]:
+    """Return g for each selection vector (see above); all trained tensors are as before, bit for bit."""
     trained = problem.rates() if unrolled else ()
     if unrolled and not trained:
         raise UserError("AutoLoRA: order unrolled needs learning rates: Problem(..., rates=...).")
@@ -160,7 +150,7 @@ class SelectionSearch(Procedure):
         if (step + 1) % self.adapter.every:
             return
         vectors = self.vectors
-        gradients = outer_gradient(self.problem, step, vectors, self.unrolled)
+        gradients = _outer_gradient(self.problem, step, vectors, self.unrolled)
         if not all_finite(gradients):  # 16-mixed: the scale of the losses was too large
             return
         for vector, gradient in zip(vectors, gradients, strict=True):
@@ -301,7 +291,7 @@ class SelectedBases(RandLoRADelta):
     def __init__(self, adapter: RandLoRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
         super().__init__(adapter, shape, weight, bases)
         self.shape = shape
-        self.register_buffer("v", self.lambdas.new_zeros(self.count))
+        self.register_buffer("v", self.lambdas.new_zeros(len(self.lambdas)))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r) with scaled rows, gamma (n, d) and A (r, d)."""

@@ -43,22 +43,22 @@ class HydraLoRA(Adapter):
         """Create the update of one weight, with A (r, in), B (K, out, r) and router (K, in)."""
         return HydraLoRADelta(self, shape, weight)
 
-    def procedure(self, model: nn.Module) -> "Balance | None":
+    def procedure(self, model: nn.Module) -> "_Balance | None":
         """Return the term for an even use of the heads, or None."""
         updates = [module for module in model.modules() if isinstance(module, HydraLoRADelta)]
-        return Balance(self.balance, updates) if self.balance else None
+        return _Balance(self.balance, updates) if self.balance else None
 
 
 class HydraLoRADelta(DeltaWeight):
     """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero."""
 
     fixed = False
-    mean_gates: Tensor | None = None  # (heads,) of the last use in training, for `Balance`
+    mean_gates: Tensor | None = None  # (heads,) of the last use in training, for `_Balance`
 
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, columns = adapter.rank_of(shape), shape.in_features
-        self.scaling: float = adapter.value("alpha", shape) / rank
+        self.scaling = adapter.scaling_of(shape)
         self.balanced, self.heads = adapter.balance > 0, adapter.heads
         self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, columns)  # as LoRA has it
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
@@ -103,13 +103,8 @@ class HydraLoRADelta(DeltaWeight):
         return torch.einsum("gok,...gkhw->...gohw", heads, mixed).flatten(-4, -3)
 
 
-class Balance(Procedure):
-    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step.
-
-    Args:
-        coefficient: Factor of the squared coefficient of variation of the mean gates, averaged over layers.
-        updates: Updates of all layers.
-    """
+class _Balance(Procedure):
+    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step."""
 
     def __init__(self, coefficient: float, updates: list[HydraLoRADelta]) -> None:
         self.coefficient, self.updates = coefficient, updates

@@ -187,12 +187,8 @@ class OFT(Adapter):
         least_rank=0,  # it may be derived
     )
 
-    def block_of(self, shape: WeightShape) -> int:
-        """Return the size of the blocks for one layer.
-
-        Raises:
-            UserError: The size does not divide the layer's inputs, or a default cannot be found.
-        """
+    def _block_of(self, shape: WeightShape) -> int:
+        """Return the size of the blocks for one layer; refuse one that does not divide its inputs."""
         block, side, layer = self.value("block", shape), shape.in_features, shape.layer
         sizes = _divisors(side)
         if block in sizes:
@@ -210,7 +206,7 @@ class OFT(Adapter):
 
     def count(self, shape: WeightShape) -> int:
         """Return in (b - 1) / 2."""
-        return shape.in_features * (self.block_of(shape) - 1) // 2
+        return shape.in_features * (self._block_of(shape) - 1) // 2
 
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
         """Return the blocks that divide the inputs of all weights.
@@ -236,7 +232,7 @@ class OFT(Adapter):
         (I - Q) (I + Q)^-1 if not. So one file means two rotations, and Q is negated here for the exact form.
         """
         terms = self.neumann_terms
-        number, size = _common_size({(part.shape.in_features, self.block_of(part.shape)) for part in parts})
+        number, size = _common_size({(part.shape.in_features, self._block_of(part.shape)) for part in parts})
         config = {
             "peft_version": ".".join(map(str, _SERIES)) + ".0",
             "r": number,
@@ -289,7 +285,7 @@ class OFTDelta(DeltaWeight):
 
     def __init__(self, adapter: OFT, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
-        self.block, self.neumann_terms = adapter.block_of(shape), adapter.neumann_terms
+        self.block, self.neumann_terms = adapter._block_of(shape), adapter.neumann_terms
         pairs = self.block * (self.block - 1) // 2
         self.Q = trainable(weight, shape.in_features // self.block, pairs, fill=0.0)
 

@@ -203,7 +203,7 @@ class RandLoRA(Adapter):
             UserError: PEFT cannot represent the bases.
         """
         shapes = [part.shape for part in parts]
-        a, b = arrange_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
+        a, b = _arrange_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])
         alphas = [float(self.value("alpha", shape)) for shape in shapes]
         alpha = mode([value for value in alphas if value] or [1.0])
@@ -266,10 +266,10 @@ class _RandLoRATensors(DeltaWeight):
         self.lambdas = trainable(weight, count, rank, fill=starts["lambda"])
         self.gammas = trainable(weight, count, shape.small, fill=starts["gamma"])
         self.bases = bases
-        self.large, self.small, self.rank, self.count = shape.large, shape.small, rank, count
+        self.large, self.small = shape.large, shape.small
         self.transposed = shape.out_features < shape.in_features
         self.pairing = adapter.pairing
-        self.scaling = adapter.value("alpha", shape) / rank
+        self.scaling = adapter.scaling_of(shape)
         self.structured = adapter.basis == "hadamard"
         self.keep = {"low": False, "fast": True}.get(adapter.memory)
 
@@ -281,8 +281,8 @@ class _RandLoRATensors(DeltaWeight):
     def basis(self) -> Stored | Hadamard:
         """Return B of this layer."""
         if self.structured:
-            return Hadamard(self.bases.B, self.large, self.small, self.count * self.rank, self.bases.copies)
-        return stored(self.bases.B, self.large, self.count, self.rank, self.bases.copies, compute_dtype(self.lambdas))
+            return Hadamard(self.bases.B, self.large, self.small, self.lambdas.numel(), self.bases.copies)
+        return stored(self.bases.B, self.large, *self.lambdas.shape, self.bases.copies, compute_dtype(self.lambdas))
 
 
 class RandLoRADelta(_RandLoRATensors):
@@ -315,7 +315,7 @@ class RandLoRADelta(_RandLoRATensors):
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r), gamma (n, d) and A (r, d)."""
-        a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
+        a = self.bases.A[0, : self.lambdas.shape[1], : self.small].to(self.lambdas.dtype)
         return self.lambdas, self.gammas, a
 
     def form(self, *scales: float) -> Form:
@@ -360,13 +360,12 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the two sums, transposed if the weight is wider than tall."""
-        dtype = self.lambdas.dtype
-        basis = self.basis()
+        (count, rank), dtype, basis = self.lambdas.shape, self.lambdas.dtype, self.basis()
         if isinstance(basis, Hadamard):
-            b = basis.matrix(dtype).view(self.large, *self.lambdas.shape)
+            b = basis.matrix(dtype).view(self.large, count, rank)
         else:
-            b = self.bases.B[: self.large, : self.count, : self.rank].to(dtype)
-        a = self.bases.A[: self.count, : self.rank, : self.small].to(dtype)
+            b = self.bases.B[: self.large, :count, :rank].to(dtype)
+        a = self.bases.A[:count, :rank, : self.small].to(dtype)
         left = torch.einsum("Dnr,nr->Dr", b, self.lambdas * self.scale())
         right = torch.einsum("nrd,nd->rd", a, self.gammas)
         return (right.T, left.T) if self.transposed else (left, right)
@@ -427,17 +426,11 @@ def of_official_code(rank: int, alpha: float, seed: int) -> RandLoRA:
     return RandLoRA(rank=rank, alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
 
 
-def arrange_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
-    """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
+def _arrange_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
+    """Convert our bases to PEFT's A (r, 1, m) and B (M, n, r), so that the same lambda and gamma give the same update.
 
     If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
     permutation for all layers, so they must then have the same numbers of bases.
-
-    Returns:
-        A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
-
-    Raises:
-        UserError: No bases in PEFT's form give this update; the message has the reason.
     """
     if adapter.variant == "a":
         raise UserError("variant a is a product of two sums; PEFT has one sum of products")

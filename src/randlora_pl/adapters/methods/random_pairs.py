@@ -80,8 +80,7 @@ class VeRA(Adapter):
         bases = bases or self.bases(shapes, torch.device("cpu"))
         tensors = {"vera_A": bases.A[0, :rank, :columns], "vera_B": bases.B[:rows, 0, :rank]}
         for part in parts:
-            scaling = float(self.value("alpha", part.shape)) / self.rank_of(part.shape)
-            tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
+            tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * self.scaling_of(part.shape)
             tensors[f"{part.path}.vera_lambda_d"] = append_zeros(part.tensors["d"], rank)
         config = {
             "r": rank,
@@ -116,7 +115,7 @@ class VeRADelta(FactoredDelta):
     def __init__(self, adapter: VeRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
         super().__init__(adapter.dropout)
         self.rank = adapter.rank_of(shape)
-        self.scaling = adapter.value("alpha", shape) / self.rank
+        self.scaling = adapter.scaling_of(shape)
         self.b = trainable(weight, shape.out_features, fill=0.0)
         self.d = trainable(weight, self.rank, fill=adapter.d_initial)
         self.bases = bases
@@ -192,7 +191,7 @@ class NoLADelta(FactoredDelta):
     def __init__(self, adapter: NoLA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
         super().__init__(adapter.dropout)
         self.rank = adapter.rank_of(shape)
-        self.scaling = adapter.value("alpha", shape) / self.rank
+        self.scaling = adapter.scaling_of(shape)
         start = 1 / adapter.num_bases
         self.alphas = trainable(weight, adapter.num_bases, fill=start)
         self.betas = trainable(weight, adapter.num_bases, fill=start if adapter.init == "official" else 0.0)

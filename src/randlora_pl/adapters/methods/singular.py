@@ -68,7 +68,7 @@ class PiSSA(DerivedAdapter):
         alpha = self.value("alpha", shape)
         if alpha is not None and not alpha > 0:
             raise UserError(f"PiSSA: alpha is {alpha} for {shape.layer}. Set a positive number.")
-        return 1.0 if alpha is None else float(alpha) / self.rank_of(shape)
+        return super().scaling_of(shape)
 
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in), or r in for ``minor``."""
@@ -177,8 +177,7 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
     def __init__(self, adapter: LoRAXS, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
-        alpha = adapter.value("alpha", shape)
-        self.scaling = 1.0 if alpha is None else float(alpha) / rank
+        self.scaling = adapter.scaling_of(shape)
         left, values, right = self.decompose(adapter, "gram/1", shape, weight, rank)
         if adapter.balance == "both":
             left, values = left * values.sqrt(), values.sqrt()
