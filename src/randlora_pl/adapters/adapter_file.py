@@ -27,6 +27,7 @@ from randlora_pl.adapters.trained import (
     update_modules,
 )
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.weights_files import base_words
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def differences(file: AdapterFile, model: nn.Module, present: InjectionReport) -
     expected = {name: shape for name, shape in expected.items() if name not in derived or name in file.tensors}
     return (
         _base_problem(file, state.base_hash)
-        + _bases_problem(file, present.fingerprint, model.modules())
+        + bases_problem(file, present.fingerprint, model.modules())
         + sketch_problems(file.derived, sketches(model, file.tensors))
         + kept_problems(model, file.tensors)
         + _compare(file, expected, _shapes(base_buffers(model)))
@@ -176,7 +177,7 @@ def problems(file: AdapterFile, model: nn.Module) -> list[str]:
             f"layer {name} is {saved.get(name)} in the file and {shapes.get(name)} here" for name in layers
         ]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
-    mismatches += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
+    mismatches += bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected, here = _shapes(beside), Sketches()
     for site, delta in deltas.items():
         own = {**dict(delta.named_parameters()), **update_buffers(delta)}
@@ -193,14 +194,14 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def _base_problem(file: AdapterFile, here: str) -> list[str]:
     base = file.config.get("base_model", {})
-    name = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     there = base.get("weights_sha256_sampled")
     if here and there and here != there:
-        return [f"it was trained on other weights ({name or 'base'} {there[:12]}, this model {here[:12]})"]
+        return [f"it was trained on other weights ({base_words(base) or 'base'} {there[:12]}, this model {here[:12]})"]
     return []
 
 
-def _bases_problem(file: AdapterFile, here: str, modules: Iterable[nn.Module]) -> list[str]:
+def bases_problem(file: AdapterFile, here: str, modules: Iterable[nn.Module]) -> list[str]:
+    """Return the reason that updates with random bases of this fingerprint are others than a file's; empty if none."""
     if file.bases is not None:  # stored bases replace the seed's
         problem = basis_size_error(file.bases, with_bases(modules).values())
         return [problem] if problem else []

@@ -35,7 +35,7 @@ from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.trained import forget_computed, reset_buffers
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files import atomic_folder, disk_errors, move, parse_json, scratch_folder, umask
+from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, parse_json, scratch_folder, umask
 from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
 from randlora_pl.utils.run_files import find_adapter
 from randlora_pl.utils.weights_files import without_local_paths
@@ -326,7 +326,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
         raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Take float32 or bfloat16.")
     with disk_errors(path):
         write_contents(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+    return disk_size(path)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

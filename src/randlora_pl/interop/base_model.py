@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
-from randlora_pl.adapters.adapter_file import adapter_state
+from randlora_pl.adapters.adapter_file import adapter_state, bases_problem
 from randlora_pl.adapters.operations import delta_weights, weight_updates
-from randlora_pl.adapters.random_bases import GENERATOR, WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.adapters.trained import hash_weights, trained_tensors, update_buffers
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 from randlora_pl.models.catalog import check_config
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.weights_files import base_arguments, without_local_paths
+from randlora_pl.utils.weights_files import base_arguments, base_words, without_local_paths
 
 _IMAGES, _TOKENS = 4, 24
 
@@ -122,11 +122,12 @@ class Base:
         """Return a copy with its own weights."""
         return copy.deepcopy(self)
 
-    def outputs(self, model: nn.Module) -> list[Tensor] | None:
+    def outputs(self, model: nn.Module) -> list[Tensor]:
         """Return the model's outputs for fixed random images or tokens; ``model`` may have an adapter."""
         if self.generates_text:
             return logits(model)
-        return None if self.image_size is None else outputs(model, self.image_size)
+        assert self.image_size is not None
+        return outputs(model, self.image_size)
 
     @property
     def generates_text(self) -> bool:
@@ -246,8 +247,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
 def base_name(file: AdapterFile) -> str:
     """Return library, name, tag and the start of the weights' hash."""
     base = file.config.get("base_model", {})
-    words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
-    return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])
+    return f"{base_words(base)} (weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})".lstrip()
 
 
 State = dict[str, Tensor]
@@ -338,13 +338,8 @@ def layer_updates(file: AdapterFile) -> State:
         return {name: update for name, update in updates(base, file).items() if name in file.layers}
     shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]
     bases = file.bases or file.adapter.bases(shapes, torch.device("cpu"))
-    here = bases.fingerprint if bases is not None else ""
-    there, generator = file.config.get("fingerprint"), file.config.get("generator")
-    if file.bases is None and (here != there or generator != GENERATOR):
-        raise UserError(
-            f"{file.path}: its random bases are {str(there)[:12]} by {generator}, seed {file.adapter.key} gives "
-            f"{here[:12]} by {GENERATOR} here; use the version of randlora-pl that wrote it."
-        )
+    if problem := bases_problem(file, "" if bases is None else bases.fingerprint, ()):
+        raise UserError(f"{file.path}: {problem[0]}; use the version of randlora-pl that wrote it.")
     by_layer: State = {}
     for shape in shapes:
         weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing

@@ -34,10 +34,10 @@ from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils import __version__
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import atomic_folder, disk_errors, parse_yaml
+from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, parse_yaml
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.text import byte_size
-from randlora_pl.utils.weights_files import file_name, looks_like_file, without_local_paths
+from randlora_pl.utils.weights_files import base_words, file_name, looks_like_file, without_local_paths
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"
@@ -121,7 +121,7 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> tuple[Ad
                 api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         read_adapter(folder, repo)
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = disk_size(folder)
     return read_adapter(path), commit, size
 
 
@@ -246,7 +246,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         repo=repo,
         method=method,
         options=json.dumps(options) if options else "",
-        model=" ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)),
+        model=base_words(base),
         weights=str(base.get("weights_sha256_sampled") or "")[:12],
         parameters=_numbers(file.tensors) + _numbers(file.extra, "prompts."),
         layers=len(file.layers),

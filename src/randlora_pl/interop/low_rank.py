@@ -17,20 +17,10 @@ from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.random_bases import exact_pattern
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import Site, find_sites
-from randlora_pl.interop.base_model import (
-    Base,
-    State,
-    adapted,
-    beside,
-    check_written,
-    difference,
-    outputs,
-    rows_of,
-    weight_key,
-)
-from randlora_pl.interop.merge import LibraryModel, added
+from randlora_pl.interop import base_model
+from randlora_pl.interop.merge import added
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import disk_errors, scratch_folder
+from randlora_pl.utils.files import disk_errors, disk_size, scratch_folder
 from randlora_pl.utils.weights_files import without_local_paths
 
 
@@ -68,8 +58,8 @@ class Converted:
 
 def write_lora(
     path: Path,
-    base: Base,
-    total: State,
+    base: base_model.Base,
+    total: base_model.State,
     files: Sequence[AdapterFile],
     first: AdapterFile,
     *,
@@ -93,7 +83,7 @@ def write_lora(
         UserError: LoRA cannot represent an updated tensor, or the outputs of the written adapter differ.
     """
     made = base.copy()
-    made = Base(made.model, made.submodule_for(first))
+    made = base_model.Base(made.model, made.submodule_for(first))
     sites, targets, qkv = _layers_of(made.part, total, files, first)
     low = {
         site: truncate(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
@@ -103,13 +93,12 @@ def write_lora(
     inject(made.part, lora.with_ranks(ranks, {}, qkv=qkv, seed=first.adapter.key), targets, first.trained)
     parameters = trainable_parameters(made.part)
     with torch.no_grad():
-        for name, tensor in beside(first, made.part).items():
+        for name, tensor in base_model.beside(first, made.part).items():
             parameters[name].copy_(tensor)
         for site, factors in low.items():
             parameters[f"{tensor_prefix(site)}B"].copy_(factors.left)
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
-    size = LibraryModel.make(first.config["base_model"]).image.size
-    relative, absolute = difference(outputs(made.model, size), added(base, first, total, with_head=False).expected)
+    relative, absolute = base_model.difference(base.outputs(made.model), added(base, first, total).expected)
     config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
     if "arguments" in metadata:
@@ -123,9 +112,9 @@ def write_lora(
     }
     with disk_errors(path), scratch_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
-        again = adapted(base, read_adapter(part / path.name))
-        actual, expected, plain = (outputs(model, size) for model in (again.model, made.model, base.model))
-        check_written(actual, expected, plain, "outputs of the LoRA adapter, read again,")
+        again = base_model.adapted(base, read_adapter(part / path.name))
+        actual, expected, plain = map(base.outputs, (again.model, made.model, base.model))
+        base_model.check_written(actual, expected, plain, "outputs of the LoRA adapter, read again,")
     with disk_errors(path):
         save_adapter(made.part, path, **description)  # replaces only an adapter
     layers = []
@@ -135,7 +124,7 @@ def write_lora(
     return Converted(
         layers,
         sum(parameter.numel() for parameter in parameters.values()),
-        sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())),
+        disk_size(path),
         absolute,
         relative,
     )
@@ -148,7 +137,7 @@ def label(file: AdapterFile) -> str:
 
 
 def _layers_of(
-    part: nn.Module, total: State, files: Sequence[AdapterFile], first: AdapterFile
+    part: nn.Module, total: base_model.State, files: Sequence[AdapterFile], first: AdapterFile
 ) -> tuple[list[Site], list[str] | None, str]:
     """Return the sites that get a LoRA update, and the ``targets`` and ``qkv`` that select them."""
     updated = {key for key, delta in total.items() if bool((delta != 0).any())}
@@ -156,13 +145,14 @@ def _layers_of(
     sites = find_sites(part)
     named = [site for site in sites if site.shape.layer in names]
     whole = {site.path for site in named if not site.block}
-    whole |= {s.path for s in sites if not s.block and weight_key(part, s) in updated} - {site.path for site in named}
+    elsewhere = {site.path for site in sites if not site.block and base_model.weight_key(part, site) in updated}
+    whole |= elsewhere - {site.path for site in named}
     chosen = [site for site in sites if (site.path in whole) != bool(site.block) and (not site.block or site in named)]
-    outside = sorted(updated - {weight_key(part, site) for site in chosen})
-    if elsewhere := set(outside) - part.state_dict().keys():
+    outside = sorted(updated - {base_model.weight_key(part, site) for site in chosen})
+    if unknown := set(outside) - part.state_dict().keys():
         raise UserError(
-            f"{first.path} belongs to the image tower alone, and {len(elsewhere)} updated tensors are elsewhere "
-            f"({min(elsewhere)} ...): use the head of an adapter of the whole model (--head), or --as merged."
+            f"{first.path} belongs to the image tower alone, and {len(unknown)} updated tensors are elsewhere "
+            f"({min(unknown)} ...): use the head of an adapter of the whole model (--head), or --as merged."
         )
     if outside:
         raise UserError(
@@ -179,9 +169,9 @@ def _layers_of(
     return chosen, [f"^{exact_pattern(layers)}"], "packed"
 
 
-def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
+def _rows(total: base_model.State, part: nn.Module, site: Site) -> Tensor:
     """Return a site's update, (out, in), its block of a packed weight, or zeros without an update."""
-    update = total.get(weight_key(part, site))
+    update = total.get(base_model.weight_key(part, site))
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
-    return rows_of(update, site)
+    return base_model.rows_of(update, site)

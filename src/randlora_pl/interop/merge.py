@@ -17,24 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, merge_and_unload
-from randlora_pl.adapters.injection import inject
 from randlora_pl.adapters.save_load import place_adapter
-from randlora_pl.adapters.trained import hash_weights
 from randlora_pl.data.unlabelled import frame_of
-from randlora_pl.interop.base_model import (
-    ROUNDING,
-    Base,
-    State,
-    adapted,
-    base_name,
-    beside,
-    change,
-    check_written,
-    difference,
-    interpolate,
-    logits,
-    outputs,
-)
+from randlora_pl.interop import base_model
 from randlora_pl.interop.summary import check_merge
 from randlora_pl.language.tasks.common import plain_task
 from randlora_pl.models import ImageSpec, clip_image_spec, encode_prompts, load_tokenizer, vit_image_spec
@@ -43,7 +28,7 @@ from randlora_pl.models.clip import image_size, resolve
 from randlora_pl.models.weights import quiet
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import atomic_folder, disk_errors, move, refuse_inputs, scratch_folder
+from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, refuse_inputs, scratch_folder
 from randlora_pl.utils.weights_files import local_name
 
 
@@ -194,10 +179,8 @@ class Merged:
     @cached_property
     def library_model(self) -> LibraryModel:
         """Recipe of the library's model; for timm with the linear head as its classifier."""
-        identity = self.file.config["base_model"]
-        plain = LibraryModel.make(identity)
-        seen = asdict(frame_of(self.file.metadata, plain.image))  # the image format of the training, if different
-        plain = replace(plain, image=ImageSpec(**seen))
+        plain = LibraryModel.make(self.file.config["base_model"])
+        plain = replace(plain, image=frame_of(self.file.metadata, plain.image))  # of the training, if different
         if plain.classifier and self.head is not None:
             plain.options["num_classes"] = len(self.head)
         elif plain.classifier and (own := self.model.state_dict().get(f"{plain.classifier}.weight")) is not None:
@@ -245,7 +228,7 @@ class Merged:
     def contents(self, path: Path) -> dict[Path, bytes]:
         """Return the bytes of each file, the weights first, with metadata as text and JSON in safetensors files."""
         image = json.dumps(asdict(self.library_model.image))
-        metadata = {"format": "pt", "made_by": _MADE_BY, "base": base_name(self.file), "image": image}
+        metadata = {"format": "pt", "made_by": _MADE_BY, "base": base_model.base_name(self.file), "image": image}
         if self.classnames:
             metadata["classnames"] = json.dumps(self.classnames)
         if self.classnames and self.templates:
@@ -263,7 +246,7 @@ class Merged:
         return files
 
 
-def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = True) -> Merged:
+def merged(base: base_model.Base, file: AdapterFile, scale: float = 1.0, with_head: bool = True) -> Merged:
     """Return the base model with a merged adapter, W0 + scale (W - W0).
 
     Every tensor that the adapter changes is included, also trained biases and norms; scale 0 gives the base model bit
@@ -271,29 +254,29 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     """
     file.adapter.require_matrix("the merge", file.path)
     check_merge(file, scale)
-    made = adapted(base, file)
-    expected = outputs(made.model, _size(file)) if scale == 1 else None
+    made = base_model.adapted(base, file)
+    expected = base.outputs(made.model) if scale == 1 else None
     merge_and_unload(made.part)
     plain = base.model.state_dict()
-    state = {key: interpolate(plain[key], value, scale) for key, value in made.model.state_dict().items()}
-    state |= beside(file, base.part)
+    state = {key: base_model.interpolate(plain[key], value, scale) for key, value in made.model.state_dict().items()}
+    state |= base_model.beside(file, base.part)
     method = file.adapter.method()
     return _with_state(base, made.model, state, file, with_head, expected, method=method, scale=repr(scale))
 
 
-def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -> Merged:
+def added(base: base_model.Base, file: AdapterFile, total: base_model.State) -> Merged:
     """Return the base model plus a sum of updates, rounded once; ``file`` is the adapter whose head is kept."""
     plain = base.model.state_dict()
     state = {
         key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
-    } | beside(file, base.part)
-    return _with_state(base, base.copy().model, state, file, with_head, None, method="sum of adapters")
+    } | base_model.beside(file, base.part)
+    return _with_state(base, base.copy().model, state, file, True, None, method="sum of adapters")
 
 
 def _with_state(
-    base: Base,
+    base: base_model.Base,
     model: nn.Module,
-    state: State,
+    state: base_model.State,
     file: AdapterFile,
     with_head: bool,
     expected: list[Tensor] | None,
@@ -308,12 +291,8 @@ def _with_state(
             )
     model.load_state_dict(state)
     text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
-    size = _size(file)
-    return Merged(file, model, expected or outputs(model, size), outputs(base.model, size), text, with_head, facts)
-
-
-def _size(file: AdapterFile) -> int:
-    return LibraryModel.make(file.config["base_model"]).image.size
+    expected = expected or base.outputs(model)
+    return Merged(file, model, expected, base.outputs(base.model), text, with_head, facts)
 
 
 def head_file(path: Path) -> Path:
@@ -362,22 +341,25 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     with disk_errors(path), scratch_folder(path) as part:
         for file, content in contents.items():
             (part / file.name).write_bytes(content)
-        actual = outputs(merged.library_model.load(part / path.name), _size(merged.file))
+        library = merged.library_model
+        actual = base_model.outputs(library.load(part / path.name), library.image.size)
         hint = "Try --no-head, and please" if merged.classifies else "Please"
-        absolute = check_written(actual, expected, plain, "outputs of the merged model", hint)
+        absolute = base_model.check_written(actual, expected, plain, "outputs of the merged model", hint)
         for file in left_over:
             file.unlink()  # it does not belong to the new weights
         for file in reversed(contents):  # weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
-    library, transform = merged.library_model, merged.library_model.transform()
+    transform = library.transform()
     clip = library.library == "open_clip"
     notes = [f"images: {library.image.summary()}"]
     if not transform:
         lacks = "crop_pct" if clip else "other color than the mean to fill with"
         notes.append(f"{library.library} has no {lacks}: prepare images as described, without its transform")
-    if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
-        by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
+    rounding = base_model.difference(merged.expected, merged.plain)[0] <= base_model.ROUNDING
+    if rounding and merged.facts.get("scale") != "0.0":
+        changed = base_model.change(merged.expected, merged.plain)
+        by = f"by {changed:.1e}, which is rounding" if changed else "not at all"
         notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
     if merged.head is not None and merged.classifies:
         notes.append(f"outputs: logits of {len(merged.head)} classes; the linear head is in it, with a bias of 0")
@@ -392,7 +374,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     return Written(sizes, absolute, [*library.lines(path), *transform], notes)
 
 
-def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:
+def _bytes(state: base_model.State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:
     if suffix != SUFFIXES[0]:
         stream = io.BytesIO()
         torch.save(state, stream)
@@ -425,27 +407,23 @@ def write_merged(
     model: Any = task.build()
     task.load_head(file.extra)
     whole_model = task.completed(model)
-    plain = logits(whole_model)
+    plain = base_model.logits(whole_model)
     before = {name: value.clone() for name, value in model.state_dict().items()} if scale != 1 else {}
-    wanted, here = file.config.get("base_model", {}).get("weights_sha256_sampled"), hash_weights(model)
-    if wanted and wanted != here:
-        raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
-    inject(model, file.adapter, file.targets)
     place_adapter(model, file)
     whole_model.eval()  # new updates are in training mode; dropout would change the outputs
-    expected = logits(whole_model)
+    expected = base_model.logits(whole_model)
     merge_and_unload(model)
     if before:
         model.load_state_dict(
-            {name: interpolate(before[name], value, scale) for name, value in model.state_dict().items()}
+            {name: base_model.interpolate(before[name], value, scale) for name, value in model.state_dict().items()}
         )
-        expected = logits(whole_model)
+        expected = base_model.logits(whole_model)
     import transformers
 
     with disk_errors(output), atomic_folder(output) as part:
         whole_model.save_pretrained(part)
         task.vocabulary.save_pretrained(part)
-        actual = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
-        absolute = check_written(actual, expected, plain, "logits of the merged model")
-        size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
+        actual = base_model.logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
+        absolute = base_model.check_written(actual, expected, plain, "logits of the merged model")
+        size = disk_size(part)
     return task.auto, size, absolute

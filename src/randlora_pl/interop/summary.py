@@ -15,6 +15,7 @@ from randlora_pl.tasks.prompt.parts import SecondHeadOptions
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files import disk_size
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
@@ -22,7 +23,6 @@ def facts(file: AdapterFile) -> dict[str, Any]:
     config, metadata = file.config, file.metadata
     arguments = metadata.get("arguments", {})
     prompts = sum(tensor.numel() for name, tensor in file.extra.items() if name.startswith("prompts."))
-    files = [file.path] if file.path.is_file() else sorted(file.path.iterdir())
     return {
         "path": str(file.path),
         **file.adapter.describe(),
@@ -32,7 +32,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "head_parameters": sum(tensor.numel() for tensor in file.extra.values()) - prompts,
         "prompt_parameters": prompts,
         "tensor_bytes": sum(t.numel() * t.element_size() for t in (*file.tensors.values(), *file.extra.values())),
-        "file_bytes": sum(each.stat().st_size for each in files),
+        "file_bytes": disk_size(file.path),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in (*file.tensors.values(), *file.extra.values())}),
         "base_model": config.get("base_model", {}),
         "generator": config.get("generator"),

@@ -149,6 +149,11 @@ def disk_errors(path: Path, hint: str = "Set another --output.") -> Iterator[Non
         raise UserError(f"{path} cannot be written ({error.strerror or error}).", hint, str(path)) from error
 
 
+def disk_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
 def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Raise an error if an output would overwrite an input adapter.
 

@@ -146,6 +146,11 @@ def local_name(base: Mapping[str, Any], source: object) -> str:
     return base_arguments(base, source).get("name", str(base["name"]))
 
 
+def base_words(base: Mapping[str, Any]) -> str:
+    """Return library, name and tag of a base model, as far as they are known."""
+    return " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+
+
 def file_name(path: str) -> str:
     """Return the last part of a POSIX or Windows path."""
     return re.split(r"[/\\]", path)[-1]

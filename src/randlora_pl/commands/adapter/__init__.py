@@ -18,10 +18,10 @@ from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.language.tasks import ImportedTask
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files import write_text
+from randlora_pl.utils.files import disk_size, write_text
 from randlora_pl.utils.options import Adapter, File, Folder, Json, Option, Overwrite, Weights
 from randlora_pl.utils.text import printable
-from randlora_pl.utils.weights_files import register_weights
+from randlora_pl.utils.weights_files import base_words, register_weights
 
 
 def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrained: Weights = ()) -> int:
@@ -79,7 +79,6 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
 def described(known: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of an adapter as text."""
     base = known["base_model"]
-    named = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
     digest = str(base.get("weights_sha256_sampled") or "unknown")[:12]
     head = f" and {known['head_parameters']:,} of a head" if known["head_parameters"] else ""
@@ -91,7 +90,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "adapter": f"{known['path']} (format {known['format_version']})",
         "method": f"{known['method']}{': ' if options else ''}{options}",
         "trained": f"{known['parameters']:,} parameters{head}, {size}",
-        "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
+        "base model": ", ".join([base_words(base) or "not named", *extra, f"weights {digest}"]),
         "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
     }
     frame, names = known["training"].get("frame"), known["classnames"]
@@ -317,9 +316,8 @@ def convert(
         except UserError as error:
             raise UserError(f"{name} cannot be imported: {error}.") from None
     written = plan.save(ours, output)
-    size = written.stat().st_size if written.is_file() else sum(file.stat().st_size for file in written.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
-    print(f"{output}: {size:,} bytes{f', a {plan.task.__name__}{classes}' if plan.task else ''}")
+    print(f"{output}: {disk_size(written):,} bytes{f', a {plan.task.__name__}{classes}' if plan.task else ''}")
     return plan.next(output)
 
 
@@ -427,10 +425,9 @@ def pull(
         print(f"converted from PEFT, commit {commit[:12]} of {repo}\n\n{following}")
         return 0
     base = file.config.get("base_model", {})
-    model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     classes = file.metadata.get("classnames") or []
     what = f" for {len(classes):,} classes" if classes else ""
-    print(f"{output}: {file.adapter.method()} adapter of {model or 'a base model'}{what}")
+    print(f"{output}: {file.adapter.method()} adapter of {base_words(base) or 'a base model'}{what}")
     print(f"{size:,} bytes, commit {commit[:12]} of {repo}")
     if sha := base.get("sha256"):
         print(f"its base model needs the weights file {base.get('pretrained')} (SHA-256 {sha})")

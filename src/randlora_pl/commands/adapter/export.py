@@ -9,7 +9,7 @@ from randlora_pl.commands.common import check_output, layer_table
 from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import parse_json, refuse_inputs
+from randlora_pl.utils.files import disk_size, parse_json, refuse_inputs
 from randlora_pl.utils.machine import check_onnx_packages
 from randlora_pl.utils.options import Adapter, File, Finite, Overwrite, Weights, check_rank_or_error
 from randlora_pl.utils.own_classes import import_words
@@ -118,7 +118,7 @@ def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
 
     done = export_peft(adapter, output, peft_type=peft_type)
     shared = "randlora" in (output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
-    size = sum(file.stat().st_size for file in output.iterdir())
+    size = disk_size(output)
     if done.difference is None:
         print(f"{output}: {size:,} bytes, not compared with PEFT ({done.why})")
     else:
