@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
+from randlora_pl.models.clip import build_tiny, tiny_tokenizer
 
 SEEN = {0: "t-shirt", 1: "trouser", 2: "pullover", 3: "dress", 4: "coat"}
 UNSEEN = {5: "sandal", 6: "shirt", 7: "sneaker", 8: "bag", 9: "ankle boot"}

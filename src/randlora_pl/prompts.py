@@ -15,18 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.models.text import (
-    Position,
-    TextRows,
-    embed_dim,
-    encode_rows,
-    image_blocks,
-    image_width,
-    is_causal,
-    padded,
-    text_tower,
-    word_ids,
-)
+from randlora_pl.models import text
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative
@@ -81,7 +70,7 @@ class Prompts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.classes: TextRows | None = None
+        self.classes: text.TextRows | None = None
 
     def take_classes(
         self, model: nn.Module, classnames: Sequence[str], chunk_tokens: int, device: torch.device
@@ -111,9 +100,9 @@ class Prompts(nn.Module):
         context = self.context()
         if shift is not None and context is not None:
             context = context + shift
-        return encode_rows(text_tower(model), self.classes, context, self.deep(), again)
+        return text.encode_rows(text.text_tower(model), self.classes, context, self.deep(), again)
 
-    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
+    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> text.TextRows:
         """Return the token rows of classes (see `TextRows`).
 
         Raises:
@@ -178,15 +167,15 @@ class _FixedPrompts(Prompts):
         super().__init__()
         self.template, self._tokenizer = template, tokenizer
 
-    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
-        rows = [word_ids(self._tokenizer, self.template.replace("{}", name)) for name in classnames]
+    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> text.TextRows:
+        rows = [text.word_ids(self._tokenizer, self.template.replace("{}", name)) for name in classnames]
         room = self._tokenizer([""]).shape[1]
-        return padded(rows, [[-1] * len(row) for row in rows], classnames, room, chunk_tokens)
+        return text.padded(rows, [[-1] * len(row) for row in rows], classnames, room, chunk_tokens)
 
     def take_classes(
         self, model: nn.Module, classnames: Sequence[str], chunk_tokens: int, device: torch.device
     ) -> None:
-        if is_causal(model):
+        if text.is_causal(model):
             super().take_classes(model, classnames, chunk_tokens, device)
             return
         prompts = [self.template.replace("{}", name) for name in classnames]
@@ -228,7 +217,7 @@ class CoOp(PromptLearner):
     """Number of learned tokens M; None for as many as ``words`` are."""
     words: str | None = "a photo of a"
     """Words that the tokens start from; None for random tokens with standard deviation 0.02."""
-    position: Position = "end"
+    position: text.Position = "end"
     """Place of the class name: at the ``end``, in the ``middle`` of the context, or at the ``front``."""
     class_specific: bool = False
     """Learn a context for each class. It names no other classes then."""
@@ -273,16 +262,16 @@ class ContextPrompts(Prompts):
         length: int | None,
         seed: int,
         fills: bool = True,
-        position: Position = "end",
+        position: text.Position = "end",
     ) -> None:
         super().__init__()
-        tower: Any = text_tower(model)
+        tower: Any = text.text_tower(model)
         positions: Tensor = tower.positional_embedding
         if words is None and length is None:
             raise UserError("random tokens need a number: give --model.prompts.length, or words.")
-        self.position: Position = position
+        self.position: text.Position = position
         self._tokenizer, self._room = tokenizer, len(positions)
-        ids = word_ids(tokenizer, "x" if words is None else words)[1:-1]
+        ids = text.word_ids(tokenizer, "x" if words is None else words)[1:-1]
         self._words = ids[:1] * (length or 0) if words is None else ids
         learned = len(ids) if length is None else length
         if learned > len(self._words) or (fills and learned != len(self._words)):
@@ -298,7 +287,7 @@ class ContextPrompts(Prompts):
             start = tower.token_embedding(first).detach().float().clone()
         self.tokens = nn.Parameter(start)
 
-    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
+    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> text.TextRows:
         """Return rows of start token, context, name, full stop and end token; the first of the context are learned."""
         if self.tokens.dim() == 3 and len(classnames) != len(self.tokens):
             raise UserError(
@@ -310,16 +299,14 @@ class ContextPrompts(Prompts):
         before = {"end": len(pairs), "middle": len(pairs) // 2, "front": 0}[self.position]
         rows, slots = [], []
         for name in classnames:
-            stop: list[int] = []
-            if self.position == "end":
-                start, *own, end = word_ids(self._tokenizer, f"{name}.")
-            else:
-                (start, *own, end), stop = word_ids(self._tokenizer, name), word_ids(self._tokenizer, ".")[1:-1]
+            last = self.position == "end"
+            start, *own, end = text.word_ids(self._tokenizer, f"{name}." if last else name)
+            stop = [] if last else text.word_ids(self._tokenizer, ".")[1:-1]
             row = [(start, -1), *pairs[:before], *((word, -1) for word in own), *pairs[before:]]
             row += [(word, -1) for word in [*stop, end]]
             rows.append([token for token, _ in row])
             slots.append([number for _, number in row])
-        return padded(rows, slots, classnames, self._room, chunk_tokens)
+        return text.padded(rows, slots, classnames, self._room, chunk_tokens)
 
     def context(self) -> Tensor | None:
         """Return the learned tokens, None if there are none."""
@@ -347,7 +334,7 @@ class CoCoOp(PromptLearner):
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned context and its network."""
         prompts = _ConditionalPrompts(model, tokenizer, self.words, self.length, seed)
-        features, (width, device) = embed_dim(model), (prompts.tokens.shape[1], prompts.tokens.device)
+        features, (width, device) = text.embed_dim(model), (prompts.tokens.shape[1], prompts.tokens.device)
         with rng.seeded(int(rng.words(seed, "prompts.network", torch.tensor(0)))):
             first = nn.Linear(features, features // 16, device=device)
             prompts.network = nn.Sequential(first, nn.ReLU(), nn.Linear(features // 16, width, device=device))
@@ -396,7 +383,7 @@ class DeepPrompts(PromptLearner):
         """Return the learned tokens of both towers."""
         prompts = _DeepPrompts(model, tokenizer, self, seed, self.visual)
         if self.visual:
-            shape, device = (self.vision_length, image_width(model.visual)), prompts.tokens.device
+            shape, device = (self.vision_length, text.image_width(model.visual)), prompts.tokens.device
             prompts.images.extend(
                 draw_tokens(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)
             )
@@ -414,8 +401,8 @@ class _DeepPrompts(ContextPrompts):
         self, model: nn.Module, tokenizer: Tokenizer, options: "DeepPrompts | MaPLe", seed: int, images: bool
     ) -> None:
         super().__init__(model, tokenizer, options.words, options.length, seed, fills=False)
-        blocks = {"text": len(text_tower(model).transformer.resblocks)} if options.length else {}
-        blocks |= {"image": len(image_blocks(model.visual))} if images else {}
+        blocks = {"text": len(text.text_tower(model).transformer.resblocks)} if options.length else {}
+        blocks |= {"image": len(text.image_blocks(model.visual))} if images else {}
         if options.depth > (least := min(blocks.values())):
             towers = " and ".join(f"the {name} tower has {count} blocks" for name, count in blocks.items())
             raise UserError(f"depth is {options.depth}: {towers}. Give {least} or less (--model.prompts.depth).")
@@ -465,7 +452,7 @@ class MaPLe(PromptLearner):
             )
         prompts = _CoupledPrompts(model, tokenizer, self, seed, True)
         prompts.projections = nn.ModuleList()
-        own, width, device = prompts.tokens.shape[1], image_width(model.visual), prompts.tokens.device
+        own, width, device = prompts.tokens.shape[1], text.image_width(model.visual), prompts.tokens.device
         for block in range(self.depth):  # with PyTorch's first values of a linear layer
             part = min(block, 1) if self.equal_start else block
             with rng.seeded(int(rng.words(seed, "prompts.projection", torch.tensor(part)))):

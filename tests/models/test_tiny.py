@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
+from randlora_pl.models.catalog import TINY_TAG
+from randlora_pl.models.clip import TINY_CONFIG, build_tiny, tiny_tokenizer
 
-FILES = resources.files("randlora_pl.models.tiny")
+FILES = resources.files("randlora_pl.models") / "tiny"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_tiny_clip.py"
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import randlora_pl.models.tiny as tiny
 from randlora_pl.adapters import AdaLoRA, Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
+from randlora_pl.models.clip import TINY_CONFIG
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 
 KINDS: dict[str, type[Objective]] = {
@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[[], Adapter]] = {
 @contextmanager
 def two_blocks() -> Iterator[None]:
     """The tiny CLIP with two blocks a tower: what a task does is the same at any depth, and tests are faster."""
-    configs: list[dict[str, Any]] = [tiny.TINY_CONFIG["model_cfg"][name] for name in ("vision_cfg", "text_cfg")]
+    configs: list[dict[str, Any]] = [TINY_CONFIG["model_cfg"][name] for name in ("vision_cfg", "text_cfg")]
     before = [config["layers"] for config in configs]
     for config in configs:
         config["layers"] = 2

@@ -25,6 +25,7 @@ from randlora_pl.adapters.trained import (
     trained_tensors,
     update_buffers,
     update_modules,
+    update_tensors,
 )
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.weights_files import base_words
@@ -180,7 +181,7 @@ def problems(file: AdapterFile, model: nn.Module) -> list[str]:
     mismatches += bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected, here = _shapes(beside), Sketches()
     for site, delta in deltas.items():
-        own = {**dict(delta.named_parameters()), **update_buffers(delta)}
+        own = update_tensors(delta)
         expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
         here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta, own).items()}
         mismatches += kept_problems(delta, file.tensors, tensor_prefix(site))

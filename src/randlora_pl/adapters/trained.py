@@ -34,6 +34,11 @@ def update_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def update_tensors(delta: DeltaWeight) -> dict[str, Tensor]:
+    """Return the tensors of an update that files store, by name: its parameters, and its kept buffers."""
+    return {**dict(delta.named_parameters()), **update_buffers(delta)}
+
+
 def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
     """Return the reasons that the kept buffers of a file, if they have the right shapes, cannot be loaded.
 

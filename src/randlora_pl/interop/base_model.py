@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, load_adapter
-from randlora_pl.adapters.adapter_file import adapter_state, bases_problem
-from randlora_pl.adapters.operations import delta_weights, weight_updates
+from randlora_pl.adapters import AdapterFile, adapter_file, delta_weights, load_adapter, operations, trained
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.sites import Site, find_sites
-from randlora_pl.adapters.trained import hash_weights, trained_tensors, update_buffers
-from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
-from randlora_pl.models.catalog import check_config
+from randlora_pl.models import ImageTower, ModelIdentity, catalog, library_of, load_clip, load_vit
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.weights_files import base_arguments, base_words, without_local_paths
@@ -143,11 +139,11 @@ class Base:
             UserError: Neither matches.
         """
         wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-        whole = hash_weights(self.model, trained_tensors(self.model, file.trained))
+        whole = trained.hash_weights(self.model, trained.trained_tensors(self.model, file.trained))
         if not wanted or whole == wanted:
             return self.model
         tower = ImageTower(self.model).eval() if hasattr(self.model, "visual") else None
-        if tower is not None and hash_weights(tower, trained_tensors(tower, file.trained)) == wanted:
+        if tower is not None and trained.hash_weights(tower, trained.trained_tensors(tower, file.trained)) == wanted:
             return tower
         raise UserError(
             f"{file.path} was trained on other weights: {base_name(file)}; weights with this name here are "
@@ -214,7 +210,7 @@ def load_base(file: AdapterFile) -> Base:
         )
     except UserError as error:
         raise UserError(f"the base model of {file.path} does not load: {error}") from error
-    check_config(base, made.identity.config_sha256 if made.identity else None, file.path)
+    catalog.check_config(base, made.identity.config_sha256 if made.identity else None, file.path)
     whole: Any = made.model
     weight = file.tensors.get(f"{getattr(whole, 'default_cfg', {}).get('classifier')}.weight")
     if file.trained and weight is not None:  # a trained classifier of timm; the adapter has its values
@@ -224,7 +220,7 @@ def load_base(file: AdapterFile) -> Base:
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors trained completely beside an adapter, by key in its base model's state dict."""
-    return {name: file.tensors[name] for name in trained_tensors(model, file.trained)}
+    return {name: file.tensors[name] for name in trained.trained_tensors(model, file.trained)}
 
 
 def same_base(files: Sequence[AdapterFile]) -> None:
@@ -276,10 +272,10 @@ def updates(base: Base, file: AdapterFile) -> State:
     """
     file.adapter.require_matrix("the comparison", file.path)
     part = adapted(base, file).part
-    before, state = base.submodule_for(file).state_dict(), adapter_state(part)
+    before, state = base.submodule_for(file).state_dict(), adapter_file.adapter_state(part)
     whole = beside(file, part)
     own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before and name not in whole}
-    return weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
+    return operations.weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
 
 
 def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
@@ -338,7 +334,7 @@ def layer_updates(file: AdapterFile) -> State:
         return {name: update for name, update in updates(base, file).items() if name in file.layers}
     shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]
     bases = file.bases or file.adapter.bases(shapes, torch.device("cpu"))
-    if problem := bases_problem(file, "" if bases is None else bases.fingerprint, ()):
+    if problem := adapter_file.bases_problem(file, "" if bases is None else bases.fingerprint, ()):
         raise UserError(f"{file.path}: {problem[0]}; use the version of randlora-pl that wrote it.")
     by_layer: State = {}
     for shape in shapes:
@@ -350,7 +346,7 @@ def layer_updates(file: AdapterFile) -> State:
             start = prefix.lstrip(".")
             own = {name.removeprefix(start): value for name, value in file.tensors.items() if name.startswith(start)}
             tensors = tensors or own
-        for name, value in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
+        for name, value in trained.update_tensors(delta).items():
             if name not in tensors or tensors[name].shape != value.shape:
                 raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(value.shape)}.")
             value.copy_(tensors[name])

@@ -20,16 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject, save_adapter
-from randlora_pl.adapters.derived import derived_once
-from randlora_pl.adapters.injection import make_deltas
+from randlora_pl.adapters import Adapter, derived, injection, operations, save_adapter, trained
 from randlora_pl.adapters.layers import has_own_forward
 from randlora_pl.adapters.methods import randlora
-from randlora_pl.adapters.operations import report_of, use_bases
 from randlora_pl.adapters.random_bases import Bases, exact_pattern
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import CONV, Site, find_sites
-from randlora_pl.adapters.trained import base_buffers, hash_weights, update_buffers
 from randlora_pl.interop.base_model import Base
 from randlora_pl.models import ImageTower
 from randlora_pl.models.weights import load_without_code
@@ -66,10 +62,10 @@ class ExternalAdapter:
             UserError: A layer is adapted differently, or a tensor has a different shape. The model is not changed.
         """
         sites = select(model, self.targets, False)
-        with derived_once(nothing=True):
-            deltas = make_deltas(self.adapter, sites, model)[0]
+        with derived.derived_once(nothing=True):
+            deltas = injection.make_deltas(self.adapter, sites, model)[0]
         for site, delta in deltas.items():
-            layer, own = site.shape.layer, {**dict(delta.named_parameters()), **update_buffers(delta)}
+            layer, own = site.shape.layer, trained.update_tensors(delta)
             wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
             present = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
             if wrong := [
@@ -79,12 +75,9 @@ class ExternalAdapter:
                 raise UserError(
                     f"{self.source}: {wrong[0]} of {layer} {shapes}; it belongs to another model, or is damaged."
                 )
-            bases = getattr(delta, "bases", None)
-            if self.bases is None or not isinstance(bases, Bases):
-                continue
-            have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, bases))
-            if any(mine < needed for mine, needed in zip(have[0] + have[1], want[0] + want[1], strict=True)):
-                raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
+        needed = operations.with_bases(deltas.values()).values()
+        if self.bases is not None and (problem := operations.basis_size_error(self.bases, needed)):
+            raise UserError(f"{self.source}: {problem}.")
 
     def owned(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's own tensors for the imported, completely trained modules, by name.
@@ -92,7 +85,7 @@ class ExternalAdapter:
         Raises:
             UserError: A tensor has a different shape or its module does not exist.
         """
-        own: dict[str, Tensor] = {**dict(model.named_parameters()), **base_buffers(model)}
+        own: dict[str, Tensor] = {**dict(model.named_parameters()), **trained.base_buffers(model)}
         for name, tensor in self.extra.items():
             if name in own and own[name].shape != tensor.shape:
                 here, there = tuple(own[name].shape), tuple(tensor.shape)
@@ -104,13 +97,13 @@ class ExternalAdapter:
                 raise UserError(f"{self.source}: {name} was trained as a whole, and this model has none.")
         return {name: own[name] for name in self.extra if name in own}
 
-    def inject(self, model: nn.Module) -> InjectionReport:
+    def inject(self, model: nn.Module) -> injection.InjectionReport:
         """Add the adapter to a base model in place."""
         self.check(model)
         owned = self.owned(model)
         parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]
-        trained = [f"^{exact_pattern(parameters)}"] if parameters else None
-        report = inject(model, self.adapter, self.targets, trained)
+        whole = [f"^{exact_pattern(parameters)}"] if parameters else None
+        report = injection.inject(model, self.adapter, self.targets, whole)
         self.fill(model)
         with torch.no_grad():
             for name, tensor in owned.items():
@@ -119,16 +112,16 @@ class ExternalAdapter:
 
     def fill(self, model: nn.Module) -> None:
         """Copy the values into a model that already has the method and layers."""
-        if (procedure := report_of(model).procedure) is not None:
+        if (procedure := operations.report_of(model).procedure) is not None:
             procedure.ran = True  # in the training of the file
         if self.bases is not None:
-            use_bases(model, self.bases)
+            operations.use_bases(model, self.bases)
         with torch.no_grad():
-            for path, layer in adapted_layers(model).items():
+            for path, layer in operations.adapted_layers(model).items():
                 name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
                 if layer.delta is None:
                     continue
-                for tensor, value in {**dict(layer.delta.named_parameters()), **update_buffers(layer.delta)}.items():
+                for tensor, value in trained.update_tensors(layer.delta).items():
                     value.copy_(self.layers[name][tensor])
 
 
@@ -205,9 +198,8 @@ def translate_official(path: str | os.PathLike[str], model: nn.Module, alpha: fl
     seed = state.get("seed", 0)
     seed = int(seed) if isinstance(seed, int) or (isinstance(seed, Tensor) and seed.numel() == 1) else 0
     method = randlora.of_official_code(ranks[0], alpha, seed)
-    foreign = ExternalAdapter(
-        str(path), method, layers, Bases(seed, a, b[:most], stored=True)
-    )  # the file has 1,000 bases, most unused
+    bases = Bases(seed, a, b[:most], stored=True)  # the file has 1,000 bases, most unused
+    foreign = ExternalAdapter(str(path), method, layers, bases)
     foreign.check(model)
     return foreign
 
@@ -222,10 +214,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not the state of a model.")
     state = {str(name): value for name, value in state.items()}
-    ours = [name for name in state if name.endswith((_LAMBDA, _GAMMA))]
-    for name in ours:
-        value = state[name]
-        if not (isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()):
+    for name, value in state.items():
+        matrix = isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
+        if name.endswith((_LAMBDA, _GAMMA)) and not matrix:
             raise UserError(f"{path}: {name} is not a matrix of numbers; it is damaged, copy it again.")
     return state
 
@@ -408,7 +399,7 @@ def check_base(path: Path, saved: Mapping[str, Any], base: Base) -> None:
     named = saved.get("base_model") or {}
     wanted = named.get("weights_sha256_sampled")
     parts = [base.model, *([ImageTower(base.model)] if hasattr(base.model, "visual") else [])]
-    if wanted and wanted not in (hashes := [hash_weights(part) for part in parts]):
+    if wanted and wanted not in (hashes := [trained.hash_weights(part) for part in parts]):
         words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
         raise UserError(
             f"{path} was trained on other weights ({words}, {str(wanted)[:12]}) than --model and "

@@ -11,24 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import yaml
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    ModelCardData,
-    constants,
-    get_token,
-)
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub import constants, errors, utils
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
-from randlora_pl.interop import peft_import as peft
-from randlora_pl.interop.external import TASK
+from randlora_pl.interop import external, peft_import
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils import __version__
@@ -84,9 +74,9 @@ def push_folder(
         if private and not info.private:
             raise UserError(f"{repo} exists and is public, so nothing was sent. Make it private in its settings.")
         there = {sibling.rfilename for sibling in info.siblings or []}
-        operations: list[Any] = [CommitOperationAdd(file.name, str(file)) for file in files]
+        operations: list[Any] = [huggingface_hub.CommitOperationAdd(file.name, str(file)) for file in files]
         if BASES in there - {file.name for file in files}:  # of an older adapter
-            operations.append(CommitOperationDelete(BASES))
+            operations.append(huggingface_hub.CommitOperationDelete(BASES))
         return str(api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url)
 
 
@@ -135,15 +125,15 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
         api = _api()
         info = api.model_info(repo, revision=revision)
         there = {sibling.rfilename for sibling in info.siblings or []}
-        for name in sorted({peft.CONFIG, peft.TENSORS, TASK, peft.HEAD} & there):
+        for name in sorted({peft_import.CONFIG, peft_import.TENSORS, external.TASK, peft_import.HEAD} & there):
             api.hf_hub_download(repo, name, revision=str(info.sha), local_dir=folder)
     return str(info.sha)
 
 
-def _api() -> HfApi:
+def _api() -> huggingface_hub.HfApi:
     if not sys.stderr.isatty():
-        disable_progress_bars()
-    return HfApi(library_name="randlora-pl", library_version=__version__)
+        utils.disable_progress_bars()
+    return huggingface_hub.HfApi(library_name="randlora-pl", library_version=__version__)
 
 
 @contextmanager
@@ -167,22 +157,22 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     hub = constants.ENDPOINT
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no branch, tag or commit {revision or 'main'!r}; see {hub}/{repo}/tree/main"
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"{hub} refuses the card ({_line(str(error))}): edit it with --licence or --card."
-    answered = next((link for link in chain if isinstance(link, HfHubHTTPError)), None)
+    answered = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), None)
     if answered is not None:
         status = answered.response.status_code
-        if status == 401 and get_token() is not None and "Repository" not in str(answered):
+        if status == 401 and huggingface_hub.get_token() is not None and "Repository" not in str(answered):
             return f"{hub} does not accept the token (401): it is mistyped or expired. Log in again: {_LOGIN}"
         if status in (401, 404):
-            login = "" if get_token() is not None else f" You are not logged in: {_LOGIN}"
+            login = "" if huggingface_hub.get_token() is not None else f" You are not logged in: {_LOGIN}"
             return f"{hub} has no model {repo} ({status}), or it is private and not shared with you.{login}"
         if status == 403:
             return f"{hub} does not allow this for {repo} (403). Use a token with write access, and your own user name."
         return f"{hub} refuses ({status}): {_line(answered.server_message or str(answered))}"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
         return "HF_HUB_OFFLINE is set, so the Hub is not used. Unset it for adapter push and adapter pull."
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:  # of httpx, requests, sockets
@@ -220,7 +210,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
         options |= {"prompts": prompts["options"]}
     base_id = hub_id(file.config.get("base_model", {}))
-    header = ModelCardData(
+    header = huggingface_hub.ModelCardData(
         library_name="randlora-pl",
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
@@ -239,7 +229,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         **_NAMES,
     }
     metrics = {label: _shown(key, results[key]) for key, label in labels.items() if results.get(key) is not None}
-    card = ModelCard.from_template(
+    card = huggingface_hub.ModelCard.from_template(
         header,
         template_str=resources.files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
         name=repo.rpartition("/")[2],

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
-from randlora_pl.adapters.adapter_file import tensor_prefix
-from randlora_pl.adapters.derived import truncate
+from randlora_pl.adapters import AdapterFile, adapter_file, derived, inject, operations, random_bases, save_load
 from randlora_pl.adapters.methods import lora
-from randlora_pl.adapters.random_bases import exact_pattern
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.interop import base_model
@@ -86,18 +83,18 @@ def write_lora(
     made = base_model.Base(made.model, made.submodule_for(first))
     sites, targets, qkv = _layers_of(made.part, total, files, first)
     low = {
-        site: truncate(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
+        site: derived.truncate(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
         for site in sites
     }
     ranks = {site.shape.layer: factors.rank for site, factors in low.items()}
     inject(made.part, lora.with_ranks(ranks, {}, qkv=qkv, seed=first.adapter.key), targets, first.trained)
-    parameters = trainable_parameters(made.part)
+    parameters = operations.trainable_parameters(made.part)
     with torch.no_grad():
         for name, tensor in base_model.beside(first, made.part).items():
             parameters[name].copy_(tensor)
         for site, factors in low.items():
-            parameters[f"{tensor_prefix(site)}B"].copy_(factors.left)
-            parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
+            parameters[f"{adapter_file.tensor_prefix(site)}B"].copy_(factors.left)
+            parameters[f"{adapter_file.tensor_prefix(site)}A"].copy_(factors.right)
     relative, absolute = base_model.difference(base.outputs(made.model), added(base, first, total).expected)
     config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
@@ -111,12 +108,12 @@ def write_lora(
         "metadata": {**metadata, "made_from": dict(origin or {})},
     }
     with disk_errors(path), scratch_folder(path) as part:
-        save_adapter(made.part, part / path.name, **description)
-        again = base_model.adapted(base, read_adapter(part / path.name))
+        save_load.save_adapter(made.part, part / path.name, **description)
+        again = base_model.adapted(base, save_load.read_adapter(part / path.name))
         actual, expected, plain = map(base.outputs, (again.model, made.model, base.model))
         base_model.check_written(actual, expected, plain, "outputs of the LoRA adapter, read again,")
     with disk_errors(path):
-        save_adapter(made.part, path, **description)  # replaces only an adapter
+        save_load.save_adapter(made.part, path, **description)  # replaces only an adapter
     layers = []
     for site, factors in low.items():
         shape, norm = (site.shape.out_features, site.shape.in_features), _rows(total, base.model, site).double().norm()
@@ -166,7 +163,7 @@ def _layers_of(
     same = not first.adapter.trains_base and set(first.layers) == set(layers)
     if same and select(part, first.targets, first.adapter.qkv == "split") == chosen:
         return chosen, first.targets, first.adapter.qkv
-    return chosen, [f"^{exact_pattern(layers)}"], "packed"
+    return chosen, [f"^{random_bases.exact_pattern(layers)}"], "packed"
 
 
 def _rows(total: base_model.State, part: nn.Module, site: Site) -> Tensor:

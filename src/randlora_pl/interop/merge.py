@@ -16,16 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, merge_and_unload
-from randlora_pl.adapters.save_load import place_adapter
+from randlora_pl.adapters import AdapterFile, merge_and_unload, save_load
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop import base_model
 from randlora_pl.interop.summary import check_merge
 from randlora_pl.language.tasks.common import plain_task
-from randlora_pl.models import ImageSpec, clip_image_spec, encode_prompts, load_tokenizer, vit_image_spec
-from randlora_pl.models.catalog import is_folder, open_folder
-from randlora_pl.models.clip import image_size, resolve
-from randlora_pl.models.weights import quiet
+from randlora_pl.models import ImageSpec, catalog, clip, encode_prompts, vit_image_spec, weights
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, refuse_inputs, scratch_folder
@@ -54,14 +50,14 @@ class LibraryModel:
         name = local_name(identity, "the adapter")
         if identity["library"] == "open_clip":
             tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file has no further options
-            source = resolve(name, tag)
-            options = {} if size in (None, image_size(source)) else {"force_image_size": size}
-            image = clip_image_spec(name, tag, size)
+            source = clip.resolve(name, tag)
+            options = {} if size in (None, clip.image_size(source)) else {"force_image_size": size}
+            image = clip.clip_image_spec(name, tag, size)
             own = source.config if source.folder is not None or name == "tiny" else None
             return cls("open_clip", source.library_name, image, options, own)
         image, options = vit_image_spec(name, size), {}
-        if is_folder(name):
-            config, name, options = open_folder(name, "timm").timm_parts()
+        if catalog.is_folder(name):
+            config, name, options = catalog.open_folder(name, "timm").timm_parts()
         else:
             config = timm.models.get_pretrained_cfg(name)
         options = options | {"num_classes": 0}
@@ -72,7 +68,7 @@ class LibraryModel:
 
     def load(self, path: Path) -> nn.Module:
         """Build the model and load every tensor of a file strictly, with the library's own functions."""
-        with quiet():
+        with weights.quiet():
             if self.library == "timm":
                 model: nn.Module = timm.create_model(self.name, checkpoint_path=str(path), **self.options)
             elif self.config is None:
@@ -217,7 +213,7 @@ class Merged:
             return self.file.extra["head"].float()
         if not self.templates:
             return None
-        tokenizer = load_tokenizer(local_name(self.file.config["base_model"], self.file.path))
+        tokenizer = clip.load_tokenizer(local_name(self.file.config["base_model"], self.file.path))
         return self.logit_scale * encode_prompts(self.model, tokenizer, self.classnames, self.templates, "cpu")
 
     @property
@@ -351,10 +347,10 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
     transform = library.transform()
-    clip = library.library == "open_clip"
+    is_clip = library.library == "open_clip"
     notes = [f"images: {library.image.summary()}"]
     if not transform:
-        lacks = "crop_pct" if clip else "other color than the mean to fill with"
+        lacks = "crop_pct" if is_clip else "other color than the mean to fill with"
         notes.append(f"{library.library} has no {lacks}: prepare images as described, without its transform")
     rounding = base_model.difference(merged.expected, merged.plain)[0] <= base_model.ROUNDING
     if rounding and merged.facts.get("scale") != "0.0":
@@ -366,7 +362,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         if path.suffix == ".pt":
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
     elif merged.head is not None:
-        features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
+        features = "F.normalize(model.encode_image(images), dim=-1)" if is_clip else "model(images)"
         if library.name == "tiny" and merged.templates:
             notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
         source = f"the head, which contains the scale, and the class names of {head_file(path)}"
@@ -409,7 +405,7 @@ def write_merged(
     whole_model = task.completed(model)
     plain = base_model.logits(whole_model)
     before = {name: value.clone() for name, value in model.state_dict().items()} if scale != 1 else {}
-    place_adapter(model, file)
+    save_load.place_adapter(model, file)
     whole_model.eval()  # new updates are in training mode; dropout would change the outputs
     expected = base_model.logits(whole_model)
     merge_and_unload(model)

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.base_model import refuse_texts
-from randlora_pl.tasks import ImageTask, load_task
-from randlora_pl.tasks.losses import check_numbers
-from randlora_pl.tasks.restore import require_classes
+from randlora_pl.tasks import ImageTask, load_task, losses, restore
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, move, scratch_folder
@@ -101,7 +99,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     file = read_adapter(path)
     refuse_texts(file, "become programs")
     if part != "image":
-        require_classes(file.metadata, path, "an exported classifier")
+        restore.require_classes(file.metadata, path, "an exported classifier")
     return make_program(load_task(path, gradient_checkpointing=False), part)
 
 
@@ -276,7 +274,7 @@ def _compare(program: Program, run: Callable[[Tensor], Any], where: str) -> floa
         with torch.no_grad():
             results = program.module(example), run(example)
         expected, actual = (each if isinstance(each, tuple) else (each,) for each in results)
-        check_numbers(expected[0], "the adapter")
+        losses.check_numbers(expected[0], "the adapter")
         for name, ours, theirs in zip(program.outputs, expected, actual, strict=True):
             difference = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
             if not difference <= TOLERANCE:  # NaN as well

@@ -17,16 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, AdapterFile, adapted_layers, merge_and_unload, read_adapter
+from randlora_pl.adapters import Adapter, AdapterFile, adapted_layers, layers, merge_and_unload, read_adapter, sites
 from randlora_pl.adapters.base import FactoredDelta, Part, PeftForm
-from randlora_pl.adapters.layers import RowBlocks
 from randlora_pl.adapters.methods.lora import of_factors
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern
-from randlora_pl.adapters.sites import is_packed_linear
-from randlora_pl.interop.base_model import LOST, Base, adapted, load_base
-from randlora_pl.interop.external import plain_convolution
+from randlora_pl.interop import base_model, external, summary
 from randlora_pl.interop.peft_import import TENSORS, PeftAdapter, base_name, write_peft
-from randlora_pl.interop.summary import check_no_prompts
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError, first_line
@@ -60,7 +56,7 @@ class Difference(NamedTuple):
     @property
     def fits(self) -> bool:
         """True if the difference is rounding, and not a lost small update."""
-        return self.gap <= TOLERANCE * self.largest and (self.gap <= LOST * self.change or not self.change)
+        return self.gap <= TOLERANCE * self.largest and (self.gap <= base_model.LOST * self.change or not self.change)
 
     def summary(self) -> str:
         """Return text for the user, after a colon or inside a sentence."""
@@ -75,7 +71,9 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> Difference:
+def difference(
+    ours: nn.Module, base: base_model.Base, folder: Path, classifier: Classifier | None = None
+) -> Difference:
     """Return the largest difference between our outputs and PEFT's, or of merged weights if inputs are unknown.
 
     Neither model is changed; if PEFT's file has a classifier, the base model is of timm.
@@ -122,7 +120,7 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier
     return first
 
 
-def _outputs(models: Sequence[Any], base: Base, classifier: Classifier | None) -> list[tuple[Tensor, ...]]:
+def _outputs(models: Sequence[Any], base: base_model.Base, classifier: Classifier | None) -> list[tuple[Tensor, ...]]:
     """Return the outputs of our model, PEFT's and the base model."""
     ours, theirs, plain = models
     outputs = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
@@ -183,18 +181,18 @@ def export_peft(
     two = kind.to_peft is not Adapter.to_peft and kind.in_peft is not Adapter.in_peft and kind.peft
     if peft_type is not None and not (two and peft_type == two.name):
         raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
-    check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
+    summary.check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
     factored = file.adapter.exports_factors
     if not factored:
         to_peft(file, set(), None, peft_type)  # check the method before a large model is built
-    base, named = None if model is None else Base(model, model), file.config.get("base_model", {})
+    base, named = None if model is None else base_model.Base(model, model), file.config.get("base_model", {})
     if base is None and named.get("library") and named.get("name"):
-        base = load_base(file)
+        base = base_model.load_base(file)
     modules = base.model.named_modules() if base is not None else ()
     attention = {path for path, module in modules if isinstance(module, nn.MultiheadAttention)}
     if factored and base is None:
         raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
-    made = None if base is None or not factored else adapted(base, file)
+    made = None if base is None or not factored else base_model.adapted(base, file)
     known, whole = (None, None) if base is None else (attention, base.part)
     adapter = to_peft(file, known, whole, peft_type, None if made is None else made.part)
     identity, task = None if base is None else base.identity, task_class(file)
@@ -218,7 +216,7 @@ def export_peft(
             return Exported(None, "the adapter does not name its base model", None, bool(adapter.head))
         if not installed():
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
-        made = adapted(base, file) if made is None else made
+        made = base_model.adapted(base, file) if made is None else made
         with _refusing(file):
             gap = difference(made.model, base, part, (file.extra["head"], None) if name else None)
         return Exported(gap, "", name, bool(adapter.head), identity)
@@ -230,7 +228,7 @@ def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
     From a model with the adapter, ``updated``, come the factors of their updates, B (out, k) and A (k, in), in place of
     what trained.
     """
-    layers, parts = {} if updated is None else adapted_layers(updated), []
+    modules, parts = {} if updated is None else adapted_layers(updated), []
     for name, shape in file.layers.items():
         owner, _, last = name.rpartition(".")
         whole = any(tensor.startswith(f"{name}.delta.") for tensor in file.tensors)
@@ -245,13 +243,13 @@ def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
         if not own:
             raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
         if updated is not None:
-            delta = layers[path].delta
-            if isinstance(delta, RowBlocks) and block:
+            delta = modules[path].delta
+            if isinstance(delta, layers.RowBlocks) and block:
                 delta = delta.blocks()[block]
             assert isinstance(delta, FactoredDelta)
             b, a = delta.factors()
             own = {"B": b.contiguous(), "A": a.contiguous()}
-        packed = not whole and not (block and is_packed_linear(path))
+        packed = not whole and not (block and sites.is_packed_linear(path))
         parts.append(Part(WeightShape(name, *shape[:2]), path, block, packed, own))
     return parts
 
@@ -367,7 +365,7 @@ def _with_kernels(
             continue
         if form.kernels is None:
             raise UserError(f"{path} is a convolution, which PEFT adapts so with LoRA and HiRA only")
-        if not plain_convolution(layer):
+        if not external.plain_convolution(layer):
             raise UserError(f"PEFT's update has no groups, dilation or padding mode for a convolution such as {path}")
         a, b = (f"{path}.{name}" for name in form.kernels)
         converted[a] = converted[a].view(-1, *layer.weight.shape[1:])

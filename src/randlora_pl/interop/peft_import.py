@@ -19,9 +19,8 @@ from typing import Any, TypedDict, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, methods
+from randlora_pl.adapters import Adapter, methods, save_load
 from randlora_pl.adapters.base import Layers, PeftContent, PeftForm
-from randlora_pl.adapters.save_load import load_tensors, save_tensors
 from randlora_pl.adapters.sites import Site
 from randlora_pl.interop.external import TASK, ExternalAdapter, sites_by_name
 from randlora_pl.utils.adapter_schema import BaseModel
@@ -95,9 +94,9 @@ def read_peft(path: str | os.PathLike[str], name: str | None = None) -> PeftAdap
     config = _json(path / CONFIG)
     if "peft_type" not in config:
         raise UserError(f"{path / CONFIG} has no peft_type, so the method is unknown; copy it again.")
-    stored = load_tensors(path / TENSORS).items()
+    stored = save_load.load_tensors(path / TENSORS).items()
     inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
-    head = load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
+    head = save_load.load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
     if wrong := misfit(task, _Task):
         raise UserError(f"{path / TASK}: {wrong}; copy it again.")
@@ -185,7 +184,7 @@ def _is_id(value: object) -> TypeGuard[str]:
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_tensors({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)
+    save_load.save_tensors({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)
 
 
 _HARMLESS = {  # origin, initialization and training

@@ -4,10 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.derived import spectrum
+from randlora_pl.adapters import AdapterFile, derived, trained
 from randlora_pl.adapters.methods.full import BaseWeightMethod
-from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import State, layer_updates, load_base, site_weights
 from randlora_pl.prompts import CoOp, PromptLearner
 from randlora_pl.tasks.prompt.features import PromptedClip
@@ -68,7 +66,7 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         part = load_base(file).part
         if isinstance(file.adapter, BaseWeightMethod):
-            weights = {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
+            weights = {name: value.detach() for name, value in trained.chosen_tensors(part, file.adapter).items()}
         else:
             weights = site_weights(part, file.layers)
     except UserError as error:
@@ -87,7 +85,7 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
-    measured = spectrum(matrix) if matrix is not None and matrix.dim() == 2 else None
+    measured = derived.spectrum(matrix) if matrix is not None and matrix.dim() == 2 else None
     sizes = {prefix + name: getattr(measured, name, None) for name in ("rank", "stable_rank", "effective_rank", "norm")}
     if matrix is not None and measured is None:  # biases, norms, the patch convolution
         sizes[prefix + "norm"] = float(matrix.double().norm())

@@ -63,6 +63,9 @@ MODELS: tuple[ModelRow, ...] = (
 )  # fmt: skip
 """The tested base models, in the order of the listing."""
 
+TINY_TAG = "emoji-fashion"
+"""The bundled weights of the tiny CLIP."""
+
 MATRIX = Path(__file__).with_name("matrix.csv")
 """Table of every architecture of open_clip and timm, written by ``scripts/model_matrix.py``."""
 

@@ -1,43 +1,38 @@
 """CLIP models of open_clip: architecture by name, with activation and preprocessing; weights by tag, file or seed."""
 
+import gzip
+import io
+import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
+from randlora_pl.models import weights
+from randlora_pl.models.catalog import OWN, TINY_TAG, ModelFolder, is_folder, open_folder
 from randlora_pl.models.text import image_features
-from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
-from randlora_pl.models.weights import (
-    ImageSpec,
-    ModelIdentity,
-    check_size,
-    mismatch,
-    modification_time,
-    not_downloaded,
-    open_clip_spec,
-    patch_size,
-    quiet,
-    read_weights,
-    seeded,
-)
 from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.reuse import cached, cached_copy
 from randlora_pl.utils.weights_files import asking_hub, looks_like_file, no_code_of_others, remember
 
 _QUICK = "-quickgelu"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 """Keys of open_clip's image preprocessing."""
+
+_TINY = Path(__file__).with_name("tiny")
+TINY_CONFIG: dict[str, Any] = json.loads((_TINY / "config.json").read_text(encoding="utf-8"))
+"""`model_cfg` of the bundled tiny CLIP, and its image preprocessing `preprocess_cfg`: `size` in pixels, `mean`, `std`,
+`interpolation`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
             "(`randlora-pl models` shows some); weights of your own go to --model.pretrained PATH."
         )
     tiny = name == "tiny"
-    config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
+    config = TINY_CONFIG["model_cfg"] if tiny else open_clip.get_model_config(name)
     entries = (
         []
         if tiny
@@ -127,7 +122,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
     if tag_entry:
         activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
         note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
-        return Source(twin, tag, "tag", _config(twin), tag_entry, (note,) if twin != name else ())
+        return Source(twin, tag, "tag", open_clip.get_model_config(twin), tag_entry, (note,) if twin != name else ())
     if not looks_like_file(pretrained):
         tags = [TINY_TAG] if tiny else open_clip.list_pretrained_tags_by_model(name)
         raise UserError(
@@ -147,17 +142,13 @@ def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
     if folder.revision is not None:
         raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not take. Remove it.")
     config = folder.config["model_cfg"]
-    preprocess = merge_preprocess_dict(PreprocessCfg(), folder.config.get("preprocess_cfg", {}))
+    usual = open_clip.transform.PreprocessCfg()
+    preprocess = open_clip.transform.merge_preprocess_dict(usual, folder.config.get("preprocess_cfg", {}))
     if pretrained in (None, OWN, "random"):
         kind = pretrained or OWN
         return Source(folder.name, kind, kind, config, preprocess, folder=folder)
     assert pretrained is not None
     return Source(folder.name, folder.file_of(pretrained), "file", config, preprocess, folder=folder)
-
-
-def _config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = open_clip.get_model_config(name)
-    return config
 
 
 def image_size(source: Source) -> int:
@@ -187,10 +178,10 @@ def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec
     size = usual if force_image_size is None else force_image_size
     vision = source.config["vision_cfg"]
     patch = vision.get("patch_size", 16) if isinstance(vision.get("layers", 12), int) and not source.timm_tower else 1
-    check_size(source.name, size, patch)
+    weights.check_size(source.name, size, patch)
     if source.name == "tiny" and size != usual:
         raise UserError(f"The tiny CLIP works at {usual} pixels only, not at {size}; leave out the image size.")
-    return open_clip_spec(source.preprocess, size, source.name)
+    return weights.open_clip_spec(source.preprocess, size, source.name)
 
 
 def download(source: Source) -> str:
@@ -203,12 +194,12 @@ def download(source: Source) -> str:
         assert source.folder is not None
         return str(source.folder.weights())
     try:
-        with quiet(), asking_hub():
+        with weights.quiet(), asking_hub():
             return str(open_clip.download_pretrained(source.preprocess))
     except Exception as error:  # huggingface_hub, its HTTP client and urllib raise different types
         where = source.preprocess.get("hf_hub", "").strip("/")
         url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")
-        raise not_downloaded(source.what, error, url, f"--model.name {source.name} ") from error
+        raise weights.not_downloaded(source.what, error, url, f"--model.name {source.name} ") from error
 
 
 _log = logging.getLogger("randlora_pl")
@@ -221,7 +212,7 @@ class LoadedClip:
 
     model: nn.Module
     image: ImageSpec
-    identity: ModelIdentity
+    identity: weights.ModelIdentity
     embed_dim: int
     name: str
 
@@ -290,28 +281,29 @@ def load_clip(
     drawn_seed = seed if source.kind == "random" else None
     config = source.folder and source.folder.sha256
     file = download(source) if source.kind == OWN else source.pretrained
-    key = (source.kind, source.name, file, modification_time(file), drawn_seed, force_image_size, config)
+    key = (source.kind, source.name, file, weights.modification_time(file), drawn_seed, force_image_size, config)
     return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
     image = image_spec(source, force_image_size)
     path = download(source) if source.kind in ("tag", OWN) else source.pretrained
-    state = None if source.kind in ("random", "shipped") else read_weights(path)  # fails before the slower build
-    with seeded(seed):
+    named = source.kind in ("random", "shipped")
+    state = None if named else weights.read_weights(path)  # fails before the slower build
+    with weights.seeded(seed):
         model = _build(source, image.size, seed)
     if state is not None:
         _load_state(model, state, source)
     if source.timm_tower and image.size != image_size(source):
         tower: Any = model.visual  # open_clip also resizes timm's towers after loading
-        check_size(source.name, image.size, patch_size(tower.trunk))
-        with quiet():
+        weights.check_size(source.name, image.size, weights.patch_size(tower.trunk))
+        with weights.quiet():
             tower.set_input_size(image.size)
     is_file = source.kind in ("file", OWN)
     stored, digest = (Path(path).name, remember(path)) if is_file else (source.pretrained, None)
     drawn_seed = seed if source.kind == "random" else None
     name, config = (source.name, None) if source.folder is None else (source.folder.stored_name, source.folder.sha256)
-    identity = ModelIdentity("open_clip", name, stored, image.size, drawn_seed, digest, config)
+    identity = weights.ModelIdentity("open_clip", name, stored, image.size, drawn_seed, digest, config)
     return LoadedClip(model, image, identity, source.config["embed_dim"], source.name)
 
 
@@ -333,7 +325,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         return tiny_tokenizer()
     needed = source.config["text_cfg"].get("hf_tokenizer_name")
     try:
-        with quiet(), asking_hub(), no_code_of_others() if needed or source.folder else nullcontext():
+        with weights.quiet(), asking_hub(), no_code_of_others() if needed or source.folder else nullcontext():
             tokenizer: Tokenizer = open_clip.get_tokenizer(source.name)
     except Exception as error:  # OSError, ImportError or ValueError, depending on the version of transformers
         raise UserError(
@@ -349,7 +341,7 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
         return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed).to(device)
     text = source.config["text_cfg"].get("hf_model_name")
     try:
-        with quiet(), asking_hub(), no_code_of_others() if text or source.folder else nullcontext():
+        with weights.quiet(), asking_hub(), no_code_of_others() if text or source.folder else nullcontext():
             model: nn.Module = open_clip.create_model(
                 source.library_name,
                 load_weights=False,
@@ -364,12 +356,52 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
     return model
 
 
+def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
+    """Build the bundled tiny CLIP in fp32, without changing PyTorch's global generators.
+
+    Fine-tuning it starts within seconds and without a network. `tiny/MODEL_CARD.md` documents its training data, its
+    accuracy and how to pretrain it again (`scripts/pretrain_tiny_clip.py`).
+
+    Args:
+        pretrained: `"emoji-fashion"` for the bundled weights or `"random"`.
+        seed: Seed of the random weights; the bundled ones do not depend on it.
+
+    Returns:
+        An `open_clip.model.CLIP` of four million parameters in training mode, as open_clip builds it. Images are
+        (n, 3, 32, 32), token ids (n, 16), embeddings (n, 128).
+    """
+    with weights.seeded(seed):
+        model: nn.Module = open_clip.CLIP(**TINY_CONFIG["model_cfg"])
+    if pretrained == TINY_TAG:
+        model.load_state_dict(load_file(_TINY / "model.safetensors"))  # strict; fp16 on disk, copied into fp32
+    return model
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    """Build CLIP's byte-pair tokenizer with a vocabulary of the tiny model's size, once in a process.
+
+    The ids are, in this order: 256 bytes, 256 bytes at the end of a word, the first merges of open_clip's file, the
+    start and the end token. The end token has the largest id, which CLIP's text pooling looks for.
+
+    Returns:
+        An `open_clip.tokenizer.SimpleTokenizer`: a list of strings to an int64 tensor (n, 16).
+    """
+    text = TINY_CONFIG["model_cfg"]["text_cfg"]
+    merges = text["vocab_size"] - 2 * 256 - 2
+    with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as file:
+        lines = "".join(itertools.islice(file, merges + 1))  # the first line is the file's header
+    packed = io.BytesIO(gzip.compress(lines.rstrip("\n").encode()))
+    made: Tokenizer = open_clip.SimpleTokenizer(bpe_path=packed, context_length=text["context_length"])
+    return made
+
+
 def _load_state(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
     """Load every tensor; older layouts and other image sizes are converted, as open_clip's own loading does."""
     try:
-        state = convert_state_dict(model, state)
+        state = open_clip.convert.convert_state_dict(model, state)
         if not hasattr(model, "positional_embedding"):
-            state = convert_to_custom_text_state_dict(state)
+            state = open_clip.model.convert_to_custom_text_state_dict(state)
         for scalar in ("logit_scale", "logit_bias"):
             target = getattr(model, scalar, None)
             if isinstance(target, Tensor) and scalar in state and state[scalar].numel() == target.numel():
@@ -378,10 +410,10 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], source: Source) -> N
             state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
         if "text.transformer.embeddings.position_ids" not in model.state_dict():  # only before transformers 4.31
             state.pop("text.transformer.embeddings.position_ids", None)
-        resize_pos_embed(state, model)
+        open_clip.model.resize_pos_embed(state, model)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(mismatch(source.what, str(error))) from error
+        raise UserError(weights.mismatch(source.what, str(error))) from error

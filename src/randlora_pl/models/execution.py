@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.utils import device
-from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError, near
 
 
@@ -204,7 +203,7 @@ class FastQuickGELU(FastLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation elementwise; compiled code fuses the library's own operations."""
-        if on_cuda(x) and not torch.compiler.is_compiling():
+        if device.on_cuda(x) and not torch.compiler.is_compiling():
             return quick_gelu(x)
         result: Tensor = self.plain.forward(self, x)
         return result
@@ -223,7 +222,7 @@ class FastLayerNorm(FastLayer, nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimensions; outside blocks a float32 input is normalized as the library does."""
         kind = x.device.type
-        if on_cuda(x) and torch.is_autocast_enabled(kind):
+        if device.on_cuda(x) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             if self.in_block or x.dtype == dtype:
                 weight, bias = self._parameters_as(dtype)
@@ -256,7 +255,7 @@ class FastRMSNorm(FastLayer):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalize the last dimension; compiled code fuses the library's own operations."""
-        fused = on_cuda(hidden_states) and not torch.compiler.is_compiling() and hasattr(aten, "_fused_rms_norm")
+        fused = device.on_cuda(hidden_states) and not torch.compiler.is_compiling() and hasattr(aten, "_fused_rms_norm")
         if fused and hidden_states.dtype == self.weight.dtype:
             with torch.autocast(hidden_states.device.type, enabled=False):
                 return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)

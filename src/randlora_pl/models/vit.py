@@ -7,23 +7,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
+from randlora_pl.models import weights
 from randlora_pl.models.catalog import OWN, ModelFolder, is_folder, open_folder
-from randlora_pl.models.weights import (
-    ImageSpec,
-    ModelIdentity,
-    check_size,
-    mismatch,
-    modification_time,
-    not_downloaded,
-    patch_size,
-    read_weights,
-    seeded,
-    timm_spec,
-)
 from randlora_pl.utils.errors import UserError, brief, first_line, near
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.reuse import cached_copy
 from randlora_pl.utils.weights_files import asking_hub, looks_like_file, remember
 
@@ -40,7 +29,7 @@ class LoadedVit:
 
     model: nn.Module
     image: ImageSpec
-    identity: ModelIdentity
+    identity: weights.ModelIdentity
     num_features: int
 
 
@@ -62,13 +51,13 @@ def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
             f"Set --model.img_size {width}."
         )
     size = width if img_size is None else img_size
-    check_size(str(name), size, 1)
-    return timm_spec(values, size, str(name))
+    weights.check_size(str(name), size, 1)
+    return weights.timm_spec(values, size, str(name))
 
 
 def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return a model's preprocessing, and the height and width that it works at unless a size is typed."""
-    values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
+    values = timm.data.resolve_data_config(pretrained_cfg=_config(name).to_dict())
     try:
         _, height, width = (int(side) for side in values["input_size"])
     except (TypeError, ValueError):
@@ -98,7 +87,7 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
     named, pretrained, is_file = _resolve(_opened(name), pretrained)
     drawn_seed = seed if pretrained == "random" else None
     config = named.sha256 if isinstance(named, ModelFolder) else None
-    key = (str(named), pretrained, modification_time(pretrained), drawn_seed, img_size, config)
+    key = (str(named), pretrained, weights.modification_time(pretrained), drawn_seed, img_size, config)
     return cached_copy("vit", key, lambda: _load(named, pretrained, is_file, img_size, seed))
 
 
@@ -109,8 +98,8 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
         layers = _config(name).classifier or ()
         layers = (layers,) if isinstance(layers, str) else layers
         classifier = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-        state = {key: value for key, value in read_weights(pretrained).items() if key not in classifier}
-    with seeded(seed):
+        state = {key: value for key, value in weights.read_weights(pretrained).items() if key not in classifier}
+    with weights.seeded(seed):
         try:
             model: Any = _build(name, image.size, pretrained=pretrained != "random", state=state)
         except UserError:
@@ -118,13 +107,13 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
         except Exception as error:
             what = f"weights '{pretrained}' for {name}"
             if is_file:
-                raise UserError(mismatch(what, str(error) or type(error).__name__)) from error
+                raise UserError(weights.mismatch(what, str(error) or type(error).__name__)) from error
             if pretrained == "random":
                 how = "Choose another model or image size."
                 raise UserError(f"{name} cannot be built ({first_line(error)}). {how}") from error
             own = _config(name)
             url = f"https://huggingface.co/{own.hf_hub_id}" if own.hf_hub_id else own.url
-            raise not_downloaded(what, error, url) from error
+            raise weights.not_downloaded(what, error, url) from error
         if img_size is not None:  # a model can be built for a size and fail to run; the meta device shows it
             with torch.device("meta"), torch.no_grad():
                 skeleton: Any = _build(name, image.size).eval()
@@ -138,7 +127,7 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
     shown, config = (name.stored_name, name.sha256) if isinstance(name, ModelFolder) else (name, None)
     drawn_seed = seed if pretrained == "random" else None
-    identity = ModelIdentity("timm", shown, stored, image.size, drawn_seed, digest, config)
+    identity = weights.ModelIdentity("timm", shown, stored, image.size, drawn_seed, digest, config)
     return LoadedVit(model, image, identity, features_of(model))
 
 
@@ -222,6 +211,6 @@ def _build(name: Named, size: int, pretrained: bool = False, state: Mapping[str,
         model: Any = timm.create_model(place, **options)
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     if (size, size) != _own_images(name)[1]:  # a model's own size may leave a margin: 384 in patches of 14
-        check_size(str(name), size, patch_size(model))
+        weights.check_size(str(name), size, weights.patch_size(model))
     built: nn.Module = model
     return built

@@ -13,9 +13,8 @@ from randlora_pl.adapters import merge, merge_and_unload
 from randlora_pl.data import ImageData
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
-from randlora_pl.models.catalog import OWN, is_folder
+from randlora_pl.models.catalog import OWN, TINY_TAG, is_folder
 from randlora_pl.models.text import Tokenizer, zero_shot_accuracy
-from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.losses import StepFeatures, class_losses
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.run import Run

@@ -17,7 +17,7 @@ from randlora_pl.data.install import check
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.lists import kinds, names, tones
 from randlora_pl.data.splits import Splits, subset
-from randlora_pl.models.tiny import tiny_tokenizer
+from randlora_pl.models.clip import tiny_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import Copies
 from tests.data.readers.pictures import Writer
