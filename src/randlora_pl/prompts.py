@@ -127,7 +127,7 @@ class Prompts(nn.Module):
         return []
 
 
-def draw_tokens(shape: Sequence[int], seed: int, name: str, device: torch.device | str = "cpu") -> Tensor:
+def _draw_tokens(shape: Sequence[int], seed: int, name: str, device: torch.device | str = "cpu") -> Tensor:
     """Return random tokens in float32, a function of seed and name alone."""
     if torch.device(device).type == "meta":
         return torch.empty(*shape, device=device)
@@ -229,26 +229,17 @@ class CoOp(PromptLearner):
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned context."""
-        prompts = ContextPrompts(model, tokenizer, self.words, self.length, seed, position=self.position)
+        prompts = _ContextPrompts(model, tokenizer, self.words, self.length, seed, position=self.position)
         if self.class_specific:
             prompts.tokens = nn.Parameter(prompts.tokens.detach().expand(len(classnames), -1, -1).clone())
         return prompts
 
 
-class ContextPrompts(Prompts):
-    """A learned context of texts, which starts from words or random tokens.
+class _ContextPrompts(Prompts):
+    """A learned context of texts, which starts from words, or from random tokens if there are none.
 
-    Args:
-        model: Model of open_clip.
-        tokenizer: Its tokenizer.
-        words: Words that the context starts from; None for random tokens.
-        length: Number of learned tokens, the first of the context; None for all of the words.
-        seed: Seed of random tokens.
-        fills: True if the learned tokens must be all of the words.
-        position: See `CoOp`.
-
-    Attributes:
-        tokens: The learned tokens, (M, d), or (C, M, d) for each class.
+    ``tokens`` are (M, d), or (C, M, d) for each class: the first ``length`` tokens of the context, by default all of
+    the words, as they must be if ``fills`` is True. For ``position`` see `CoOp`.
 
     Raises:
         UserError: The length is missing, or does not fit the words.
@@ -281,7 +272,7 @@ class ContextPrompts(Prompts):
                 "(--model.prompts.words)."
             )
         if words is None:
-            start = draw_tokens((learned, positions.shape[1]), seed, "prompts.context", positions.device)
+            start = _draw_tokens((learned, positions.shape[1]), seed, "prompts.context", positions.device)
         else:
             first = torch.tensor(ids[:learned], dtype=torch.int64, device=positions.device)
             start = tower.token_embedding(first).detach().float().clone()
@@ -341,7 +332,7 @@ class CoCoOp(PromptLearner):
         return prompts
 
 
-class _ConditionalPrompts(ContextPrompts):
+class _ConditionalPrompts(_ContextPrompts):
     network: nn.Sequential
 
     def shifts(self, images: Tensor) -> Tensor | None:
@@ -385,12 +376,12 @@ class DeepPrompts(PromptLearner):
         if self.visual:
             shape, device = (self.vision_length, text.image_width(model.visual)), prompts.tokens.device
             prompts.images.extend(
-                draw_tokens(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)
+                _draw_tokens(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)
             )
         return prompts
 
 
-class _DeepPrompts(ContextPrompts):
+class _DeepPrompts(_ContextPrompts):
     """Learned tokens of the first blocks of the text tower, and of the image tower, which are empty at first.
 
     Raises:
@@ -409,7 +400,7 @@ class _DeepPrompts(ContextPrompts):
         self.tokens.requires_grad_(options.length > 0)
         shape, device = self.tokens.shape, self.tokens.device
         later = range(1, options.depth if options.length else 1)
-        self.texts = nn.ParameterList([draw_tokens(shape, seed, f"prompts.text.{block}", device) for block in later])
+        self.texts = nn.ParameterList([_draw_tokens(shape, seed, f"prompts.text.{block}", device) for block in later])
         self.images = nn.ParameterList()
 
     def deep(self) -> list[Tensor]:

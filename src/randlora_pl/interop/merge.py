@@ -52,7 +52,7 @@ class LibraryModel:
             tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file has no further options
             source = clip.resolve(name, tag)
             options = {} if size in (None, clip.image_size(source)) else {"force_image_size": size}
-            image = clip.clip_image_spec(name, tag, size)
+            image = clip.image_spec(source, size)
             own = source.config if source.folder is not None or name == "tiny" else None
             return cls("open_clip", source.library_name, image, options, own)
         image, options = vit_image_spec(name, size), {}

@@ -123,7 +123,7 @@ def difference(
 def _outputs(models: Sequence[Any], base: base_model.Base, classifier: Classifier | None) -> list[tuple[Tensor, ...]]:
     """Return the outputs of our model, PEFT's and the base model."""
     ours, theirs, plain = models
-    outputs = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
+    outputs = [base.outputs(model) for model in (ours, theirs.get_base_model(), plain)]
     if classifier is not None:
         (weight, bias), dtype = classifier, outputs[0][0].dtype
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -223,11 +223,7 @@ def export_peft(
 
 
 def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
-    """Return the adapted weights of a file in its order.
-
-    From a model with the adapter, ``updated``, come the factors of their updates, B (out, k) and A (k, in), in place of
-    what trained.
-    """
+    """Return the adapted weights of a file in its order; of an adapted model with the factors of their updates."""
     modules, parts = {} if updated is None else adapted_layers(updated), []
     for name, shape in file.layers.items():
         owner, _, last = name.rpartition(".")

@@ -32,7 +32,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "head.safetensors"
 """Our file beside PEFT's, with the tensors of a head; PEFT ignores it, as it does `TASK`."""
 
-PREFIX = "base_model.model."
+_PREFIX = "base_model.model."
 """Prefix of the base model's names in a PEFT file."""
 
 _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
@@ -95,7 +95,7 @@ def read_peft(path: str | os.PathLike[str], name: str | None = None) -> PeftAdap
     if "peft_type" not in config:
         raise UserError(f"{path / CONFIG} has no peft_type, so the method is unknown; copy it again.")
     stored = save_load.load_tensors(path / TENSORS).items()
-    inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
+    inner = {name.removeprefix(_PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
     head = save_load.load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
     if wrong := misfit(task, _Task):
@@ -129,12 +129,11 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
     with disk_errors(path), atomic_folder(path) as part:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         # shared bases belong to PEFT's model, all else to a module of the base model
-        _save(
-            {f"{PREFIX if '.' in name else 'base_model.'}{name}": t for name, t in adapter.tensors.items()},
-            part / TENSORS,
-        )
-        if adapter.head:
-            _save(adapter.head, part / HEAD)
+        whole = {f"{_PREFIX if '.' in name else 'base_model.'}{name}": t for name, t in adapter.tensors.items()}
+        for name, tensors in {TENSORS: whole, HEAD: adapter.head}.items():
+            if tensors:
+                own = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+                save_load.save_tensors(own, part / name)
         if adapter.task:
             (part / TASK).write_text(json.dumps(adapter.task, indent=2) + "\n")
         yield part
@@ -181,10 +180,6 @@ def _is_id(value: object) -> TypeGuard[str]:
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", value, re.ASCII):
         return False
     return not Path(value).exists()
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_load.save_tensors({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)
 
 
 _HARMLESS = {  # origin, initialization and training
@@ -239,7 +234,7 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     """
     kind, source = check_config(adapter), str(adapter.path)
     assert kind.peft is not None
-    check_patterns(adapter, (name for name, _ in model.named_modules()))
+    _check_patterns(adapter, (name for name, _ in model.named_modules()))
     modules = "|".join(map(re.escape, adapter.config.get("modules_to_save") or []))  # trained completely
     extra = {name: t for name, t in adapter.tensors.items() if modules and re.match(rf"(?:.*\.)?(?:{modules})\.", name)}
     tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}
@@ -347,12 +342,8 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: {wrong} in its config; copy it again.")
 
 
-def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
-    """Match the regular expressions of a config in another process first, because they may take forever.
-
-    Raises:
-        UserError: They take longer than `PATIENCE`.
-    """
+def _check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
+    """Match the regular expressions of a config in another process first, for `PATIENCE`: they may take forever."""
     config = adapter.config
     forms = {"target_modules": "({})$", "exclude_modules": "({})$", "layers_pattern": r".*\.{}\.(\d+)\."}
     forms |= dict.fromkeys(("rank_pattern", "alpha_pattern"), r"(.*\.)?({})$")  # as PEFT does

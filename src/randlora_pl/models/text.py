@@ -264,7 +264,7 @@ def padded(
     return TextRows(filled(rows, 0), filled(slots, -1), ends, chunk_tokens)
 
 
-def run_blocks(
+def _run_blocks(
     blocks: Iterable[nn.Module],
     x: Tensor,
     deep: Sequence[Tensor],
@@ -274,17 +274,11 @@ def run_blocks(
     batch_first: bool = True,
     **options: Any,
 ) -> Tensor:
-    """Return the states (n, L, d) after all blocks of a transformer.
+    """Return the states (n, L, d) after all blocks of a transformer, from the states before the first, ``x``.
 
-    Args:
-        blocks: The blocks.
-        x: (n, L, d) states before the first block.
-        deep: Before block i + 1, ``deep[i]`` (m, d) replaces the m states from ``first`` on; nothing is written into
-            ``x``, which the backward pass may need.
-        first: First replaced position; of a negative one the last m states are replaced.
-        recompute: Compute each block again in the backward pass instead of keeping its activations.
-        batch_first: False if the blocks take (L, n, d).
-        options: Further arguments of each block.
+    Before block i + 1, ``deep[i]`` (m, d) replaces the m states from ``first`` on, or the last m if it is negative.
+    Nothing is written into ``x``, which the backward pass may need. With ``recompute`` the backward pass computes each
+    block again instead of keeping its activations. Blocks that are not ``batch_first`` take (L, n, d).
     """
     recompute = recompute and torch.is_grad_enabled()
     for number, block in enumerate(blocks):
@@ -379,7 +373,7 @@ def text_features(
     x = embedded.to(dtype) + tower.positional_embedding[:length].to(dtype)
     again, ordered = tower.transformer.grad_checkpointing, getattr(tower.transformer, "batch_first", True)
     mask = tower.attn_mask[:length, :length]
-    x = run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, batch_first=ordered, attn_mask=mask)
+    x = _run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, batch_first=ordered, attn_mask=mask)
     x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection = tower.text_projection
     features: Tensor = projection(x) if isinstance(projection, nn.Module) else x @ projection
@@ -451,14 +445,14 @@ def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) 
         trunk = visual.trunk
         x = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images)))
         x = trunk.norm_pre(torch.cat([x, copies(prompts[0], x)], dim=1))
-        x = run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
+        x = _run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
         features = visual.head(trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])])))
         return features
     x = visual._embeds(images)
     x = torch.cat([x, copies(visual.ln_pre(prompts[0]), x)], dim=1)
     tower = visual.transformer
     again, ordered = tower.grad_checkpointing, getattr(tower, "batch_first", True)
-    x = run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
+    x = _run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
     pooled, _ = visual._pool(x[:, : x.shape[1] - len(prompts[0])])
     features = pooled if visual.proj is None else pooled @ visual.proj
     return features
