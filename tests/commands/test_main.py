@@ -15,8 +15,9 @@ from randlora_pl import __version__
 from randlora_pl.adapters import methods
 from randlora_pl.commands.common import Command
 from randlora_pl.commands.main import COMMANDS, completion, function_of, main, members, whole_parser
-from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, public_path
+from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of
 from randlora_pl.run.options.compose import CLASSES
+from randlora_pl.run.options.saved_config import public_path
 from randlora_pl.utils.errors import LostProcessError, Terminated
 from tests.support.cli import Refused, Result, Run
 from tests.support.products import in_one_item

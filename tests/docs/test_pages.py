@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from randlora_pl.commands.main import main
-from randlora_pl.run.error_messages import memory_advice
 from randlora_pl.run.options.classes import classes
+from randlora_pl.utils.errors import memory_advice
 from randlora_pl.utils.run_files import read_results
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors_of, links_of, shown
 from tests.support.cli import SMALL, Run

@@ -12,7 +12,7 @@ from PIL import Image
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint
-from randlora_pl.run.run_folder import check_run, without_head
+from randlora_pl.run.options.saved_config import check_run, without_head
 from tests.faults.child import run
 from tests.faults.faults import hidden
 from tests.support.cli import SMALL

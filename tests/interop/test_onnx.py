@@ -18,7 +18,7 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop import onnx as onnx
 from randlora_pl.interop.onnx import FACTS, Program, export_onnx, export_torch, load_program, make_program
 from randlora_pl.models import load_clip
-from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.tasks import LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec

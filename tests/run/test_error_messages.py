@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from randlora_pl.run.error_messages import build_error, cause, memory_advice, out_of_memory, parse_message
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, build_error, cause, memory_advice, out_of_memory, parse_message
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes

@@ -8,7 +8,8 @@ import yaml
 
 from randlora_pl.adapters import DoRA, RandLoRA
 from randlora_pl.run import run_folder as runs
-from randlora_pl.run.options.compose import DEFAULTS, compose
+from randlora_pl.run.options import saved_config as configs
+from randlora_pl.run.options.compose import DEFAULTS, compose, planned_name
 from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.commands.test_resume import interrupt_at
@@ -23,8 +24,8 @@ def _no_folder_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_name_says_what_is_trained() -> None:
     flat = {"data.dataset": "digits", "model.name": "ViT-B-32", "model.adapter": "randlora_pl.adapters.RandLoRA"}
-    assert runs.planned_name(flat) == "digits_vit-b-32_randlora"
-    assert runs.planned_name({"model.name": "vit_base.x/y"}) == "digits_y"
+    assert planned_name(flat) == "digits_vit-b-32_randlora"
+    assert planned_name({"model.name": "vit_base.x/y"}) == "digits_y"
 
 
 def test_folders_are_new_shared_by_the_processes_of_a_job_or_impossible(
@@ -63,7 +64,7 @@ def test_no_run_folder_names_a_run_below(tmp_path: Path) -> None:
     (tmp_path / "a" / "2026-01-01").mkdir(parents=True)
     (tmp_path / "a" / "2026-01-01" / "config.yaml").write_text("")
     with pytest.raises(UserError, match="2026-01-01"):
-        runs.check_run(tmp_path)
+        configs.check_run(tmp_path)
 
 
 def test_what_a_checkpoint_depends_on_must_not_change() -> None:
@@ -72,7 +73,7 @@ def test_what_a_checkpoint_depends_on_must_not_change() -> None:
 
     def check(words: str) -> None:
         saved = {"model": model, "data": {"classes": "base"}}
-        runs.check_architecture(compose("fit", words.split(), DEFAULTS), saved, Path("r"))
+        configs.check_architecture(compose("fit", words.split(), DEFAULTS), saved, Path("r"))
 
     check("--model.adapter.alpha 10 --model.learning_rate 1 --model.adapter.rank 6")
     for words, both in (
@@ -95,8 +96,8 @@ def test_resolved_config_is_usable_again() -> None:
         "data": {"seed": 3, "crop_scale": [0.5, 1.0]},
     }
     adapter = DoRA(RandLoRA(rank=4, seed=3))
-    model = {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter, None)}
-    resolved = runs.resolved_config(tree, model, {"epochs": 4})
+    model = {"learning_rate": 1e-3, "adapter": configs.without_seed(adapter, None)}
+    resolved = configs.resolved_config(tree, model, {"epochs": 4})
     assert set(resolved) == {"seed_everything", "model", "data"}
     options = resolved["model"]["init_args"]
     assert options["learning_rate"] == 1e-3 and "seed" not in options
@@ -104,15 +105,15 @@ def test_resolved_config_is_usable_again() -> None:
     assert inner["init_args"]["rank"] == 4 and inner["init_args"]["seed"] is None
     assert resolved["data"] == {"crop_scale": [0.5, 1.0], "epochs": 4}
     json.dumps(resolved)
-    again = runs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {}, {})
+    again = configs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {}, {})
     assert again["ckpt_path"] == str(Path.cwd() / "a.ckpt")
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_given_seeds_stay_in_the_resolved_config(seed: int | None) -> None:
     given = {"class_path": "RandLoRA", "init_args": {"seed": seed}}
-    assert runs.without_seed(RandLoRA(seed=3), given).seed == seed
-    inner = runs.without_seed(DoRA(RandLoRA(seed=3)), {"class_path": "DoRA", "init_args": {"inner": given}}).inner
+    assert configs.without_seed(RandLoRA(seed=3), given).seed == seed
+    inner = configs.without_seed(DoRA(RandLoRA(seed=3)), {"class_path": "DoRA", "init_args": {"inner": given}}).inner
     assert inner.seed == seed
 
 
@@ -120,7 +121,7 @@ def test_older_configs_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     for text in ("1", "2"):
         file.write_text(text)
-        runs.keep_older(file)
+        configs.keep_older(file)
         assert file.read_text() == text, "a copy, so that the run can be resumed at any moment"
     assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]
 

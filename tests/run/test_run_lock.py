@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from randlora_pl.run import run_folder as leases
 from randlora_pl.run.callbacks import HeldLock
 from randlora_pl.run.run_folder import FILE, locked
-from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import LostProcessError, UserError
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.leases import of_another_host

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from randlora_pl.utils.lease import lease_on
+from randlora_pl.run.run_folder import lease_on
 
 
 def of_another_host(file: Path, age: float = 0.0) -> Path:

@@ -9,13 +9,13 @@ from unittest.mock import Mock
 import pytest
 from rich.console import Console
 
+from randlora_pl.run import run_folder as leases
+from randlora_pl.run.run_folder import acquire, lease_on
 from randlora_pl.sweep import loop as module
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop
 from randlora_pl.sweep.plan import Cell
-from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import Terminated, UserError
-from randlora_pl.utils.lease import acquire, lease_on
 from tests.support.leases import of_another_host
 from tests.sweep.grids import cells_of
 

@@ -15,7 +15,7 @@ from randlora_pl.interop.onnx import load_program
 from randlora_pl.interop.summary import facts
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed
-from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.run.stages import loading
 from randlora_pl.tasks import AdaptationModule, PromptTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.images import UsedPrompts

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import SoftFileLease
 
-from randlora_pl.utils import lease as module
-from randlora_pl.utils.lease import acquire, holder, lease_on
+from randlora_pl.run import run_folder as module
+from randlora_pl.run.run_folder import acquire, holder, lease_on
 from tests.support.leases import of_another_host
 
 FORK = multiprocessing.get_context("forkserver")

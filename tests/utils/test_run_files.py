@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from randlora_pl.run.fit_results import model_results
+from randlora_pl.run.callbacks.summary import model_results
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import (
     environment,

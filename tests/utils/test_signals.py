@@ -38,7 +38,7 @@ def test_sigterm_within_a_callback_that_drops_errors(run: Run, monkeypatch: pyte
 
 
 def test_sigterm_after_a_training_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "fit_metrics", lambda app: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(stages, "fit_metrics", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     ended = run("fit", *SMALL)
     (folder,) = Path("runs/quickstart").glob("2*")
     assert (ended.code, ended.err.strip()) == (

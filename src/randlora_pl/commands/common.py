@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from randlora_pl.run.error_messages import out_of_memory
-from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError, near
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError, near, out_of_memory
 from randlora_pl.utils.options import Option, Rest, Words, misfit
 from randlora_pl.utils.text import group_names, printable, table
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.common import Command, entry, first_sentence
-from randlora_pl.run.error_messages import trouble_of_machine
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.run.parallel.launch import launched, process_rank
 from randlora_pl.utils import __version__
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shorten
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shorten, trouble_of_machine
 from randlora_pl.utils.options import Option, Words
 from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text import escape_unprintable_output, log_to_terminal, printable, silence_library_warnings

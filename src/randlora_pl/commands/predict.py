@@ -13,7 +13,7 @@ from randlora_pl import adapters
 from randlora_pl.commands.common import advised, check_output, check_parent, pick_device, spelled
 from randlora_pl.language import prompt_sets as inputs
 from randlora_pl.language.catalog import TASKS
-from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.serving import MAX_PIXELS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import atomic_file

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from randlora_pl.commands.common import print_json
 from randlora_pl.run.options.compose import flatten, normalize
-from randlora_pl.run.run_folder import check_run, is_stamp
+from randlora_pl.run.options.saved_config import check_run
+from randlora_pl.run.run_folder import is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files import parse_json, parse_yaml
 from randlora_pl.utils.options import Folder, Json, Option, Overwrite, Runs

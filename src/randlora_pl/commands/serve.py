@@ -10,7 +10,7 @@ from typing import Any
 
 from randlora_pl.commands.common import pick_device
 from randlora_pl.language.catalog import TASKS
-from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.serving import ServerOptions
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError

@@ -19,10 +19,10 @@ from randlora_pl.commands import sweep_job as jobs
 from randlora_pl.commands.common import Command, CommandParser
 from randlora_pl.commands.sweep_job import CellOptions, Job, SweepOptions, WorkOptions
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
+from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.sweep import FILE, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
 from randlora_pl.sweep.loop import slurm

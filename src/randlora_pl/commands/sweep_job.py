@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from randlora_pl.commands.data import absent as missing_file
 from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.run.error_messages import full_disk
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
@@ -18,7 +17,7 @@ from randlora_pl.sweep import FILE, RATES, SweepConfig, checked
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder, Times
 from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Cell, is_text, only, shard
-from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.errors import UserError, errors_in, full_disk
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Count, Folder, Option, Positive
 from randlora_pl.utils.own_classes import import_words

@@ -17,12 +17,12 @@ from randlora_pl.lab.report.cells import BASELINES, MOST, SIDE, Baseline, Key, S
 from randlora_pl.lab.report.training import shown_rate
 from randlora_pl.language import LabelledTexts
 from randlora_pl.language.metrics import grades
+from randlora_pl.run.run_folder import acquire, lease_on
 from randlora_pl.sweep import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.expand import data_of
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, write_text
-from randlora_pl.utils.lease import acquire, lease_on
 
 log = logging.getLogger("randlora_pl")
 

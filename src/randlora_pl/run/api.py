@@ -10,8 +10,8 @@ from typing import Any
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.data.base import PlannedData
-from randlora_pl.run.options.classes import plain
 from randlora_pl.run.options.compose import flatten, nested, normalize
+from randlora_pl.run.options.saved_config import plain
 from randlora_pl.run.session import run_fit
 from randlora_pl.tasks import Objective
 from randlora_pl.utils.errors import UserError, brief

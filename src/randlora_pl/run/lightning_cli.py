@@ -39,15 +39,14 @@ from randlora_pl.run.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
-from randlora_pl.run.error_messages import build_error, cause, parse_message
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, task_of
-from randlora_pl.run.options.compose import CLASSES, Command
+from randlora_pl.run.options.compose import CLASSES, Command, planned_name
 from randlora_pl.run.options.mistakes import check_loggers
-from randlora_pl.run.parallel.sharding import with_devices, with_strategy
-from randlora_pl.run.run_folder import find_lora, missing_folders, new_folder, planned_name, remove_folder
+from randlora_pl.run.parallel.strategy import with_devices, with_strategy
+from randlora_pl.run.run_folder import find_lora, missing_folders, new_folder, remove_folder
 from randlora_pl.tasks import AdaptationModule, Objective
 from randlora_pl.tasks.module import SETTINGS
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, build_error, cause, parse_message
 from randlora_pl.utils.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text import filter_library_warnings
 

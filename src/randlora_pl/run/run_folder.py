@@ -1,50 +1,95 @@
-"""Run folders: paths, names, and the options in which two configs of one run must agree."""
+"""Run folders: new ones, the one to resume, and the locks of folders, which also cells of a sweep have.
 
-import hashlib
+A lock is a lease on a file: one process owns a folder, and another takes over if the owner is dead. A lease also works
+on network folders, where locks of the operating system may apply to one machine only. A dead owner on this machine is
+detected at once. An owner on another machine is dead if its file does not change for `LEASE` seconds while another
+process observes it, which needs no common clock.
+"""
+
 import os
 import re
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from filelock import SoftFileLease
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
-from randlora_pl.run.options.classes import plain, rate_name
-from randlora_pl.run.options.compose import CLASSES, Command, Tree, flatten, normalize
 from randlora_pl.run.parallel.launch import broadcast_decision, decide_first, process_rank
-from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import parse_json, write_bytes
-from randlora_pl.utils.lease import acquire, lease_on, owner_of
-from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, find_adapter, runs_in, unlink_latest
+from randlora_pl.utils.files import parse_json
+from randlora_pl.utils.run_files import ADAPTER, LAST, RESULTS, find_adapter, runs_in, unlink_latest
 
-if TYPE_CHECKING:
-    from randlora_pl.adapters import Adapter
+LEASE = 60.0
+"""Seconds without a renewal after which the owner is considered dead."""
 
-CHECKSUM = "# SHA-256 of the lines below: "
+BEAT = 2.0
+"""Seconds between two renewals."""
+
+
+def lease_on(file: Path) -> SoftFileLease:
+    """Return the lease on a file, not yet acquired."""
+    return SoftFileLease(file, lease_duration=LEASE, heartbeat_interval=BEAT)
+
+
+def acquire(lease: SoftFileLease) -> bool:
+    """Acquire a lease and return True, unless another process owns it.
+
+    To take over from a dead owner on another machine, call again with the same object `LEASE` seconds later. A process
+    that is killed between making the file and naming itself in it leaves a file without an owner, as old.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    try:
+        lease.acquire(blocking=False)
+    except (Timeout, LeaseSettingsMismatch):  # LeaseSettingsMismatch: lease of another version with unknown duration
+        file = Path(lease.lock_file)
+        if lease.owner is not None or not _old(file):
+            return False
+        file.unlink(missing_ok=True)
+        return acquire(lease)
+    return True
+
+
+def _old(file: Path) -> bool:
+    """Return True if a file has not changed for `LEASE` seconds, or is gone."""
+    try:
+        return time.time() - file.stat().st_mtime > LEASE
+    except OSError:
+        return True
+
+
+def owner_of(lease: SoftFileLease) -> str:
+    """Return a description of the process that owns a lease, for messages."""
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+
+
+def holder(file: Path) -> str:
+    """Return a description of the live process that owns the lease on a file, or ""; nothing is written.
+
+    The result depends on the file's age, so it is wrong if clocks differ by more than `LEASE`.
+    """
+    lease = lease_on(file)
+    if (owner := lease.owner) is None or _old(file):
+        return ""
+    if owner.hostname.partition("?")[0] == socket.gethostname() and os.name == "posix":
+        try:
+            os.kill(owner.pid, 0)
+        except ProcessLookupError:
+            return ""
+        except OSError:  # process of another user
+            pass
+    return owner_of(lease)
+
+
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Environment variable by which the processes that Lightning starts for further devices get the run folder."""
-
-_FIXED = (
-    "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
-    "data.split", "data.classes", "model.tokenizer", "model.config_overrides",
-)  # fmt: skip
-
-
-def planned_name(flat: dict[str, Any]) -> str:
-    """Return a run's default name, from its config by short names: dataset, model, prompts and adapter."""
-    prompts, adapter = (str(flat.get(f"model.{name}", "")).rpartition(".")[2] for name in ("prompts", "adapter"))
-    words = (
-        str(flat.get("data.dataset", "digits")),
-        Path(str(flat.get("model.name", "tiny"))).name,
-        prompts,
-        "" if prompts and rate_name(adapter, None) == "prompt_learning_rate" else adapter,
-    )
-    return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
 
 
 def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
@@ -124,40 +169,6 @@ def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
             return
 
 
-def check_run(folder: Path) -> Path:
-    """Return the config of a run folder.
-
-    Raises:
-        UserError: The folder is not a run folder, or its config was changed.
-    """
-    if not (folder / CONFIG).is_file():
-        runs = [run for name in sorted(folder.glob("*/")) for run in runs_in(name)]
-        hint = f" A run in it: {runs[-1]}" if runs else " A run folder is ROOT/NAME/TIME, see runs/."
-        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}.{hint}")
-    file = folder / CONFIG
-    text = file.read_text(encoding="utf-8", errors="replace")
-    sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
-    if sums and sums[0] != checksum(without_head(text)):
-        raise UserError(
-            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to use "
-            "it unchanged. To change an option, add it after --resume."
-        )
-    return file
-
-
-def checksum(text: str) -> str:
-    """Return the SHA-256 of a text, in hexadecimal digits."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def without_head(text: str) -> str:
-    """Return a config without the lines of comments above it."""
-    lines = text.split("\n")
-    while lines and lines[0].startswith("#"):
-        del lines[0]
-    return "\n".join(lines)
-
-
 def run_to_resume(root: Path, name: str, command: str) -> Path | None:
     """Return the newest run of a name that is unfinished, or finished by the same command, for ``--resume auto``.
 
@@ -180,86 +191,6 @@ def results_of(folder: Path) -> dict[str, Any]:
         return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, TypeError):
         return {}
-
-
-def keep_older(file: Path) -> None:
-    """Copy a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
-    for number in range(1, 1000):
-        older = file.with_name(f"{file.name}.{number}")
-        if not older.exists():
-            write_bytes(older, file.read_bytes())
-            return
-
-
-def architecture(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that a checkpoint depends on: task, base model, targets, dataset, and all adapter options.
-
-    Args:
-        flat: A config by short names.
-    """
-    fixed = {key: flat[key] for key in _FIXED if key in flat}
-    parts = ("model.adapter", "model.prompts", "model.head")
-    fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
-    return {key: str(value).rpartition(".")[2] if key in CLASSES else value for key, value in fixed.items()}
-
-
-def check_architecture(command: Command, saved: Tree, source: Path) -> None:
-    """Refuse to use saved weights for something else.
-
-    Args:
-        command: The command; its config is the saved one with the typed options on top.
-        saved: The config that the weights were trained with.
-        source: Path of the weights.
-
-    Raises:
-        UserError: An option that the weights depend on differs; the message has both values.
-    """
-    theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
-    clashes = [
-        f"--{key} is {ours[key]}, in the run {theirs[key]}"
-        for key in ours
-        if key in theirs and ours[key] != theirs[key] and str(ours[key]).lower() != str(theirs[key]).lower()
-    ]
-    if clashes:
-        raise UserError(
-            f"{source} was trained with another model: {'; '.join(clashes[:3])}. Remove the option, or start a new run."
-        )
-
-
-def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
-    """Return a parsed config with derived values filled in, usable as ``--config`` again.
-
-    Args:
-        tree: The parsed config as plain values.
-        model: Constructor arguments of the task that were derived.
-        data: Derived constructor arguments of the data module.
-    """
-    tree = normalize(tree)
-    options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
-    options.pop("seed", None)  # seed_everything sets it
-    tree["model"] = tree["model"] | {"init_args": options}
-    tree["data"] = {key: value for key, value in (tree["data"] | data).items() if key != "seed"}
-    left_out = {"config"}
-    for start in ("ckpt_path", "from_adapter"):
-        if tree.get(start):  # a run that is killed early starts from it again, in any working directory
-            tree[start] = str(Path(tree[start]).resolve())
-        else:
-            left_out |= {start, *(["from_form"] if start == "from_adapter" else [])}
-    return {key: value for key, value in tree.items() if key not in left_out}
-
-
-def without_seed(adapter: "Adapter", given: Mapping[str, Any] | None) -> "Adapter":
-    """Return a copy of an adapter whose seed is left to the run, unless it was given.
-
-    Args:
-        adapter: The adapter; DoRA's inner method is used instead of DoRA.
-        given: Its part of the parsed config.
-    """
-    options = (given or {}).get("init_args") or {}
-    inner = getattr(adapter, "inner", None)
-    if inner is not None:
-        return adapter.replace(inner=without_seed(inner, options.get("inner")))
-    return adapter if adapter.trains_base or options.get("seed") is not None else adapter.replace(seed=None)
 
 
 FILE = ".lock"
@@ -291,7 +222,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
 def _take(lease: SoftFileLease, folder: Path) -> str:
     """Acquire a lease as soon as its owner is dead."""
     first: tuple[int, int] | None = None
-    for look in range(round(2 * leases.LEASE / _LOOK)):
+    for look in range(round(2 * LEASE / _LOOK)):
         try:
             if acquire(lease):
                 return ""
@@ -308,8 +239,8 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
             raise UserError(
                 f"{owner_of(lease)} is training in {folder}. Wait until it ends or stop it, then resume the run."
             )
-        if look == round(2 * leases.BEAT / _LOOK):
-            wait = f"waiting up to {leases.LEASE:.0f} s for its lock"
+        if look == round(2 * BEAT / _LOOK):
+            wait = f"waiting up to {LEASE:.0f} s for its lock"
             print(f"{owner_of(lease)} shows no activity; {wait}", file=sys.stderr)
         time.sleep(_LOOK)
     raise UserError(f"{owner_of(lease)} holds {folder / FILE}. Delete that file if the process is dead.")

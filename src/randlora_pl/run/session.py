@@ -10,22 +10,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_pl.run.error_messages import (
-    build_error,
-    file_trouble,
-    full_disk,
-    lost_process,
-    lost_worker,
-    memory_advice,
-    out_of_memory,
-)
-from randlora_pl.run.options.adapter_config import (
-    adapter_config,
-    check_run_config,
-    config_beside,
-    data_beside,
-    import_classes,
-)
 from randlora_pl.run.options.classes import class_name, method_with, own_task
 from randlora_pl.run.options.compose import (
     DEFAULTS,
@@ -36,21 +20,35 @@ from randlora_pl.run.options.compose import (
     folder_of,
     merge,
     normalize,
+    planned_name,
     read_config,
     underscored,
 )
 from randlora_pl.run.options.mistakes import check_here, check_names, choose_dataset
-from randlora_pl.run.parallel.launch import broadcast_decision, parting, process_rank
-from randlora_pl.run.run_folder import (
+from randlora_pl.run.options.saved_config import (
+    adapter_config,
     check_architecture,
     check_run,
-    find_lora,
-    locked,
-    planned_name,
-    results_of,
-    run_to_resume,
+    check_run_config,
+    config_beside,
+    data_beside,
+    import_classes,
 )
-from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
+from randlora_pl.run.parallel.launch import broadcast_decision, parting, process_rank
+from randlora_pl.run.run_folder import find_lora, locked, results_of, run_to_resume
+from randlora_pl.utils.errors import (
+    DryRunEnd,
+    LostProcessError,
+    Terminated,
+    UserError,
+    build_error,
+    file_trouble,
+    full_disk,
+    lost_process,
+    lost_worker,
+    memory_advice,
+    out_of_memory,
+)
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter
 from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
@@ -129,10 +127,9 @@ def prepare(verb: str, args: list[str]) -> Command:
     users = compose(verb, args, {})
     import_classes(users)  # before a file that is not the user's is read
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
-    if "resume" in folders:
-        words = ["--config", str(check_run_config(check_run(folders["resume"]))), *words]
-    elif "run" in folders:
-        words = ["--config", str(check_run_config(check_run(folders["run"]))), *words]
+    if run := folders.get("resume") or folders.get("run"):
+        words = ["--config", str(check_run_config(check_run(run))), *words]
+    if "run" in folders:
         find_adapter(folders["run"])  # raises the error of a run without one
     beside = config_beside(folders["adapter"]) if "adapter" in folders and not users.named else None
     if beside is not None:
@@ -219,7 +216,7 @@ def run_fit(words: Sequence[str]) -> "App":
             check_run(folder)
             if auto and results_of(folder).get("finished"):
                 app = start(prepare("fit", args), folder)
-                from randlora_pl.run.fit_results import end_page
+                from randlora_pl.run.callbacks.summary import end_page
 
                 if process_rank() == 0:
                     line = f"{folder} is finished: this command changes nothing. To train again, remove --resume."

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
@@ -18,8 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
-from randlora_pl.run.callbacks.checkpoint import check_checkpoint
-from randlora_pl.run.fit_results import (
+from randlora_pl.run.callbacks.checkpoint import check_checkpoint, planned
+from randlora_pl.run.callbacks.summary import (
     callback_of,
     callbacks_of,
     end_page,
@@ -32,13 +31,13 @@ from randlora_pl.run.fit_results import (
 )
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.options.compose import Tree, flatten
+from randlora_pl.run.options.saved_config import resolved_config, without_seed, write_resolved
 from randlora_pl.run.parallel.launch import launched, meeting_of
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
-from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import remove_leftovers, write_text
+from randlora_pl.utils.files import remove_leftovers
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import (
     ADAPTER,
@@ -47,7 +46,6 @@ from randlora_pl.utils.run_files import (
     LAST,
     environment,
     flat,
-    planned,
     read_results,
     write_results,
 )
@@ -89,7 +87,7 @@ def compare_options(app: App) -> None:
 def _report_start(app: App) -> None:
     """Write and log the config once every derived value is known, and write the few-shot sample."""
     write_config(app)
-    log_start(app)
+    log_start(app.trainer, app.task, app.datamodule)
     if app.trainer.is_global_zero:
         if not app.created:
             print_above_progress(f"resumed after step {app.trainer.global_step:,}")
@@ -122,17 +120,9 @@ def loading(folder: Path) -> Callback:
 
 
 def write_config(app: App) -> None:
-    """Write the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
-    if not app.trainer.is_global_zero:
-        return
-    file = app.folder / CONFIG
-    text = yaml.safe_dump(resolved(app), sort_keys=False, allow_unicode=True)
-    if not app.created and file.is_file():
-        if without_head(file.read_text(encoding="utf-8")) == text:
-            return
-        keep_older(file)
-    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
-    write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
+    """Write the resolved config of a run, on rank 0."""
+    if app.trainer.is_global_zero:
+        write_resolved(app.folder / CONFIG, resolved(app), app.created)
 
 
 def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
@@ -191,9 +181,9 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     procedure = task.report.procedure
     facts = procedure.finish() if procedure else {}  # before the test, which may load the best adapter
     tested = _tested(app) if test else {}
-    _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
+    _write(app, tested | facts | fit_metrics(trainer, task, data) | {"config": configs, "finished": False})
     if finished:
-        log_end(app, read_results(folder))
+        log_end(trainer, data.unit)
         if trainer.is_global_zero:
             write_found(folder, facts)
         _write(app, {"finished": True})  # last, as nothing is missing then

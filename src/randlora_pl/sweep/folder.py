@@ -18,11 +18,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from randlora_pl.run.run_folder import holder
 from randlora_pl.sweep import SweepConfig
 from randlora_pl.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, parse_json, parse_yaml, write_text
-from randlora_pl.utils.lease import holder
 from randlora_pl.utils.text import duration
 
 DONE, FAILED, OPEN = "done", "failed", "open"

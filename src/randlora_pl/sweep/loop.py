@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLease
 
+from randlora_pl.run import run_folder as leases
 from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.run_folder import FILE, check_run, locked
+from randlora_pl.run.options.saved_config import check_run
+from randlora_pl.run.run_folder import FILE, acquire, lease_on, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
 from randlora_pl.sweep.plan import Cell
-from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
 from randlora_pl.utils.files import disk_errors
-from randlora_pl.utils.lease import acquire, lease_on
 from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.run_files import CONFIG, LAST
 
@@ -195,7 +195,8 @@ class Runner:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
     def _run(self, cell: Cell, folder: Path, start: float) -> bool:
-        from randlora_pl.run import fit_results, lightning_cli, session, stages
+        from randlora_pl.run import lightning_cli, session, stages
+        from randlora_pl.run.callbacks.summary import callbacks_of
         from randlora_pl.utils.run_files import read_results, write_results
 
         with locked(folder) as lock:
@@ -213,7 +214,7 @@ class Runner:
                     write_results(folder, none | {"finished": True, "device": str(app.task.device.type)})
                 else:
                     if callback := self.watcher(cell):
-                        fit_results.callbacks_of(app.trainer).append(callback)
+                        callbacks_of(app.trainer).append(callback)
                     stages.fit(app, lock, zero_shot=False, test=self.test)
                 own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None

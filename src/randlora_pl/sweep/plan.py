@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from randlora_pl.data.catalog import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options import compose
-from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import is_text_task, method_with, task_of
 from randlora_pl.run.options.compose import INNER, LISTED, Command, flatten, merge, nested, normalize
 from randlora_pl.run.options.mistakes import FORMS, check_names
+from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.utils.errors import UserError, errors_in, near

@@ -12,9 +12,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from randlora_pl.run.run_folder import acquire, lease_on
 from randlora_pl.sweep.folder import PRUNED
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.lease import acquire, lease_on
 
 FILE = "study.log"
 """Optuna's journal in the folder of a search; any of its tools can read it."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError
@@ -166,24 +166,6 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         result |= flat(f"{prefix}/{name}", value) if isinstance(value, dict) else {f"{prefix}/{name}": value}
     return result
-
-
-class Planned(Protocol):
-    """Data module with facts about itself and its run."""
-
-    trainer: "Trainer | None"
-
-    def summary(self) -> dict[str, Any]:
-        """Return the facts."""
-
-
-def planned(data: Planned) -> dict[str, Any]:
-    """Return the facts about the data, with the steps limited to ``--trainer.max_steps``."""
-    facts = dict(data.summary())
-    limit = data.trainer.max_steps if data.trainer is not None else -1
-    if 0 <= limit < facts.get("steps", 0):
-        facts |= {"steps": limit, "draws": limit * facts["window"]}
-    return facts
 
 
 def environment() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pandas import isna
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.lab.report.cells import Key, Sweep, budget_order, read_plan
 from randlora_pl.lab.report.collect import read_cells, read_sweep
+from randlora_pl.run.run_folder import LEASE, acquire, lease_on
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.lease import LEASE, acquire, lease_on
 from tests.lab.report.sweeps import DATASETS, METHODS, SIZES, description, figures_of, write_cell, write_sweep
 from tests.support.leases import of_another_host
 from tests.support.products import in_one_item

@@ -16,7 +16,7 @@ from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.language.text_files import read_own
 from randlora_pl.language.tokenization import model_config, split
-from randlora_pl.run.fit_results import model_results
+from randlora_pl.run.callbacks.summary import model_results
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.tasks import AdaptationModule, make_trainer
 from randlora_pl.utils.errors import UserError

@@ -13,16 +13,16 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.run.callbacks import Figures, PerClass
+from randlora_pl.run.callbacks.evaluation import class_table
 from randlora_pl.run.callbacks.figures import (
     Prediction,
     Surest,
-    class_table,
     confusion_figure,
     pixels,
     samples_figure,
     wrong_first,
 )
-from randlora_pl.run.fit_results import format_metrics
+from randlora_pl.run.callbacks.summary import format_metrics
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, TextHeadTask
 from randlora_pl.utils.text import unpack_bits
 from tests.run.callbacks.conftest import Fit

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import DeltaWeight, HydraLoRA
 from randlora_pl.run.callbacks import Gates, gates_figure
-from randlora_pl.run.callbacks.figures import pixels
-from randlora_pl.run.callbacks.gates import sample_means
+from randlora_pl.run.callbacks.figures import pixels, sample_means
 from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from tests.run.callbacks.conftest import Fit
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, GaussianAverage
-from randlora_pl.run.callbacks.gaussian_average import gaussian_weights
+from randlora_pl.run.callbacks.checkpoint import gaussian_weights
 from randlora_pl.tasks import AdaptationModule, TextHeadTask, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.tasks.prompt.learners import make_prompts

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoRA, RandLoRA, adapted_layers
 from randlora_pl.adapters.layers import unsharded
 from randlora_pl.data import ImageData
-from randlora_pl.run.parallel.sharding import AdapterFSDP
+from randlora_pl.run.parallel.strategy import AdapterFSDP
 from randlora_pl.tasks import AdaptationModule, Objective, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import make, trained, two_blocks

@@ -9,8 +9,7 @@ import pytest
 from torch.distributed import HashStore
 
 from randlora_pl.run.parallel.launch import Launch, broadcast_decision, decide_first, launched, meeting_of, process_rank
-from randlora_pl.run.parallel.sharding import with_devices, with_strategy
-from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.run.parallel.strategy import AdapterDDP, with_devices, with_strategy
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

@@ -15,8 +15,7 @@ from torch import nn
 
 from randlora_pl.adapters import SVFT, GaLore, LoRA, RandLoRA, inject, load_adapter
 from randlora_pl.data import ImageData
-from randlora_pl.run.parallel import sharding
-from randlora_pl.run.parallel.sharding import with_strategy
+from randlora_pl.run.parallel.strategy import AdapterFSDP, shard, with_strategy
 from randlora_pl.tasks import AdaptationModule, PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
@@ -66,7 +65,7 @@ def test_one_rank_with_sharded_blocks_trains_to_the_bits_of_a_run_without(monkey
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}", "WORLD_SIZE": "1", "NODE_RANK": "0"}
     for name, value in (place | {"LOCAL_RANK": "0"}).items():  # Lightning sets them, too
         monkeypatch.setenv(name, value)
-    weights, strategy = [], sharding.AdapterFSDP()
+    weights, strategy = [], AdapterFSDP()
     for chosen in ("auto", strategy):
         task = make("linear head", adapter=LoRA(rank=2))
         with two_blocks():
@@ -180,7 +179,7 @@ def test_a_model_that_trains_as_a_whole_is_refused(results: Results) -> None:
 def test_methods_that_train_everything_are_refused_before_anything_is_sharded() -> None:
     inject(model := nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]), GaLore(rank=2))
     with pytest.raises(UserError, match="all of its weights train"):
-        sharding.shard(model, None)
+        shard(model, None)
 
 
 @pytest.mark.slow
@@ -224,7 +223,7 @@ def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) 
 
 def test_the_name_selects_the_strategy_with_the_timeout() -> None:
     config = with_strategy({"accelerator": "cpu", "devices": 2, "strategy": "fsdp2"}, timeout=42)
-    assert type(config["strategy"]) is sharding.AdapterFSDP
+    assert type(config["strategy"]) is AdapterFSDP
     assert config["strategy"]._timeout.total_seconds() == 42
 
 
@@ -242,14 +241,14 @@ def test_another_fsdp_is_refused(named: Any) -> None:
 
 def test_models_without_blocks_and_an_older_torch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="repeated"):
-        sharding.shard(torch.nn.Linear(2, 2), None)
+        shard(torch.nn.Linear(2, 2), None)
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: module)
     with pytest.raises(UserError, match=r"2\.7"):
-        sharding.shard(torch.nn.Linear(2, 2), None)
+        shard(torch.nn.Linear(2, 2), None)
 
 
 def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
-    strategy = sharding.AdapterFSDP()
+    strategy = AdapterFSDP()
     strategy._lightning_module = AdaptationModule(PromptTask())
     with pytest.raises(UserError, match=r"fsdp2 does not fit PromptTask.* Remove the option for ddp"):
         strategy.model_to_device()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.prompts import CoOp
-from randlora_pl.run.fit_results import model_results
+from randlora_pl.run.callbacks.summary import model_results
 from randlora_pl.tasks import PromptTask, load_task, load_tasks
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 
 from randlora_pl.adapters import Fira
-from randlora_pl.run.fit_results import model_results
+from randlora_pl.run.callbacks.summary import model_results
 from randlora_pl.utils.errors import UserError
 
 from .learners import make_prompts

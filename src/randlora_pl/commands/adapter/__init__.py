@@ -16,7 +16,7 @@ from randlora_pl.commands.common import check_output, check_parent, entry, layer
 from randlora_pl.commands.predict import names_in
 from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.language.tasks import ImportedTask
-from randlora_pl.run.options.adapter_config import check_adapter
+from randlora_pl.run.options.saved_config import check_adapter
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import disk_size, write_text
 from randlora_pl.utils.options import Adapter, File, Folder, Json, Option, Overwrite, Weights

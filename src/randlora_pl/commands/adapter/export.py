@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from randlora_pl import adapters, models
 from randlora_pl.commands.common import check_output, layer_table
 from randlora_pl.language.catalog import given_to
-from randlora_pl.run.options.adapter_config import check_adapter
+from randlora_pl.run.options.saved_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_size, parse_json, refuse_inputs
 from randlora_pl.utils.machine import check_onnx_packages

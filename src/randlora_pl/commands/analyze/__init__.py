@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from randlora_pl.commands import common
-from randlora_pl.run.options.adapter_config import config_beside, data_beside
+from randlora_pl.run.options.saved_config import config_beside, data_beside
 from randlora_pl.run.run_folder import check_new, new_folder, output_folder
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.options import Count, Device, NotNegative, Option, Root, Run, Runs

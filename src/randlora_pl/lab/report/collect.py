@@ -32,11 +32,11 @@ from randlora_pl.lab.report.cells import (
     read_plan,
 )
 from randlora_pl.run.options.classes import rate_name
+from randlora_pl.run.run_folder import holder
 from randlora_pl.sweep import RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
 from randlora_pl.sweep.folder import FIRST_SECONDS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json
-from randlora_pl.utils.lease import holder
 
 TRAINED, VALIDATED = "curve/train_loss", "curve/val_score"
 """Columns of the runs: means of its training loss over equal parts of its steps; pairs ``step:metric``."""

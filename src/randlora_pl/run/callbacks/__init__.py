@@ -35,10 +35,9 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint, Patience, ValidationSchedule
-    from randlora_pl.run.callbacks.figures import Figures, PerClass, WrittenAnswers, confusion_figure, samples_figure
-    from randlora_pl.run.callbacks.gates import Gates, gates_figure
-    from randlora_pl.run.callbacks.gaussian_average import GaussianAverage
+    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint, GaussianAverage, Patience, ValidationSchedule
+    from randlora_pl.run.callbacks.evaluation import Elsewhere, NewClasses, PerClass, WrittenAnswers, ZeroShot
+    from randlora_pl.run.callbacks.figures import Figures, Gates, confusion_figure, gates_figure, samples_figure
     from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient, UpdateSpectrum
     from randlora_pl.run.callbacks.progress import (
         HeldLock,
@@ -51,6 +50,5 @@ if TYPE_CHECKING:
         Throughput,
     )
     from randlora_pl.run.callbacks.summary import StartSummary
-    from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

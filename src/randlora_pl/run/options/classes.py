@@ -6,7 +6,6 @@ They are imported when they are asked for, which takes the seconds of PyTorch's 
 import dataclasses
 import inspect
 import re
-import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -281,21 +280,3 @@ def callback_classes() -> dict[str, type]:
 def takes_texts(task: "type[Objective] | None") -> bool:
     """Return True if a task has data of texts."""
     return data_class(task).__module__.startswith("randlora_pl.language.")
-
-
-def plain(value: Any) -> Any:
-    """Return a value as YAML: adapters as class and options, tuples as lists."""
-    if hasattr(value, "describe") and hasattr(value, "method"):
-        options = {name: plain(getattr(value, name)) for name in value.options()}
-        return {"class_path": public_path(type(value))} | ({"init_args": options} if options else {})
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def public_path(kind: type) -> str:
-    """Return the shortest path that exports a class: modules move, and configs stay."""
-    parts, name = kind.__module__.split("."), kind.__qualname__
-    places = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    exporting = (place for place in places if getattr(sys.modules[place], name, None) is kind)
-    return f"{next(exporting, kind.__module__)}.{name}"

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import yaml
 
-from randlora_pl.run.options.classes import options_of, task_of
+from randlora_pl.run.options.classes import options_of, rate_name, task_of
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.tasks import DEFAULT
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -414,3 +414,15 @@ def nested(options: Tree) -> Tree:
             node = {name: node}
         tree = merge(tree, node)
     return tree
+
+
+def planned_name(flat: dict[str, Any]) -> str:
+    """Return a run's default name, from its config by short names: dataset, model, prompts and adapter."""
+    prompts, adapter = (str(flat.get(f"model.{name}", "")).rpartition(".")[2] for name in ("prompts", "adapter"))
+    words = (
+        str(flat.get("data.dataset", "digits")),
+        Path(str(flat.get("model.name", "tiny"))).name,
+        prompts,
+        "" if prompts and rate_name(adapter, None) == "prompt_learning_rate" else adapter,
+    )
+    return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)

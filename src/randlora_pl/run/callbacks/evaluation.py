@@ -1,10 +1,16 @@
-"""Zero-shot tests: of the base model before the training, and on other datasets or classes after it."""
+"""Tests beside the task's own: without the adapter, on other data, of each class; and the answers that it wrote."""
 
+import json
+import math
 from contextlib import ExitStack
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import CatMetric
+from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.adapters import disabled
 from randlora_pl.data import ImageData
@@ -12,7 +18,10 @@ from randlora_pl.data.catalog import find
 from randlora_pl.data.unlabelled import batches, framed, random_samples
 from randlora_pl.tasks.module import AdaptationModule, own_module
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Declared, NotNegative
+from randlora_pl.utils.run_files import run_folder
+from randlora_pl.utils.text import MOST_PACKED, csv_text, pack_bits, print_above_progress
 
 if TYPE_CHECKING:
     from randlora_pl.tasks.images import ClipTask
@@ -117,3 +126,96 @@ class NewClasses(_ByName):
             options: dict[str, Any] = {"dataset": own.row.name, "split": own.split, "classes": "new"}
             options |= {"templates": own_module(pl_module).objective.templates, "classnames": own.classnames_file}
             self.measure(own_module(pl_module), options, "new/acc")
+
+
+class PerClass(Callback):
+    """Write ``test_per_class.csv`` and log class means for tests with class logits.
+
+    The counts are summed over all devices.
+
+    Attributes:
+        facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last
+            test, by key of ``results.json``. Of a trained model also ``test/right``: which samples were classified
+            correctly, in the order of the test split (`pack_bits`), if there are not more than `MOST_PACKED`.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, float | str] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start without counts."""
+        self.facts = {}
+        self._scores: MulticlassStatScores | None = None
+        self._right = CatMetric()  # 2 * index + 1 of a correct sample, 2 * index of another one
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Count the predictions of samples with a weight above zero."""
+        if not isinstance(outputs, dict) or "logits" not in outputs:
+            return
+        logits, counts = outputs["logits"], outputs["weight"] > 0
+        if self._scores is None:
+            scores = MulticlassStatScores(logits.shape[1], average=None, validate_args=False)
+            self._scores = scores.to(logits.device)
+            self._right.to(logits.device)
+        if counts.any():
+            guesses, labels = logits[counts].argmax(1), outputs["label"][counts]
+            self._scores.update(guesses, labels)
+            if "index" in outputs:
+                self._right.update(2 * outputs["index"][counts].to(labels.device) + (guesses == labels))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the class means; after a test of the trained model also write the table."""
+        if self._scores is None:
+            return
+        module = own_module(pl_module)
+        table, name = class_table(self._scores.compute().cpu()), module.test_name
+        metrics = {  # over the classes that have them; the accuracy is the mean recall
+            f"{name}/balanced_accuracy": float(table[:, 2].nanmean()),
+            f"{name}/macro_f1": float(table[:, 3].nanmean()),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, trainer.global_step)
+        samples = table[:, 0]
+        sizes = {f"{name}/smallest_class": int(samples.min()), f"{name}/largest_class": int(samples.max())}
+        self.facts = {**metrics, **sizes}
+        codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
+        if name == "test" and 0 < len(codes) <= MOST_PACKED:
+            self.facts["test/right"] = pack_bits((codes % 2).bool().tolist())
+        if name == "test" and trainer.is_global_zero:
+            cells: list[list[Any]] = [["class", "samples", "precision", "recall", "f1"]]
+            for label, row in zip(module.objective.classnames, table.tolist(), strict=True):
+                cells.append([label, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])])
+            write_text(run_folder(trainer) / "test_per_class.csv", csv_text(cells))
+
+
+def class_table(scores: Tensor) -> Tensor:
+    """Return samples, precision, recall and F1 per class, (classes, 4) float64.
+
+    Undefined values are NaN: the recall of a class without samples, the precision of a class that was never
+    predicted, the F1 of a class with neither.
+
+    Args:
+        scores: True positives, false positives, true negatives, false negatives and samples, (classes, 5).
+    """
+    right, wrong, _, missed, samples = scores.to(torch.float64).unbind(1)
+    return torch.stack(
+        [samples, right / (right + wrong), right / samples, 2 * right / (2 * right + wrong + missed)], dim=1
+    )
+
+
+class WrittenAnswers(Callback):
+    """Write ``answers.jsonl`` to the run folder after a test whose task keeps generated text (``written``).
+
+    One line per question, in the order of the tests, for any number of processes. Each line has the test, the prompt,
+    the generated text, and either the parsed and the correct answer or the references it was scored against.
+    """
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file and print its path."""
+        written = getattr(getattr(pl_module, "objective", None), "written", [])
+        if written and trainer.is_global_zero:
+            file = run_folder(trainer) / "answers.jsonl"
+            write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))
+            print_above_progress(f"answers: {file} ({len(written):,})")

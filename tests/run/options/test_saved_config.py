@@ -13,7 +13,7 @@ import yaml
 
 from randlora_pl.adapters import LoRA
 from randlora_pl.commands.analyze import open_run
-from randlora_pl.run.options.adapter_config import adapter_config, check_run_config, data_beside
+from randlora_pl.run.options.saved_config import adapter_config, check_run_config, data_beside
 from randlora_pl.run.session import prepare
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused, Run
