@@ -15,14 +15,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from randlora_pl.run.parallel.launch import broadcast_decision, decide_first, process_rank
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import parse_json
-from randlora_pl.utils.run_files import ADAPTER, LAST, RESULTS, find_adapter, runs_in, unlink_latest
+from randlora_pl.utils.run_files import ADAPTER, LAST, find_adapter, results_of, runs_in, unlink_latest
 
 LEASE = 60.0
 """Seconds without a renewal after which the owner is considered dead."""
@@ -182,15 +180,6 @@ def run_to_resume(root: Path, name: str, command: str) -> Path | None:
         if not results.get("finished") or results.get("command") == command:
             return folder
     return None
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    """Return the results of a run; empty if they are damaged, which a resumed run reports."""
-    file = folder / RESULTS
-    try:
-        return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (ValueError, TypeError):
-        return {}
 
 
 FILE = ".lock"

@@ -35,7 +35,7 @@ from randlora_pl.run.options.saved_config import (
     import_classes,
 )
 from randlora_pl.run.parallel.launch import broadcast_decision, parting, process_rank
-from randlora_pl.run.run_folder import find_lora, locked, results_of, run_to_resume
+from randlora_pl.run.run_folder import find_lora, locked, run_to_resume
 from randlora_pl.utils.errors import (
     DryRunEnd,
     LostProcessError,
@@ -50,19 +50,14 @@ from randlora_pl.utils.errors import (
     out_of_memory,
 )
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter
+from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter, results_of
 from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
 
 
-def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
+def _compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
 
-    Args:
-        words: The words behind ``fit``. With a config among them, the one beside the LoRA is not read.
-        defaults: Config that the LoRA's options and then the first config file are merged into.
-
-    Raises:
-        UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
+    The config beside the LoRA is not read if the words name a config.
     """
     defaults = copy.deepcopy(DEFAULTS) if defaults is None else defaults
     command = compose("fit", words, defaults)
@@ -115,7 +110,7 @@ def prepare(verb: str, args: list[str]) -> Command:
         UserError: An option does not fit the verb; see also `compose` and `check_names`.
     """
     args = list(map(underscored, args))
-    folders = folders_in(args, FOLDER_OPTIONS[verb])
+    folders = _folders_in(args, FOLDER_OPTIONS[verb])
     typed = {word.partition("=")[0].replace("from_", "from-") for word in args}
     starts = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
     if starts and verb != "fit":
@@ -135,7 +130,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     if beside is not None:
         defaults = merge(defaults, data_beside(beside))
     own = verb != "fit" or "resume" in folders
-    command = compose(verb, words, defaults) if own else compose_fit(words, defaults)
+    command = compose(verb, words, defaults) if own else _compose_fit(words, defaults)
     if beside is not None:
         command.named.append(str(beside))
     if verb != "fit":
@@ -158,7 +153,7 @@ def resume_by_itself(args: list[str]) -> list[str]:
 
     A job that is started again has the same command line, so that the run's own config holds all of it.
     """
-    if folders_in(args, ("resume",)).get("resume") != Path("auto"):
+    if _folders_in(args, ("resume",)).get("resume") != Path("auto"):
         return args
     words = list(args)
     place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
@@ -166,13 +161,13 @@ def resume_by_itself(args: list[str]) -> list[str]:
     command = compose("fit", words, copy.deepcopy(DEFAULTS))
     flat = command.flat()
     if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
-        flat = compose_fit(words).flat()
+        flat = _compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
     run = broadcast_decision("--resume auto", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
     return ["--resume", run] if run else words
 
 
-def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
+def _folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
     """Return the folders that options such as ``--resume FOLDER`` name, by option."""
     folders = {}
     for index, word in enumerate(args):
@@ -206,9 +201,9 @@ def run_fit(words: Sequence[str]) -> "App":
     dry = len(args) < len(typed)
     if valued := next((word for word in args if word.startswith(("--dry-run=", "--dry_run="))), None):
         raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
-    auto = folders_in(args, ("resume",)).get("resume") == Path("auto")
+    auto = _folders_in(args, ("resume",)).get("resume") == Path("auto")
     args = resume_by_itself(args)
-    folder = folders_in(args, ("resume",)).get("resume")
+    folder = _folders_in(args, ("resume",)).get("resume")
     if dry and folder is not None:
         raise UserError(f"--dry-run writes nothing, so it cannot resume {folder}. Remove --resume, or --dry-run.")
     with ExitStack() as held:

@@ -131,19 +131,16 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
 
 
 OTHER_VERSION = "it was written by another version, is damaged, or was changed"
-"""Default end of the messages of `check_arguments`."""
+"""End of messages about an argument that does not fit."""
 
 
-def check_arguments(
-    function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
-) -> None:
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], source: object) -> None:
     """Raise an error if an argument from a file is unknown to a function or has the wrong type.
 
     Args:
         function: A function or class with annotated parameters.
         values: Arguments by name, from JSON or YAML.
         source: File that the values were read from, for the message.
-        hint: End of the message.
 
     Raises:
         UserError: An argument does not fit; the message names the first one.
@@ -152,7 +149,7 @@ def check_arguments(
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
     wrong = unknown or next((part for name in values if (part := misfit(values[name], hints[name], name))), None)
     if wrong is not None:
-        raise UserError(f"{source}: {wrong}; {hint}.")
+        raise UserError(f"{source}: {wrong}; {OTHER_VERSION}.")
 
 
 def method_label(config: Mapping[str, Any]) -> str:

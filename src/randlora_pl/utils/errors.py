@@ -109,7 +109,7 @@ def first_line(error: BaseException) -> str:
     return (f"{first} {others[0].strip()}" if others and first.endswith(":") else first)[:160]
 
 
-WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
+_WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
 _NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
 
 _KINDS = {
@@ -133,7 +133,7 @@ def parse_message(message: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', message)
     option = f"--{'.'.join(key for key, _ in groupby(keys))}" if keys else ""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    useful = [line for line in lines if line and not line.startswith((*WRAPPERS, *_NOISE))]
+    useful = [line for line in lines if line and not line.startswith((*_WRAPPERS, *_NOISE))]
     types = [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '([^']+)'>", message)]
     literals = re.findall(r"[^', ]+", ",".join(re.findall(r"Literal\[([^\]]*)\]", message)))
     types = [name for name in dict.fromkeys(types) if name != "nothing"]
@@ -163,7 +163,7 @@ def cause(error: BaseException) -> BaseException:
     """Return the exception that matters: the first `UserError`, else the innermost one that is not a wrapper."""
     links = list(chain(error))
     users = [link for link in links if isinstance(link, UserError)]
-    plain = [link for link in links if not str(link).lstrip("- ").startswith(WRAPPERS)]
+    plain = [link for link in links if not str(link).lstrip("- ").startswith(_WRAPPERS)]
     return [*users, *plain, links[-1]][0]
 
 

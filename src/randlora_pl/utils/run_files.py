@@ -127,11 +127,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         again = f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
         best = f" or use {run / BEST}" if (run / BEST).is_dir() else ""
         raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {again}{best}")
-    try:
-        name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
-    except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
-        name = ADAPTER
-    return run / (BEST if name == BEST and (run / BEST).is_dir() else ADAPTER)
+    best = results_of(run).get("tested") == BEST and (run / BEST).is_dir()
+    return run / (BEST if best else ADAPTER)
 
 
 _PACKAGES = (
@@ -151,6 +148,13 @@ def read_results(folder: Path) -> dict[str, Any]:
         return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is cut off or damaged ({error}). Delete it: fit --resume writes it again.") from error
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return the results of a run; empty if they are damaged, which a resumed run reports."""
+    with suppress(OSError, UserError):
+        return read_results(folder)
+    return {}
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:

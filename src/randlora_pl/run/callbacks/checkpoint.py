@@ -59,7 +59,7 @@ class CheckpointFile(TorchCheckpointIO):
         try:
             checkpoint = super().load_checkpoint(path, *args, **more)
         except Exception as error:  # damaged headers raise many types, from PyTorch and pickle
-            raise UserError(damage_message(Path(path), str(error).splitlines()[0] if str(error) else "")) from error
+            raise UserError(_damage_message(Path(path), str(error).splitlines()[0] if str(error) else "")) from error
         if isinstance(checkpoint.get("derived"), str):
             file = Path(path).parent / Path(checkpoint["derived"]).name
             content = file.read_bytes() if file.is_file() else b""
@@ -85,12 +85,12 @@ def check_checkpoint(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except Exception as error:  # a damaged header can look like encryption, another compression, a huge size ...
-        raise UserError(damage_message(file, str(error))) from error
+        raise UserError(_damage_message(file, str(error))) from error
     if bad is not None:
-        raise UserError(damage_message(file, f"bad checksum of {bad}"))
+        raise UserError(_damage_message(file, f"bad checksum of {bad}"))
 
 
-def damage_message(file: Path, why: str) -> str:
+def _damage_message(file: Path, why: str) -> str:
     """Return an error message for an unreadable checkpoint."""
     return (
         f"The checkpoint {file} is cut off or damaged{f' ({why})' if why else ''}. Restore a copy of it, or delete "

@@ -140,7 +140,7 @@ class UnseenGradient(_Measured):
         if task.torch_compile:
             raise UserError("unseen_gradient.every_n_steps does not see compiled blocks. Remove --model.torch_compile.")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Listen to the layers in the first micro-batch of a step that is due."""
         step, before = trainer.global_step + 1, self._last
         self._last = step

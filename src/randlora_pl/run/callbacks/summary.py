@@ -292,10 +292,10 @@ def write_found(folder: Path, facts: Mapping[str, Any]) -> None:
     options = {"adapter": adapter, "learning_rate": None}  # the default of this method, not the search's
     text = yaml.safe_dump({"model": {"init_args": options}}, sort_keys=False, width=120)
     head = "# Found by a search on a part of the training samples; train it on all of them with:\n#\n"
-    write_text(folder / FRAGMENT, f"{head}#   {training_of(folder)}\n{text}")
+    write_text(folder / FRAGMENT, f"{head}#   {_training_of(folder)}\n{text}")
 
 
-def training_of(folder: Path) -> str:
+def _training_of(folder: Path) -> str:
     """Return the command that trains what a run found."""
     path = shlex.quote(str(folder))
     return f"randlora-pl fit --config {path}/{CONFIG} --config {path}/{FRAGMENT}"
@@ -337,7 +337,7 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
     use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv{own}"
     if unit != "images":
         use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER{own}"
-    tuned = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
+    tuned = f"\n  {_training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
     following = f"\nNext:{goes_on}{tuned}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]
 

@@ -168,18 +168,18 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     typed = [*command.values, *(word.lstrip("-").partition("=")[0] for word in command.typed if is_option(word))]
     empty = [key for key, value in command.config.items() if value == {}]
     for key in dict.fromkeys([*typed, *flat, *empty]):
-        yield from _caught(key, partial(check_option, command, key, groups, key in typed))
+        yield from _caught(key, partial(_check_option, command, key, groups, key in typed))
     for option, name in names.items():
-        spell(command, option, name)
+        _spell(command, option, name)
     wrong = set()
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
         known = (groups.get(group) or {}).get(name)
         try:
             if key in LISTS:
-                check_adapters(command, key, value)
+                _check_adapters(command, key, value)
             elif known and key not in names:
-                flat[key] = check_value(command, key, known, value)
+                flat[key] = _check_value(command, key, known, value)
         except UserError as error:
             wrong.add(key)
             yield key, error
@@ -270,12 +270,8 @@ def _check_monitor(task: "type[Objective] | None", flat: dict[str, Any]) -> None
 # Names
 
 
-def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
-    """Refuse an option or a key of a config that does not exist.
-
-    Raises:
-        UserError: The option is unknown; the message has its file, and near names.
-    """
+def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
+    """Refuse an option or a key of a config that does not exist; the message has its file, and near names."""
     parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
     if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
@@ -286,7 +282,7 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
         known = groups[group]
         if not rest or known is None or rest[0] in known:
             return
-    where = file_with(command, key)
+    where = _file_with(command, key)
     if where and "methods" in read_config(where):
         raise UserError(f"{where} describes several runs, not one: randlora-pl sweep {shlex.quote(str(where))}")
     what = f"Unknown key {shorten(key, 80)} in {where}." if where else f"Unknown option --{shorten(key, 80)}."
@@ -344,7 +340,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     return f" Did you mean {' or '.join(candidates[:3])}?" if candidates else ""
 
 
-def spell(command: Command, option: str, name: str | None) -> None:
+def _spell(command: Command, option: str, name: str | None) -> None:
     """Replace a class's name, typed or from a config, by its right spelling, or by the path of a class from outside."""
     name = name or path_by_name(str(command.flat()[option]))
     if name is None:
@@ -364,17 +360,10 @@ def spell(command: Command, option: str, name: str | None) -> None:
 # Values
 
 
-def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
+def _check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     """Return the value of an option, a number in quotes as a number; refuse one that does not have the option's type.
 
-    Args:
-        command: The command.
-        key: Short name of the option.
-        option: Its declaration.
-        value: Its value, as YAML reads it.
-
-    Raises:
-        UserError: The value has another type; the message has the line of a config.
+    The value is as YAML reads it. The message has the line of a config.
     """
     typed, kind = command.values.get(key), option.type
     number = parse_value(value) if isinstance(value, str) else value
@@ -395,7 +384,7 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     shown = typed if typed is not None and wrong.name == key else str(wrong.value)
     hint = near(shown, literal_words(kind), 1)
     wanted = wrong.wanted.replace("[a,b]", f"'[{shown}]'") if re.fullmatch(r"[\w./-]+", shown) else wrong.wanted
-    file = None if typed is not None else file_with(command, key)
+    file = None if typed is not None else _file_with(command, key)
     line = file and line_numbers(file).get(key)
     raise UserError(
         f"--{wrong.name}: expected {wanted}, not {shorten(shown, 80)}{'.' * bool(hint)}{hint}",
@@ -403,17 +392,8 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     )
 
 
-def check_adapters(command: Command, key: str, nodes: Any) -> None:
-    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes.
-
-    Args:
-        command: The command.
-        key: Short name of the option.
-        nodes: Its value.
-
-    Raises:
-        UserError: The value is anything but a list of adapters, or a class, an option or a value is wrong.
-    """
+def _check_adapters(command: Command, key: str, nodes: Any) -> None:
+    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes."""
     if not (isinstance(nodes, list) and all(isinstance(node, dict) and "class_path" in node for node in nodes)):
         raise UserError(f"--{key} is {brief(nodes)}: give a list, such as '[{{class_path: LoRA, rank: 8}}, RandLoRA]'.")
     for place, node in enumerate(nodes):
@@ -428,12 +408,12 @@ def check_adapters(command: Command, key: str, nodes: Any) -> None:
                 hint = near(OTHER_NAMES.get(name, name), known) or f" Its options are {', '.join(known)}."
                 raise UserError(f"--{key}: {method} has no option {brief(name)}.{hint}")
             if name == LISTED:
-                check_adapters(command, f"{key}.{place}.{name}", value)
+                _check_adapters(command, f"{key}.{place}.{name}", value)
             elif name == INNER:
                 node["init_args"][name] = inner = {"class_path": method_with("inside", True)} | value
-                check_adapters(command, f"{key}.{place}.{name}", [inner])
+                _check_adapters(command, f"{key}.{place}.{name}", [inner])
             else:
-                check_value(command, f"{key}.{place}.{name}", known[name], value)
+                _check_value(command, f"{key}.{place}.{name}", known[name], value)
 
 
 def line_numbers(file: Path) -> dict[str, int]:
@@ -455,7 +435,7 @@ def line_numbers(file: Path) -> dict[str, int]:
 # Configs
 
 
-def file_with(command: Command, key: str) -> Path | None:
+def _file_with(command: Command, key: str) -> Path | None:
     """Return the config file that sets a key; None if it was typed."""
     if key in command.values:
         return None

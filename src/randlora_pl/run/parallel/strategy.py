@@ -1,4 +1,4 @@
-"""Devices and strategies of a run: DistributedDataParallel for adapters, or FSDP2 for a backbone larger than one device.
+"""Strategies of several processes: DistributedDataParallel for adapters, FSDP2 for a backbone too large for a device.
 
 The processes are compared, then exchange only the few trainable parameters. FSDP2 shards frozen blocks.
 """
@@ -250,7 +250,7 @@ class AdapterDDP(DDPStrategy):
                     "files, checkpoints and versions of the machines (randlora-pl doctor)."
                 )
 
-            self._meeting.compare("the weights", lambda question: fingerprint, judge)
+            self._meeting.compare("the weights", lambda _: fingerprint, judge)
 
     def configure_ddp(self) -> None:
         """Wrap the model, and on a GPU replace Lightning 2.6's broadcast of rank 0's SIGTERM before each micro-batch.
@@ -288,9 +288,9 @@ class AdapterDDP(DDPStrategy):
 
     def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``, None before the first step."""
-        exchange = self.exchange
-        size = round(exchange.bytes / exchange.steps) if exchange.steps else None
-        messages = round(exchange.messages / exchange.steps, 2) if exchange.steps else None
+        size = messages = None
+        if steps := self.exchange.steps:
+            size, messages = round(self.exchange.bytes / steps), round(self.exchange.messages / steps, 2)
         return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -493,9 +493,7 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     asked = {name: config[name] for name in ("accelerator", "devices", "num_nodes") if config.get(name) is not None}
     asked |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     chosen = Trainer(**asked).strategy
-    # Notebooks fork their processes and keep Lightning's strategy.
-    plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
-    if plain:
+    if type(chosen) is DDPStrategy and chosen._start_method == "popen":  # notebooks fork, and keep Lightning's
         return config | {"strategy": AdapterFSDP(timeout) if named == SHARDED else AdapterDDP(timeout)}
     if named != SHARDED:
         return config
