@@ -8,7 +8,6 @@ Bases of described objects and `Declared` make a keyword-only dataclass of each 
 The types of options and words that several commands have are at the end.
 """
 
-import dataclasses
 import inspect
 import math
 import shlex
@@ -16,7 +15,7 @@ import sys
 import types
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import (
     Annotated,
@@ -205,7 +204,7 @@ def literal_words(kind: Any) -> list[str]:
 
 def option_types(cls: type) -> dict[str, Any]:
     """Return the types of a class's options by name, with their checks."""
-    types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls) if each.init}
+    types: dict[str, Any] = {each.name: each.type for each in fields(cls) if each.init}
     for name, kind in types.items():
         if isinstance(kind, str):  # in quotes: evaluated where it stands
             home = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
@@ -239,8 +238,8 @@ def check_declaration(cls: type) -> None:
     if "__init__" in vars(cls):
         raise TypeError(f"{cls.__name__} has a constructor. Declare its options in the class: `rank: int = 4`.")
     own = vars(cls).get("__annotations__", {})
-    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
-    inherited = {each.name for base in bases for each in dataclasses.fields(base)}
+    bases = [base for base in cls.__mro__[1:] if is_dataclass(base)]
+    inherited = {each.name for base in bases for each in fields(base)}
     if plain := [name for name in vars(cls) if name in inherited and name not in own]:
         raise TypeError(f"{cls.__name__}.{plain[0]} is an option: give its type, too, as in `{plain[0]}: int = 4`.")
 
@@ -250,7 +249,7 @@ class NamedOptions(ABCMeta):
 
     def __init__(cls, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if dataclasses.is_dataclass(cls):
+        if is_dataclass(cls):
             order = [name for base in cls.__mro__ for name in vars(base).get("__annotations__", ())]
             types, (_, *parameters) = option_types(cls), inspect.signature(cls.__init__).parameters.values()
             parameters.sort(key=lambda option: (option.kind, order.index(option.name)))

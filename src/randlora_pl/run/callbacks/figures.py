@@ -1,7 +1,6 @@
 """Plots and tables of a test: confusion matrix, predictions, most confident mistakes, and the gates of HydraLoRA."""
 
 import io
-import logging
 import math
 from bisect import insort
 from collections import Counter
@@ -24,6 +23,7 @@ from torch import Tensor
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.tasks.module import own_module
 from randlora_pl.utils import rng
+from randlora_pl.utils.errors import log
 from randlora_pl.utils.files import write_bytes, write_text
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.run_files import run_folder
@@ -122,8 +122,6 @@ class Surest:
         both = sorted([*self.mistakes, *more], key=lambda mistake: (-mistake.probability, mistake.index))
         self.mistakes = both[: self.most]
 
-
-log = logging.getLogger("randlora_pl")
 
 MOST_CLASSES = 200
 """Maximum number of classes for a plotted confusion matrix; larger ones are unreadable."""

@@ -1,6 +1,5 @@
 """Measurements of a training run: tensors without gradients, the share that LoRA cannot follow, rank of the updates."""
 
-import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +17,10 @@ from randlora_pl.adapters.layers import AdaptedLayer, BuiltWeight, RowBlocks
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.sites import out_and_in, weight_of
 from randlora_pl.tasks.module import own_module, total_steps
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.options import Declared, NotNegative
 from randlora_pl.utils.run_files import run_folder, write_results
 
-_log = logging.getLogger("randlora_pl")
 STEPS = 2
 """Of two factors whose product starts at zero, the second factor gets a gradient from the second step on."""
 
@@ -66,7 +64,7 @@ class GradientFlow(Declared, Callback):
         text = f"{len(self.silent)} of {len(trained)} trainable tensors had no gradient in {STEPS} steps: {names}"
         if self.action == "raise":
             raise UserError(f"{text}. They are trainable but are never updated. Check --model.targets.")
-        _log.warning("%s", text)
+        log.warning("%s", text)
 
 
 class _Measured(Declared, Callback):
@@ -279,7 +277,7 @@ class UpdateSpectrum(_Measured):
             raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
         task = own_module(pl_module).objective
         if task.report.adapter.trains_base and step:
-            _log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
+            log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
             self._off = True
         elif task.report.adapter.trains_base:
             self._start = {name: weight.detach().clone() for name, weight in _matrices(task.model).items()}

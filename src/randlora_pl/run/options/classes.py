@@ -8,7 +8,6 @@ import inspect
 import re
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -34,7 +33,7 @@ _WHAT |= {"model.prompts": "prompt learner", "model.head": "head", "model.regula
 """Name of what each option of `CLASSES` chooses, for messages."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Name, folder, loggers and timeout of a run."""
 
@@ -48,7 +47,7 @@ class RunOptions:
     """Seconds to wait for other processes before treating them as lost."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Option:
     """Option of a class: its type with its checks, and its default or `inspect.Parameter.empty`."""
 

@@ -369,6 +369,14 @@ def _take_length(command: Command) -> None:
             command.typed = [f"--{ours}" if word == f"--{option}" else word for word in command.typed]
 
 
+def _at(option: str, value: Any) -> Tree:
+    """Return a config with one value, at a name such as ``model.adapter``."""
+    for name in reversed(option.split(".")):
+        value = {name: value}
+    tree: Tree = value
+    return tree
+
+
 def _take_classes(command: Command) -> None:
     """Put typed classes into the config; one that differs from the config's drops the options of the old one."""
     for option in (*CLASSES, *LISTS):
@@ -376,10 +384,8 @@ def _take_classes(command: Command) -> None:
         if text is None:
             continue
         value = parse_value(text)
-        tree: Any = value
-        for name in reversed(option.split(".")):
-            tree = {name: tree}
-        command.config = merge(command.config, normalize(tree)) if value is not None else command.config
+        if value is not None:
+            command.config = merge(command.config, normalize(_at(option, value)))
         if not isinstance(value, str):  # a mapping or a list, which is in the config now; anything else was refused
             _remove(command, option)
 
@@ -409,10 +415,7 @@ def nested(options: Tree) -> Tree:
     """Return options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
     tree: Tree = {}
     for key, value in options.items():
-        node: Any = nested(value) if isinstance(value, dict) else value
-        for name in reversed(str(key).split(".")):
-            node = {name: node}
-        tree = merge(tree, node)
+        tree = merge(tree, _at(str(key), nested(value) if isinstance(value, dict) else value))
     return tree
 
 

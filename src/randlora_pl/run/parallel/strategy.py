@@ -5,7 +5,6 @@ The processes are compared, then exchange only the few trainable parameters. FSD
 
 import inspect
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -34,7 +33,7 @@ from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launc
 from randlora_pl.tasks.files import checksum
 from randlora_pl.tasks.module import AdaptationModule, own_module
 from randlora_pl.utils.device import LateCopy, on_cuda
-from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.errors import UserError, brief, log
 from randlora_pl.utils.text import byte_size
 
 _ALONE = (
@@ -440,7 +439,6 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
 
 SHARDED = "fsdp2"
 """Name of `AdapterFSDP` in ``--trainer.strategy``."""
-_log = logging.getLogger("randlora_pl")
 
 
 def with_devices(config: dict[str, Any]) -> dict[str, Any]:
@@ -498,7 +496,7 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     if named != SHARDED:
         return config
     if isinstance(chosen, SingleDeviceStrategy):
-        _log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")
+        log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")
         return config | {"strategy": "auto"}
     raise UserError(
         f"--trainer.strategy {SHARDED} cannot be started here ({type(chosen).__name__}). Start the command in a "
