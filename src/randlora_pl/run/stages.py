@@ -39,16 +39,7 @@ from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import remove_leftovers
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import (
-    ADAPTER,
-    BEST,
-    CONFIG,
-    LAST,
-    environment,
-    flat,
-    read_results,
-    write_results,
-)
+from randlora_pl.utils.run_files import ADAPTER, BEST, CONFIG, LAST, environment, flat, read_results, write_results
 from randlora_pl.utils.text import print_above_progress
 
 

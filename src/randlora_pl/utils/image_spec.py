@@ -122,11 +122,7 @@ class ImageSpec:
 
     def problem(self) -> str:
         """Return the first value that no image can be prepared with, as the end of a sentence, or an empty string."""
-        for name, known in (
-            ("resize", RESIZES),
-            ("interpolation", INTERPOLATIONS),
-            ("background", BACKGROUNDS),
-        ):
+        for name, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS), ("background", BACKGROUNDS)):
             value = getattr(self, name)
             if value not in known:
                 return f"the {name} {brief(value)}.{near(str(value), known)} Known: {', '.join(known)}"

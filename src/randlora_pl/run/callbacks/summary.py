@@ -26,16 +26,7 @@ from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import (
-    ADAPTER,
-    BEST,
-    CONFIG,
-    LAST,
-    environment,
-    flat,
-    read_results,
-    run_folder,
-)
+from randlora_pl.utils.run_files import ADAPTER, BEST, CONFIG, LAST, environment, flat, read_results, run_folder
 from randlora_pl.utils.text import byte_size, duration, facts_table, print_above_progress, table
 
 MOST_ROWS = 15
