@@ -32,8 +32,8 @@ from randlora_pl.run.callbacks.summary import (
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.options.compose import Tree, flatten
 from randlora_pl.run.options.saved_config import resolved_config, without_seed, write_resolved
-from randlora_pl.run.parallel.launch import launched, meeting_of
-from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
+from randlora_pl.run.parallel.launch import check_options, common_options, launched, meeting_of
+from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError

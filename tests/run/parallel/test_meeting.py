@@ -21,8 +21,8 @@ from randlora_pl.data.base import Part, image_parts, text_part, word_part
 from randlora_pl.language.data import TextData
 from randlora_pl.language.prompt_sets import Item
 from randlora_pl.run import stages
-from randlora_pl.run.parallel.launch import Launch, Meeting, parting
-from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options, compare_splits
+from randlora_pl.run.parallel.launch import Launch, Meeting, check_options, common_options, parting
+from randlora_pl.run.parallel.strategy import AdapterDDP, compare_splits
 from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from randlora_pl.run import TIMEOUT
-from randlora_pl.utils.errors import LostProcessError, UserError, first_line
+from randlora_pl.utils.errors import LostProcessError, UserError, brief, first_line
 
 GRACE = 30.0
 """Seconds that the process with the store waits for the others to read why the job ends."""
@@ -344,3 +345,52 @@ def parting() -> Iterator[None]:
             if meeting is not None:
                 meeting.leave(first_line(error), lost=not isinstance(error, UserError), wait=job is not None)
         raise
+
+
+_ALONE = (
+    "config.", "run.", "data.root.", "data.num_workers.", "data.cache_images.", "data.download.", "ckpt_path.",
+    "data.shots_file.", "data.classnames.", "data.templates.", "trainer.devices.", "trainer.num_nodes.",
+    "trainer.logger.", "trainer.profiler.", "trainer.default_root_dir.", "trainer.enable_progress_bar.",
+)  # fmt: skip
+"""Options that may differ: places, devices, workers, caches, loggers, and files whose content is compared."""
+Options = dict[str, tuple[str, Any]]
+"""What must be equal, as text, and what a message prints, by option."""
+
+
+def common_options(flat: Mapping[str, Any]) -> Options:
+    """Return the options that all processes must have in common; existing paths may differ."""
+    kept = {name: value for name, value in flat.items() if not f"{name}.".startswith(_ALONE)}
+    return {f"--{name}": (json.dumps(_placeless(v), sort_keys=True, default=str), v) for name, v in kept.items()}
+
+
+def _placeless(value: Any) -> Any:
+    """Return a value with existing paths replaced."""
+    if isinstance(value, dict):
+        return {name: _placeless(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placeless(each) for each in value]
+    with suppress(OSError, ValueError, RuntimeError):  # not every text can be a path
+        if isinstance(value, str) and os.sep in value and Path(value).expanduser().exists():
+            return "a path"
+    return value
+
+
+def check_options(meeting: Meeting, options: Options) -> None:
+    """Refuse processes with different options, see `Meeting.compare`."""
+    own = json.dumps(options, default=str)
+
+    def judge(ask: Ask) -> str:
+        first, *others = (json.loads(text) for text in ask(""))
+        none = "null", None
+        for rank, other in enumerate(others, 1):
+            pairs = [(name, first.get(name, none), other.get(name, none)) for name in sorted({*first, *other})]
+            different = [
+                f"{name} is {brief(ours[1])} in process 0, {brief(theirs[1])} in process {rank}"
+                for name, ours, theirs in pairs
+                if ours[0] != theirs[0]
+            ]
+            if different:
+                return f"{'; '.join(different[:3])}. Give all processes the same options."
+        return ""
+
+    meeting.compare("the options", lambda question: own, judge)
