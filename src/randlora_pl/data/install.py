@@ -206,17 +206,14 @@ def _unpack(path: Path, file: Archive, aside: Path, watch: DownloadProgress) -> 
 
 def _move(source: Path, target: Path) -> None:
     """Move a folder's contents into another folder; a missing folder is moved completely."""
-    with os.scandir(source) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            there = target / entry.name
-            if entry.is_dir() and there.is_dir():
-                _move(Path(entry.path), there)
-            elif there.exists() and (entry.is_dir() or there.is_dir()):
-                raise UserError(
-                    f"cannot write {there}: a {'folder' if there.is_dir() else 'file'} with this name exists"
-                )
-            else:
-                shutil.move(entry.path, there)  # shutil: the target may be on another disk
+    for entry in sorted(source.iterdir()):
+        there = target / entry.name
+        if entry.is_dir() and there.is_dir():
+            _move(entry, there)
+        elif there.exists() and (entry.is_dir() or there.is_dir()):
+            raise UserError(f"cannot write {there}: a {'folder' if there.is_dir() else 'file'} with this name exists")
+        else:
+            shutil.move(entry, there)  # shutil: the target may be on another disk
 
 
 @dataclass(frozen=True)

@@ -385,11 +385,11 @@ class Strings(Sequence[str]):
         """True if no string needs several bytes for a character."""
         return bool(self.raw.max(initial=0) < 128)
 
-    def sorted_places(self) -> Ints | None:
-        """Return the indices that sort all of the strings without making them; None if that needs the strings."""
+    def sorted_places(self) -> Ints:
+        """Return the indices that sort the strings, if they are short and plain without making them."""
         sizes = np.diff(self.bounds)
         if self.order is not None or sizes.max(initial=0) > 64 or not (self.raw.min(initial=1) > 0 and self.is_ascii):
-            return None
+            return np.asarray(sorted(range(len(self)), key=self.__getitem__), dtype=np.int64)
         block = np.zeros((len(self), max(1, sizes.max(initial=0))), np.uint8)
         block[np.arange(block.shape[1]) < sizes[:, None]] = self.raw
         return np.argsort(block.view(f"S{block.shape[1]}")[:, 0], kind="stable")

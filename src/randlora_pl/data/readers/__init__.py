@@ -80,11 +80,9 @@ def key_order(keys: Sequence[str]) -> Ints:
     Raises:
         UserError: Two keys are the same.
     """
-    order = keys.sorted_places() if isinstance(keys, Strings) else None
-    if order is None:
-        order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-    ordered = keys.take(order) if isinstance(keys, Strings) else (keys[place] for place in order.tolist())
-    for first, second in itertools.pairwise(ordered):
+    texts = keys if isinstance(keys, Strings) else Strings.from_texts(keys)
+    order = texts.sorted_places()
+    for first, second in itertools.pairwise(texts.take(order)):
         if first == second:
             raise UserError(f"{first!r} is listed twice")
     return order
