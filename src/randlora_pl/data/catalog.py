@@ -288,7 +288,7 @@ def with_split(row: DatasetSpec, split: str) -> DatasetSpec:
     if row.coop is None:
         what = f"--data.split coop: {row.name} does not have this split. Remove the option"
         raise UserError(f"{what}. Datasets that have it: {', '.join(COOP)}")
-    coop = {"templates": PHOTO} | row.coop
+    coop: dict[str, Any] = {"templates": PHOTO, **row.coop}
     if "file" not in coop:
         return replace(row, **coop)
     options = {"file": coop.pop("file"), "images": coop.pop("images")}

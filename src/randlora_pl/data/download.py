@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from randlora_pl.utils import __version__
@@ -129,7 +128,7 @@ def forget(target: Path) -> None:
 
 def host(url: str) -> str:
     """Return the server name of a URL for messages."""
-    return urlsplit(url).netloc
+    return Request(url).host
 
 
 def _marker(target: Path) -> Path:

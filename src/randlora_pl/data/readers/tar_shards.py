@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -300,7 +299,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> Listi
     def members() -> Iterator[str]:
         logged = time.monotonic()
         starts = range(0, len(paths), 4 * _READERS)  # else what is read early would wait in memory
-        shards = chain.from_iterable(threads.map(scan, paths[start : start + 4 * _READERS]) for start in starts)
+        shards = (each for start in starts for each in threads.map(scan, paths[start : start + 4 * _READERS]))
         for number, (samples, remark) in enumerate(shards):
             remarks.extend([remark] if remark else [])
             for member, offset, length, text in samples:
