@@ -195,13 +195,12 @@ def _read_list(kind: str, file: str) -> tuple[str, ...]:
 
 def _rows() -> Iterator[DatasetSpec]:
     """Yield the specifications in ``datasets.toml``."""
-    entries: dict[str, dict[str, Any]] = {}
-    for typed in tomllib.loads(Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8"))["dataset"]:
-        row = entries.get(typed.pop("like", ""), {}) | typed
-        entries[row["name"]] = row
-        values = _value("", row)
+    entries = tomllib.loads(Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8"))
+    for name, typed in entries.items():
+        entries[name] = entries.get(typed.pop("like", ""), {}) | typed
+        values = _value("", entries[name])
         named = [{"name": file.get("urls", ("",))[0].rpartition("/")[2]} | file for file in values.get("files", ())]
-        yield DatasetSpec(**values | {"files": tuple(Archive(**file) for file in named)})
+        yield DatasetSpec(**values | {"name": name, "files": tuple(Archive(**file) for file in named)})
 
 
 ROWS = tuple(_rows())
