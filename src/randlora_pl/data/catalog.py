@@ -17,12 +17,13 @@ so do ImageNet's shifted test sets.
 
 import importlib.util
 import os
-import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from randlora_pl.data.locations import as_typed, names_files
@@ -62,9 +63,10 @@ def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
     files = [path for place in places if (path := Path(place) / "zero_shot_metadata.py").is_file()]
     if not files:  # the doctor command still lists the datasets
         return (), PHOTO
-    metadata = runpy.run_path(str(files[0]))
-    templates = tuple(template("{}") for template in metadata["OPENAI_IMAGENET_TEMPLATES"])
-    return tuple(metadata["IMAGENET_CLASSNAMES"]), templates
+    metadata = ModuleType("open_clip_zero_shot_metadata")
+    SourceFileLoader(metadata.__name__, str(files[0])).exec_module(metadata)
+    templates = tuple(template("{}") for template in metadata.OPENAI_IMAGENET_TEMPLATES)
+    return tuple(metadata.IMAGENET_CLASSNAMES), templates
 
 
 IMAGENET, IMAGENET_TEMPLATES = _imagenet()

@@ -178,7 +178,7 @@ class ImageData(PlannedData):
                 row, root = self.row, self.root  # the closure must not keep this object
                 make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
                 parts = self.found = cached("splits", (row.name, self.split, root), make)
-                own_test = stage in ("test", "predict") and parts.own_test
+                own_test = stage in ("test", "predict") and parts.has("test")
                 first = parts.test if own_test else parts.full
                 names = validate.class_names(row, first.classes, self.classnames_file)
                 kept = splits.labels_of(len(names), self.classes)
@@ -277,7 +277,7 @@ class ImageData(PlannedData):
             few = min(self.shots, 4)  # as in CoOp
             samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
         # a draw may have these images
-        if split == "val" and validate.is_draw(self.shots_file) and not self.found.own_val:
+        if split == "val" and validate.is_draw(self.shots_file) and not self.found.has("val"):
             drawn = set(self.samples("train").keys)
             samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
         expected = self.row.counts.get(split)
@@ -302,7 +302,7 @@ class ImageData(PlannedData):
         samples = parts.full if self.train_split == "full" else parts.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
         if path is not None and validate.is_draw(path):
-            listed = splits.read_draw(path, samples if parts.own_val else parts.full)
+            listed = splits.read_draw(path, samples if parts.has("val") else parts.full)
             chosen = splits.of_half(listed, self.classes)
             counts = np.bincount(chosen.labels, minlength=len(chosen.classes))
             most = int(counts.max(initial=0))
@@ -333,7 +333,7 @@ class ImageData(PlannedData):
     @property
     def trains_on_val(self) -> bool:
         """True if validation images are trained on."""
-        return self.train_split == "full" and self.found is not None and not self.found.own_val
+        return self.train_split == "full" and self.found is not None and not self.found.has("val")
 
     @property
     def _key(self) -> dict[str, Any]:

@@ -159,15 +159,9 @@ class Splits:
         val, pool = self._read("val"), self.full
         return (pool, val) if val is not None else hold_out(pool, min(_units(pool) // 10, 5_000), "val")
 
-    @property
-    def own_val(self) -> bool:
-        """True if the validation split is the dataset's own, not held out from its train split."""
-        return self._read("val") is not None
-
-    @property
-    def own_test(self) -> bool:
-        """True if the test split is the dataset's own, which needs no training images."""
-        return self._read("test") is not None
+    def has(self, split: str) -> bool:
+        """Return True if a split is the dataset's own, not held out from its train split."""
+        return self._read(split) is not None
 
     @property
     def test(self) -> Samples:

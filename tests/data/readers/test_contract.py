@@ -107,8 +107,8 @@ def splits_are_disjoint_and_complete(copy: Copy) -> None:
     assert {split: len(names[split]) for split in SPLITS} == sizes
     assert not names["train"] & names["val"] and not names["train"] & names["test"] and not names["val"] & names["test"]
     assert sum(sizes.values()) == sum(copy.made.sizes.values()) * (copy.row.classes or 0)
-    assert found.own_val == ("val" in copy.made.sizes)
-    if not found.own_val:
+    assert found.has("val") == ("val" in copy.made.sizes)
+    if not found.has("val"):
         assert sizes["val"] == (sizes["train"] + sizes["val"]) // 10
 
 

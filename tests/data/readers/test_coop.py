@@ -78,7 +78,7 @@ def test_every_split_file_has_a_reader(tmp_path: Path, name: str) -> None:
     lists, row = write_coop(tmp_path, name, most=1), with_split(find(name), "coop")
     assert (row.classes, sum(row.counts.values())) == SIZES[name] and len(row.templates) == 1
     found = Splits(lambda split: read(row, tmp_path, split))
-    assert found.own_val and found.own_test
+    assert found.has("val") and found.has("test")
     for split in EACH:
         samples = getattr(found, split)
         assert sorted(samples.keys) == sorted(path for path, _, _ in lists[split])
