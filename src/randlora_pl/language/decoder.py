@@ -12,9 +12,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.language.tokenization import IGNORED, Encoded, collate
@@ -64,7 +62,7 @@ Head = Callable[[Tensor], Tensor]
 
 def learned_positions(labels: Tensor) -> Tensor:
     """Return the indices into b x length flat tokens whose next token is learned, for (b, length) labels."""
-    return F.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero()[:, 0]
+    return nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero()[:, 0]
 
 
 def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +157,7 @@ def _losses(model: Any, states: Tensor, labels: Tensor, head: Head, smoothing: f
 
     def at_once(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states).float()
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         return losses, logits.detach().argmax(-1) == labels
 
     if len(labels) * model.config.get_text_config().vocab_size <= _LOGITS:
@@ -195,7 +193,7 @@ class _InParts(torch.autograd.Function):
         return losses, right
 
     @staticmethod
-    @once_differentiable
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient of each token by its factor."""
         (gradients,) = ctx.saved_tensors

@@ -374,8 +374,7 @@ class ClipTask(ImageTask):
         """Return text features that the micro-batches of an optimizer step share; the first one calls ``encode``."""
         if batch["micro_batch"] == 0 or self.step_features is None:
             self.step_features = StepFeatures(encode())
-        features: Tensor = self.step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
-        return features
+        return self.step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""

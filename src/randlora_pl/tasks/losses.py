@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.utils.errors import UserError
@@ -42,7 +41,7 @@ def sigmoid_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     """
     logits = logits.float()
     signed = torch.where(classes == labels[:, None], logits, -logits)
-    return -(counts * F.logsigmoid(signed)).sum(1)
+    return -(counts * nn.functional.logsigmoid(signed)).sum(1)
 
 
 def logit_bias(model: nn.Module) -> Tensor | None:
@@ -82,7 +81,7 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
     guesses, target = logits.argmax(1), batch.get("target")
     right = guesses == batch["label"] if target is None else target.gather(1, guesses[:, None])[:, 0]
     wanted = batch["label"] if target is None else target
-    return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
+    return nn.functional.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
 
 
 def padded_captions(classes: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -140,7 +139,7 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 def normalize(features: Tensor) -> Tensor:
     """Scale rows to unit length, in float32 so that half precision does not round the similarities."""
-    return F.normalize(features.float(), dim=-1)
+    return nn.functional.normalize(features.float(), dim=-1)
 
 
 def check_numbers(outputs: Tensor, source: object) -> None:

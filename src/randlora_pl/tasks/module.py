@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, final
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -13,12 +12,11 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
-from randlora_pl.adapters import unmerge
 from randlora_pl.adapters.base import DeltaWeight, all_finite
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.methods.autolora import Problem, SelectionSearch
 from randlora_pl.adapters.methods.randlora import RandLoRADelta
-from randlora_pl.adapters.operations import make_optimizer, rates_of
+from randlora_pl.adapters.operations import make_optimizer, rates_of, unmerge
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.adapters.trained import reset_buffers, update_buffers
 from randlora_pl.models.execution import GRAPHS
@@ -195,8 +193,8 @@ class AdaptationModule(LightningModule):
         sums, self.step_sums = self.step_sums, None
         if sums is None:
             return
-        if dist.is_initialized():
-            dist.all_reduce(sums)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
         own = self.trainer.progress_bar_callback
         bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
         means = sums[1:] / sums[0].clamp(min=torch.finfo(sums.dtype).tiny)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from randlora_pl.data.image_batches import counted_classes
-from randlora_pl.models import encode_prompts
-from randlora_pl.models.text import Tokenizer, check_distinct, class_prompts
+from randlora_pl.models.text import Tokenizer, check_distinct, class_prompts, encode_prompts
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import (
     logit_bias,

@@ -6,7 +6,6 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -312,9 +311,9 @@ class CausalLMTask(TextTask):
             return {}
         assert self.run.data is not None
         items, parts = self.run.data.items, [self._texts]  # of all processes
-        if dist.is_available() and dist.is_initialized():
-            parts = [{}] * dist.get_world_size()
-            dist.all_gather_object(parts, self._texts)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self._texts)
         texts = dict(sorted((number, text) for part in parts for number, text in part.items()))
         self.written = [items[number].record(text) for number, text in texts.items()]
         scores: dict[str, float] = {}

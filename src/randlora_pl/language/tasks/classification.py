@@ -268,8 +268,7 @@ class TextClassificationTask(TextTask):
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Return class probabilities (b, classes), or scores (b, 1)."""
-        logits = self.class_logits(batch)
-        return self.predictions(logits)
+        return self.predictions(self.class_logits(batch))
 
     def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
         """Return probabilities (n, classes), or scores (n, 1), of texts or pairs of texts.

@@ -12,8 +12,7 @@ from torch import nn
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
-from randlora_pl.models import ModelIdentity
-from randlora_pl.models.weights import seeded
+from randlora_pl.models.weights import ModelIdentity, seeded
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.optim import TEXTS
 from randlora_pl.tasks.restore import make_ready, make_task

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import disabled
@@ -108,8 +107,8 @@ class Decoupled(SecondHead):
 
     def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
         """Return the losses (b,) of both heads: the probe sees each image, and the text of its class."""
-        of_images = F.cross_entropy(self._logits(self.image(images)), labels, reduction="none")
-        of_texts = F.cross_entropy(self._logits(self.text(texts[labels])), labels, reduction="none")
+        of_images = nn.functional.cross_entropy(self._logits(self.image(images)), labels, reduction="none")
+        of_texts = nn.functional.cross_entropy(self._logits(self.text(texts[labels])), labels, reduction="none")
         return (1 - self.weight) * losses + self.weight * (of_images + of_texts) / 2
 
     def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
@@ -136,7 +135,8 @@ class _Folded(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        near, own = F.linear(F.normalize(features, dim=-1), self.head), F.linear(features, self.weight, self.bias)
+        near = nn.functional.linear(nn.functional.normalize(features, dim=-1), self.head)
+        own = nn.functional.linear(features, self.weight, self.bias)
         return (1 - self.share) * near + self.share * own
 
 
@@ -202,7 +202,7 @@ class Cache(SecondHead):
         self.keys = nn.Parameter(torch.zeros(len(labels), features))
         self.register_buffer("labels", labels.float())
         self.register_buffer("factors", torch.tensor([options.alpha, options.beta]))
-        self.register_buffer("values", F.one_hot(labels, classes).float(), persistent=False)
+        self.register_buffer("values", nn.functional.one_hot(labels, classes).float(), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return what the cache adds to the logits (b, C) of unit features (b, e)."""
@@ -295,7 +295,7 @@ class _Cached(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         added: Tensor = self.cache(features)
-        return F.linear(features, self.head) + added
+        return nn.functional.linear(features, self.head) + added
 
 
 class SelfRegulation(Described):
@@ -355,5 +355,7 @@ class Teacher(nn.Module):
             frozen = normalize(image_features(tower, images))
         wanted = (scale * similarities(frozen, self.texts)).softmax(1)
         near = (normalize(features) - frozen).abs().mean(1)
-        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="none").sum(1) / logits.shape[1]
+        divergence = (
+            nn.functional.kl_div(logits.float().log_softmax(1), wanted, reduction="none").sum(1) / logits.shape[1]
+        )
         return self.factors.image * near + self.factors.logits * divergence
