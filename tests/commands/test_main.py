@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 from unittest.mock import Mock
 
@@ -149,6 +150,18 @@ def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
 )
 def test_unknown_verbs_get_a_hint(refused: Refused, word: str, hint: str) -> None:
     assert hint in refused(word)
+
+
+def test_the_function_of_a_command_is_one_of_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_() -> int:
+        return 0
+
+    module = ModuleType("randlora_pl.commands.toy")
+    list_.__module__ = module.__name__
+    vars(module).update(list=json.loads, list_=list_)  # the first is imported, and has a name of the command, too
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(COMMANDS, "list", "toy")
+    assert function_of("list") is list_
 
 
 def test_listings_name_what_there_is(run: Run) -> None:

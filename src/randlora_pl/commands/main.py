@@ -5,6 +5,7 @@ Commands that need no PyTorch answer at once. It is imported to build a model, a
 
 import argparse
 import ast
+import inspect
 import os
 import re
 import signal
@@ -261,8 +262,9 @@ def _has_name(function: str, name: str) -> bool:
 
 def function_of(name: str) -> Callable[..., int]:
     """Return the function of a command."""
-    module = vars(import_module(f"randlora_pl.commands.{_module(name)}"))
-    function: Callable[..., int] = next(value for key, value in module.items() if _has_name(key, name))
+    module = import_module(f"randlora_pl.commands.{_module(name)}")
+    own = (each for each in vars(module).values() if inspect.isfunction(each) and each.__module__ == module.__name__)
+    function: Callable[..., int] = next(each for each in own if _has_name(each.__name__, name))
     return function
 
 
