@@ -17,11 +17,11 @@ from randlora_pl.utils.run_files import CONFIG
 from randlora_pl.utils.text import table
 
 FIRST = (
-    *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),
+    *("test/loss", "steps", "learning_rate"),
     *("trainable_parameters", "adapter_parameters", "total_parameters", "adapter_bytes", "checkpoint_bytes"),
     *("fit_seconds", "images_per_second", "peak_memory_bytes", "device", "precision", "version", "git_commit"),
 )
-"""Results that are shown even if they are equal, in this order."""
+"""Results that are shown even if they are equal, in this order, behind the metrics that count."""
 
 _OPTIONS = (
     *("model", "model.name", "model.pretrained", "model.adapter", "model.prompts", "data.dataset", "data.shots"),
@@ -130,7 +130,10 @@ def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> l
 def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
     """Return accuracy in percent and the other metrics, with the difference of two runs."""
     keys = list(dict.fromkeys(key for metrics in results for key in metrics))
-    shown = [key for key in FIRST if key in keys]
+    counting = dict.fromkeys(str(metrics.get("data/metric") or metrics.get("metric", "acc")) for metrics in results)
+    stages = ("test", "zeroshot", "val", "best/val")
+    first = (*(f"{stage}/{name}" for name in counting for stage in stages), *FIRST)
+    shown = [key for key in first if key in keys]
     above = ("adapter/", "base/", "data/", "version/")  # shown with the configs
     others = [key for key in keys if key not in shown and key != "seed" and not key.startswith(above)]
     others = [key for key in others if any(_numeric(metrics.get(key)) for metrics in results)]

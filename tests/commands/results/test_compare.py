@@ -50,6 +50,15 @@ def test_two_runs(run: Run, finished: Path) -> None:
     assert "data.dataset digits" in common and "model.name tiny" in common
 
 
+def test_the_metric_that_counts_for_the_task_leads(run: Run, finished: Path) -> None:
+    for name, loss in (("one", 0.5), ("two", 0.25)):
+        copy(finished, name, figures={"metric": "mae", "test/mae": 1.5, "best/val/mae": 1.25, "test/loss": loss})
+    shown = run("compare", "runs/one", "runs/two").out
+    table = shown[shown.index("\nresult  ") :]
+    assert [line.partition("  ")[0] for line in table.splitlines()[2:5]] == ["test/mae", "best/val/mae", "test/loss"]
+    assert row(shown, "test/mae") == ["1.5", "1.5", "0"]
+
+
 def test_columns_are_headed_by_what_tells_the_runs_apart(run: Run, finished: Path) -> None:
     times = ["a/2026-01-02_03-04-05", "b/2026-01-02_03-04-05", "a/2026-01-02_03-04-05_2"]
     folders = [str(copy(finished, name)) for name in (*times, "one/2026-01-01", "two/2026-01-01")]
