@@ -71,6 +71,12 @@ def test_classifier_and_features_are_those_of_the_task(kind: str) -> None:
         torch.testing.assert_close(features @ head.T, logits, atol=1e-4, rtol=1e-5)
 
 
+def test_probabilities_are_the_predictions_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Objective, "predictions", lambda self, outputs: outputs.sigmoid())
+    logits, shares = make_program(trained("text head")).module(torch.rand(3, 3, 32, 32))
+    torch.testing.assert_close(shares, logits.sigmoid())
+
+
 def test_text_tower() -> None:
     """The trained one of both towers; behind a frozen head, the one that the head was made with."""
     task = trained("both towers")

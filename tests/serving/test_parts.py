@@ -272,3 +272,7 @@ def test_a_server_gives_the_probabilities_of_predict(
         expected = dict(zip(row[::2], map(float, row[1::2]), strict=True))
         assert found.keys() == set(NAMES) and found == pytest.approx(expected, abs=2e-6)
     assert len({tuple(row[1:]) for row in rows}) == 3
+    monkeypatch.setattr(PromptTask, "predictions", lambda self, outputs: outputs.sigmoid())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(server._probabilities(images), server.task.class_logits(images).sigmoid())

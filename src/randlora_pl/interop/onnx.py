@@ -47,16 +47,16 @@ class ImageEncoder(nn.Module):
 
 
 class ExportedClassifier(nn.Module):
-    """Module from pixels to logits and probabilities of all classes."""
+    """Module from pixels to logits and probabilities of all classes, which the task computes from the logits."""
 
-    def __init__(self, encoder: ImageEncoder, head: nn.Module) -> None:
+    def __init__(self, encoder: ImageEncoder, head: nn.Module, predictions: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.predictions = encoder, head, predictions
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Map (n, 3, H, W) in 0..1 to (n, classes) logits and probabilities."""
         logits = self.head(self.encoder(pixels))
-        return logits, logits.softmax(1)
+        return logits, self.predictions(logits)
 
 
 class TextEncoder(nn.Module):
@@ -139,11 +139,11 @@ def make_program(task: ImageTask, part: str = "classifier") -> Program:
         encoder = ImageEncoder(task.image_tower(), frame, unit)
         module: nn.Module = encoder
         if weight is not None and second is not None:
-            module = ExportedClassifier(encoder, second.classifier(weight))
+            module = ExportedClassifier(encoder, second.classifier(weight), task.predictions)
         elif weight is not None:
             head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             head.weight = nn.Parameter(weight.detach().clone())
-            module = ExportedClassifier(encoder, head)
+            module = ExportedClassifier(encoder, head, task.predictions)
     outputs = ("features",) if part == "image" else ("logits", "probabilities")
 
     def examples(count: int, seed: int) -> Tensor:

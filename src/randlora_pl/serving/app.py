@@ -121,7 +121,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         from randlora_pl.tasks.losses import check_numbers
 
         with torch.inference_mode(), self.autocast:
-            probabilities = self.task.class_logits(images.to(self.index)).float().softmax(1).cpu()
+            probabilities = self.task.predictions(self.task.class_logits(images.to(self.index))).cpu()
         check_numbers(probabilities, self.adapter)
         return probabilities
 

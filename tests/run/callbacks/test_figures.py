@@ -70,6 +70,17 @@ def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> Non
     assert all(kept.index == kept.image.mean() for _, kept in figures._shown)
 
 
+def test_probabilities_are_the_predictions_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextHeadTask, "predictions", lambda self, outputs: outputs / 4)
+    figures, module = Figures(samples=6), AdaptationModule(TextHeadTask("tiny", "random"))
+    figures.on_test_start(None, module)  # type: ignore[arg-type]
+    outputs = {"logits": torch.eye(3), "label": torch.tensor([1, 1, 1]), "index": torch.arange(3)}
+    batch = {"image": torch.zeros(3, 3, 2, 2)}
+    figures.on_test_batch_end(None, module, outputs | {"weight": torch.ones(3)}, batch, 0)  # type: ignore[arg-type]
+    assert {kept.probability for _, kept in figures._shown} == {0.25}
+    assert [mistake.probability for mistake in figures._surest.mistakes] == [0.25, 0.25]
+
+
 def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
     trainer, task, data = fit(Figures())
     module = AdaptationModule(task)
@@ -199,7 +210,7 @@ def predictions(samples: int = 40, classes: int = 3) -> tuple[Tensor, ...]:
     images = torch.rand(samples, 3, 4, 4, generator=generator)
     labels = torch.randint(classes, (samples,), generator=generator)
     logits = torch.randn(samples, classes, generator=generator).round()  # many are equally sure
-    return images, torch.arange(samples), labels, logits, torch.rand(samples, generator=generator) > 0.2
+    return images, torch.arange(samples), labels, logits.softmax(1), torch.rand(samples, generator=generator) > 0.2
 
 
 def found(order: list[int], parts: int, most: int = 5) -> Surest:
@@ -211,8 +222,8 @@ def found(order: list[int], parts: int, most: int = 5) -> Surest:
 
 @pytest.mark.parametrize("parts", [1, 3, 40])
 def test_surest_mistakes_are_those_of_the_whole_set(parts: int) -> None:
-    images, _, labels, logits, counts = predictions()
-    shares, guesses = logits.softmax(1).max(1)
+    images, _, labels, shared, counts = predictions()
+    shares, guesses = shared.max(1)
     wrong = [place for place in range(40) if counts[place] and guesses[place] != labels[place]]
     wanted = sorted(wrong, key=lambda place: (-float(shares[place]), place))[:5]
     surest = found(list(range(40)), parts)

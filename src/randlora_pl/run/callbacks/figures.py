@@ -78,17 +78,17 @@ class Surest:
         self.mistakes: list[Prediction] = []
         self.wrong = self.seen = 0
 
-    def add(self, images: Tensor, index: Tensor, labels: Tensor, logits: Tensor, counts: Tensor) -> None:
+    def add(self, images: Tensor, index: Tensor, labels: Tensor, predictions: Tensor, counts: Tensor) -> None:
         """Add the predictions of a batch.
 
         Args:
             images: Model inputs, (b, 3, H, W).
             index: Indices in the test set, (b,).
             labels: True classes, (b,).
-            logits: Logits, (b, classes).
+            predictions: Probabilities, (b, classes).
             counts: (b,) bool, False for padding of the batch.
         """
-        probabilities, guesses = logits.float().softmax(1).nan_to_num(0.0).max(1)
+        probabilities, guesses = predictions.nan_to_num(0.0).max(1)
         wrong = (counts & (guesses != labels)).nonzero()[:, 0]
         self.seen, self.wrong = self.seen + int(counts.sum()), self.wrong + len(wrong)
         order = probabilities[wrong].argsort(descending=True, stable=True)
@@ -249,8 +249,9 @@ class Figures(Callback):
             self._counts = pairs if self._counts is None else self._counts + pairs
         if "image" not in batch or not self.samples:  # texts
             return
-        self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
-        index, probs = outputs["index"][positions].cpu(), logits.softmax(1).amax(1)
+        predictions = own_module(pl_module).objective.predictions(outputs["logits"])
+        self._surest.add(batch["image"], outputs["index"], outputs["label"], predictions, counts)
+        index, probs = outputs["index"][positions].cpu(), predictions[positions].amax(1)
         words = rng.words(0, "shown", index)  # image folders are ordered by class
         for position, label in enumerate(labels.tolist()):
             self._turns[label] += 1
