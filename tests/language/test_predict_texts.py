@@ -6,7 +6,8 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.language.prompt_sets import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
-from randlora_pl.language.tasks.common import load_language_task
+from randlora_pl.language.tasks.common import TextTask, load_language_task
 from tests.support.cli import Refused, Run
 
 from . import classify
@@ -105,6 +106,13 @@ def test_the_forms_of_a_file_say_the_same(
     assert "predictions.csv: 36 prompts, at most 4 tokens after each" in shown.out
     rows = read((tmp_path / "predictions.csv").read_text())
     assert [(row["prompt"], row["written"]) for row in rows] == expected * 4
+
+
+def test_loaded_tasks_have_their_class() -> None:
+    assert get_type_hints(load_language_task)["return"] is TextTask
+    for kind, other in ((CausalLMTask, "classify"), (TextClassificationTask, "write")):
+        with pytest.raises(NotImplementedError):
+            getattr(kind, other)(Mock(spec=kind), [])
 
 
 def test_a_prompt_is_answered_once_however_often_it_is_there(repeater: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from randlora_pl.utils.weights_files import register_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from randlora_pl.language.tasks.common import TextTask
     from randlora_pl.tasks.objective import Objective
 
 
@@ -342,6 +343,7 @@ def answer(options: PredictOptions) -> PredictionTable:
 
     All inputs are read and checked before the first model is loaded.
     """
+    from randlora_pl.language.tasks.common import TextTask
     from randlora_pl.language.tokenization import need_transformers
     from randlora_pl.tasks.restore import named_task
 
@@ -352,8 +354,9 @@ def answer(options: PredictOptions) -> PredictionTable:
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
     _check_outputs(files, kinds)
     ((name, classes),) = kinds
-    kind: Any = named_task(name)
-    decoder: bool = kind.generates
+    kind = named_task(name)
+    assert kind is not None and issubclass(kind, TextTask)
+    decoder = kind.generates
     _refuse(options, ([] if decoder else ["max_new_tokens", "beams"]) + ([] if classes else ["top_k"]))
     size = options.batch_size or kind.batch_size
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
@@ -439,7 +442,7 @@ def _classify_texts(
     return table
 
 
-def _ready(file: "adapters.AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
+def _ready(file: "adapters.AdapterFile", options: PredictOptions, how: dict[str, Any]) -> "TextTask":
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
     from randlora_pl.language.tasks.common import plain_task
     from randlora_pl.tasks.restore import make_ready

@@ -1,13 +1,13 @@
 """Base of the tasks on texts, and the way back from an adapter file to one of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
@@ -29,6 +29,7 @@ class TextTask(Objective):
         example: Call of a loaded task, for a model card.
         generates: True if it writes texts.
         batch_size: Texts at a time in a prediction, as in a test.
+        max_new_tokens: Maximum number of tokens per text that it writes.
         sentences: True if the byte tokenizer sets its end of text around and between sentences.
     """
 
@@ -37,6 +38,7 @@ class TextTask(Objective):
     auto = pipeline_tag = example = ""
     sentences = generates = False
     batch_size = 64
+    max_new_tokens = 0
 
     name: str = field(kw_only=False)
     """A model of the Hugging Face Hub, or a folder."""
@@ -135,6 +137,14 @@ class TextTask(Objective):
         """Return the model of transformers around a new backbone."""
         return backbone
 
+    def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
+        """Return the generated texts after prompts, in their order, if the task `generates`."""
+        raise NotImplementedError
+
+    def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
+        """Return probabilities (n, classes) or scores (n, 1) of texts or pairs of texts, if the task predicts them."""
+        raise NotImplementedError
+
     def checkpoint_gradients(self, backbone: nn.Module) -> None:
         """Make the blocks recompute their activations in the backward pass, without the reentrant kind of PyTorch.
 
@@ -187,7 +197,7 @@ Targets are aliases of `adapters.targets`, and so fit separate and fused project
 """
 
 
-def load_language_task(folder: str | Path, **overrides: Any) -> Any:
+def load_language_task(folder: str | Path, **overrides: Any) -> TextTask:
     """Build the task that an adapter folder was saved from, with its adapter merged for evaluation.
 
     Args:
