@@ -6,7 +6,6 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args, get_type_hints
 from unittest.mock import Mock
 
@@ -14,6 +13,7 @@ import pytest
 
 from randlora_pl import __version__
 from randlora_pl.adapters import methods
+from randlora_pl.commands import config
 from randlora_pl.commands.common import Command
 from randlora_pl.commands.main import COMMANDS, completion, function_of, main, members, whole_parser
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of
@@ -153,15 +153,11 @@ def test_unknown_verbs_get_a_hint(refused: Refused, word: str, hint: str) -> Non
 
 
 def test_the_function_of_a_command_is_one_of_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    def list_() -> int:
-        return 0
-
-    module = ModuleType("randlora_pl.commands.toy")
-    list_.__module__ = module.__name__
-    vars(module).update(list=json.loads, list_=list_)  # the first is imported, and has a name of the command, too
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(COMMANDS, "list", "toy")
-    assert function_of("list") is list_
+    own = config.list_
+    monkeypatch.delattr(config, "list_")
+    monkeypatch.setattr(config, "list", sorted, raising=False)  # imported, and before the own one
+    monkeypatch.setattr(config, "list_", own, raising=False)
+    assert function_of("config list") is own
 
 
 def test_listings_name_what_there_is(run: Run) -> None:

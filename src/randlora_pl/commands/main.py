@@ -5,7 +5,6 @@ Commands that need no PyTorch answer at once. It is imported to build a model, a
 
 import argparse
 import ast
-import inspect
 import os
 import re
 import signal
@@ -255,25 +254,22 @@ def _tree(name: str) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _has_name(function: str, name: str) -> bool:
-    """Return True if a function has the name of a command; a name that Python uses has ``_`` at its end."""
-    return function in [f"{name.rpartition(' ')[2].replace('-', '_')}{end}" for end in ("", "_")]
+def _definition(name: str) -> ast.FunctionDef:
+    """Return the function of a command in the source of its module; a name that Python uses has ``_`` at its end."""
+    names = [f"{name.rpartition(' ')[2].replace('-', '_')}{end}" for end in ("", "_")]
+    return next(node for node in _tree(name).body if isinstance(node, ast.FunctionDef) and node.name in names)
 
 
 def function_of(name: str) -> Callable[..., int]:
-    """Return the function of a command."""
+    """Return the function of a command, which its own module defines; an imported one may have its name, too."""
     module = import_module(f"randlora_pl.commands.{_module(name)}")
-    own = (each for each in vars(module).values() if inspect.isfunction(each) and each.__module__ == module.__name__)
-    function: Callable[..., int] = next(each for each in own if _has_name(each.__name__, name))
+    function: Callable[..., int] = getattr(module, _definition(name).name)
     return function
 
 
 def summary(name: str) -> str:
     """Return the first sentence on a command or group, without importing its module."""
-    node: ast.Module | ast.FunctionDef = _tree(name)
-    if not members(name):
-        node = next(each for each in node.body if isinstance(each, ast.FunctionDef) and _has_name(each.name, name))
-    return first_sentence(ast.get_docstring(node) or "")
+    return first_sentence(ast.get_docstring(_tree(name) if members(name) else _definition(name)) or "")
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", "The shell")]) -> int:
