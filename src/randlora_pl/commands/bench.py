@@ -1,14 +1,13 @@
 """Measure the speed of this machine. Everything compared is timed in turns, in one run."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from randlora_pl.commands.common import check_output, check_parent, counting
-from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog import find, how_to_get, present
+from randlora_pl.commands.common import check_file, counting
+from randlora_pl.commands.data import present_root
+from randlora_pl.data.catalog import find
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import format_of
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder
@@ -58,18 +57,13 @@ class Timing:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu"), machine()
 
 
-def measuring(total: int) -> AbstractContextManager[Any]:
-    """Return the progress of measurements on the terminal."""
-    return counting(True, "{task.completed} of {task.total} measurements", total)
-
-
-def machine_line(facts: dict[str, Any], device: str) -> str:
+def _machine_line(facts: dict[str, Any], device: str) -> str:
     """Return a short description of the machine for tables."""
     name = facts["gpu"] if device == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
     return f"{name}, torch {facts['torch']}"
 
 
-def in_folder(
+def _in_folder(
     output: str | None,
     verb: str,
     work: Callable[[Callable[[T], None]], T],
@@ -78,12 +72,7 @@ def in_folder(
 ) -> None:
     """Run the work and write its results to a new folder; an interruption keeps finished ones.
 
-    Args:
-        output: The requested folder; None for ``runs/bench-VERB/TIME``.
-        verb: What is measured.
-        work: Function that gets a callback for intermediate results; returns all results.
-        note: Function that writes intermediate results.
-        finish: Function that writes and prints the results.
+    The work returns all results, and calls a function with intermediate ones, which ``note`` writes.
     """
     new = Path(output or f"runs/bench-{verb}").absolute()
     missing = missing_folders(new.parent if output else new)
@@ -137,7 +126,7 @@ def data(
     row = find(name or format_of(root_of(root or "")))
     if row.captions:
         raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
-    from randlora_pl.lab.bench import batches_ahead
+    from randlora_pl.lab.bench import Spread, batches_ahead, in_turns, machine, pipeline, ratios, report
 
     least = (batches_ahead(workers) + 2) * batch_size
     if images < least:
@@ -146,14 +135,9 @@ def data(
             f"{batch_size}; give {least} or more"
         )
     if output is not None:
-        check_output(output)
-        check_parent(output)
-    folder = checked_root(root, [row], "bench data")
-    if not present(row, folder):
-        raise UserError(how_to_get(row, folder))
+        check_file(output)
+    folder = present_root(root, [row], "bench data")
     from randlora_pl.data.module import ImageData
-    from randlora_pl.lab.bench import Spread, in_turns, machine, ratios
-    from randlora_pl.lab.bench.pipeline import PLAIN, cases
 
     loaded = ImageData(
         dataset=row.name, root=str(folder), batch_size=batch_size, image_size=image_size,
@@ -165,31 +149,29 @@ def data(
             f"{row.name} has {there:,} training images, and {least} are needed to measure {workers} workers with "
             f"batches of {batch_size}. Set --batch-size or --workers lower."
         )
-    measured = cases(loaded, workers)
+    measured = pipeline.cases(loaded, workers)
     facts = machine()
     print(
         f"{row.name}: {rounds} rounds of {loaded.plan.samples_drawn if loaded.plan else 0:,} images at "
         f"{image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
     )
-    with measuring((rounds + 1) * len(measured)) as tick:
+    with counting("measurements", (rounds + 1) * len(measured)) as tick:
         rates = in_turns({case.name: case.run for case in measured}, rounds, lambda _: tick(1))
     rows: list[tuple[str, ...]] = []
-    report: dict[str, dict[str, Any]] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for case in measured:
-        speed, ratio = Spread.over(rates[case.name]), ratios(rates[case.name], rates[PLAIN])
+        speed, ratio = Spread.over(rates[case.name]), ratios(rates[case.name], rates[pipeline.PLAIN])
         rows.append((case.name, f"{speed:,.0f}", f"{ratio:.2f}" if case.whole else "", case.what))
-        report[case.name] = {"images_per_second": rates[case.name]}
+        stages[case.name] = {"images_per_second": rates[case.name]}
         if case.whole:
-            report[case.name]["times_plain"] = ratio.median
+            stages[case.name]["times_plain"] = ratio.median
     print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))
     if output is not None:
-        from randlora_pl.lab.bench.report import write_json
-
         options = {
             "image_size": image_size, "batch_size": batch_size, "workers": workers, "images": images, "rounds": rounds,
         }  # fmt: skip
         with disk_errors(output):
-            write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, output)
+            report.write_json({"dataset": row.name, "options": options, "machine": facts, "stages": stages}, output)
         print(f"\nResults: {output}")
     return 0
 
@@ -236,18 +218,7 @@ def train(
     import yaml
 
     from randlora_pl.adapters.select import DEFAULT_TARGETS
-    from randlora_pl.lab.bench import chosen, rss_elsewhere
-    from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json
-    from randlora_pl.lab.bench.steps import (
-        Measured,
-        Setup,
-        Training,
-        estimated_seconds,
-        library_of,
-        measure,
-        one_training,
-        ticks,
-    )
+    from randlora_pl.lab.bench import chosen, report, rss_elsewhere, steps
 
     try:
         changes = parse_yaml(overrides)
@@ -256,43 +227,45 @@ def train(
     if not isinstance(changes, dict) or not all(isinstance(name, str) for name in changes):
         raise UserError(f"--overrides is {overrides!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
     names = chosen(methods)
-    library = library or library_of(model)
+    library = library or steps.library_of(model)
     batch_size = batch_size or (4 if library == "transformers" else 64)
-    setup = Setup(
+    setup = steps.Setup(
         model, library, batch_size, timing.precision, device, timing.threads or 0, list(targets) or None, tokens,
         changes, dropout,
     )  # fmt: skip
     if setup.overrides and library != "transformers":
         raise UserError(f"--overrides needs a decoder, but {model} is a model of {library}. Remove the option")
-    training = Training(setup)
+    training = steps.Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
-    estimate = estimated_seconds(training.forward_flops(), rate, len(names), timing.rounds)
+    estimate = steps.estimated_seconds(training.forward_flops(), rate, len(names), timing.rounds)
     estimate += 20 * len(names) * rss
     what = f"{model} ({library}), {training.words}, {timing.numbers}"
     what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
     what += f", dropout {dropout}" if dropout else ""
-    where = machine_line(facts, device)
+    where = _machine_line(facts, device)
     adapted = " ".join(targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({adapted})")
     print(f"{len(names)} methods, {timing.rounds} rounds in turns: about {duration(estimate)}")
     sets: dict[str, int | None] = {}
 
-    def work(keep: Callable[[list[Measured]], None]) -> list[Measured]:
+    def work(keep: Callable[[list[steps.Measured]], None]) -> list[steps.Measured]:
         cases, missing = training.cases(names)
 
-        def whole(results: list[Measured]) -> list[Measured]:
+        def whole(results: list[steps.Measured]) -> list[steps.Measured]:
             for one in results:
                 one.rss = sets.get(one.name)
             return sorted([*results, *missing], key=lambda one: names.index(one.name))
 
-        with measuring(ticks(len(cases), timing.rounds) + len(cases) * rss) as tick:
+        with counting("measurements", steps.ticks(len(cases), timing.rounds) + len(cases) * rss) as tick:
             if rss:
                 for case in cases:
                     tick(1)
-                    sets[case.name] = rss_elsewhere(one_training, setup, case.name)
-            measured = measure(cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results)))
+                    sets[case.name] = rss_elsewhere(steps.one_training, setup, case.name)
+            measured = steps.measure(
+                cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results))
+            )
         return whole(measured)
 
     about: dict[str, Any] = {
@@ -303,22 +276,22 @@ def train(
     }
     title = f"{what}, adapted: {adapted}, on {where}"
 
-    def note(results: list[Measured], folder: Path) -> None:
-        write_json(about | {"cases": as_json(results)}, folder / JSON)
+    def note(results: list[steps.Measured], folder: Path) -> None:
+        report.write_json(about | {"cases": report.as_json(results)}, folder / JSON)
 
-    def finish(results: list[Measured], folder: Path) -> None:
+    def finish(results: list[steps.Measured], folder: Path) -> None:
         rounds = max((len(one.seconds) for one in results), default=0)
         remark = (
             f"Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes "
             "kept for the backward pass, without parameters and batch. GFLOP: matrix products, convolutions and "
             "attention."
         )
-        header, rows = cells(results)
-        write_text(folder / TABLE, f"{markdown(title, header, rows, about['command'])}\n{remark}\n")
-        write_figure(bars(title, results), folder / PICTURE)
+        header, rows = report.cells(results)
+        write_text(folder / TABLE, f"{report.markdown(title, header, rows, about['command'])}\n{remark}\n")
+        report.write_figure(report.bars(title, results), folder / PICTURE)
         print(f"\n{table(header, rows)}\n\n{remark}")
 
-    in_folder(timing.output, "train", work, note, finish)
+    _in_folder(timing.output, "train", work, note, finish)
     return 0
 
 
@@ -355,16 +328,13 @@ def adapters(
         methods: See: randlora-pl bench train --help. Also: randlora-ternary-dense
     """
     where, facts = timing.prepare()
-    from randlora_pl.lab.bench import Gemm, chosen
-    from randlora_pl.lab.bench import report as bench
-    from randlora_pl.lab.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
-    from randlora_pl.lab.bench.steps import dtype_of, measure, ticks
+    from randlora_pl.lab.bench import Gemm, chosen, report, steps
 
-    known = bench.DEFAULTS
+    known = report.DEFAULTS
     for name in sweeps:
         if name not in known:
             raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, known)} Known: {' '.join(known)}")
-    names = chosen(methods or bench.BASES.get(basis or "", ()))
+    names = chosen(methods or report.BASES.get(basis or "", ()))
     shares: list[Any] = [int(s) if s.isdecimal() else s for s in sparsity]
     if wrong := [s for s in shares if s != "sqrt" and (not isinstance(s, int) or not 2 <= s <= 1_000_000)]:
         raise UserError(f"sparsity is {wrong[0]!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
@@ -377,52 +347,52 @@ def adapters(
         name: list(values) or known[name] for name, values in given.items() if name in swept
     }
     for rank in ranges.get("rank", ()):
-        if rank > bench.Point().width:
-            raise UserError(f"--ranks: {rank} is larger than the width of the layers, {bench.Point().width}")
-    points = bench.readings(ranges)
+        if rank > report.Point().width:
+            raise UserError(f"--ranks: {rank} is larger than the width of the layers, {report.Point().width}")
+    points = report.readings(ranges)
     import torch
 
     device = torch.device(where)
-    gemm = Gemm(device, dtype_of(timing.precision))
-    rate, here = gemm.rate(), machine_line(facts, where)
-    middle = ", ".join(f"{name} {value:,}" for name, value in vars(bench.Point()).items() if name != "sparsity")
+    gemm = Gemm(device, steps.dtype_of(timing.precision))
+    rate, here = gemm.rate(), _machine_line(facts, where)
+    middle = ", ".join(f"{name} {value:,}" for name, value in vars(report.Point()).items() if name != "sparsity")
     what = f"Square linear layers around {middle}, {timing.numbers}"
     print(f"{what}\non {here}: {rate / 1e9:,.0f} GFLOP/s at best")
-    estimate = bench.estimated_seconds(points, len(names), timing.rounds, rate)
+    estimate = report.estimated_seconds(points, len(names), timing.rounds, rate)
     print(f"{len(points)} points, {len(names)} methods, {timing.rounds} rounds: about {duration(estimate)}")
     typed = words.command("bench adapters", "--output")
     about = {"command": typed, "machine": facts, "gemm_flops_per_second": rate}
 
-    def work(keep: Callable[[list[bench.Reading]], None]) -> list[bench.Reading]:
-        finished: list[bench.Reading] = []
-        total = sum(ticks(len(bench.methods_at(sweep, names)), timing.rounds) for sweep, _ in points)
-        with measuring(total) as tick:
+    def work(keep: Callable[[list[report.Reading]], None]) -> list[report.Reading]:
+        finished: list[report.Reading] = []
+        total = sum(steps.ticks(len(report.methods_at(sweep, names)), timing.rounds) for sweep, _ in points)
+        with counting("measurements", total) as tick:
             for sweep, point in points:
-                these = bench.methods_at(sweep, names)
-                made, missing = bench.cases(point, these, device, timing.precision)
-                measured = measure(made, gemm, timing.rounds, lambda _: tick(1)) + missing
-                finished.append(bench.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
+                these = report.methods_at(sweep, names)
+                made, missing = report.cases(point, these, device, timing.precision)
+                measured = steps.measure(made, gemm, timing.rounds, lambda _: tick(1)) + missing
+                finished.append(report.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
                 keep(list(finished))
         return finished
 
-    def note(results: list[bench.Reading], folder: Path) -> None:
+    def note(results: list[report.Reading], folder: Path) -> None:
         rows = [row for reading in results for row in reading.as_rows()]
-        write_json(about | {"rows": rows}, folder / JSON)
-        write_csv(rows, folder / "bench.csv")
+        report.write_json(about | {"rows": rows}, folder / JSON)
+        report.write_csv(rows, folder / "bench.csv")
 
-    def finish(results: list[bench.Reading], folder: Path) -> None:
+    def finish(results: list[report.Reading], folder: Path) -> None:
         text, shown = [], []
         for sweep in dict.fromkeys(reading.sweep for reading in results):
-            header, rows = sweep_cells(results, sweep)
-            text.append(markdown(f"{what}, on {here}: {sweep}", header, rows, typed))
+            header, rows = report.sweep_cells(results, sweep)
+            text.append(report.markdown(f"{what}, on {here}: {sweep}", header, rows, typed))
             shown.append(table(header, rows))
         remark = (
             f"Cells: milliseconds of a forward and a backward pass (median of {timing.rounds} rounds in turns), "
             "relative to full fine-tuning, memory kept for the backward pass (on a GPU: the allocator's peak)."
         )
         write_text(folder / TABLE, "\n".join([*text, remark + "\n"]))
-        write_figure(curves(f"{what}\non {here}", results), folder / PICTURE)
+        report.write_figure(report.curves(f"{what}\non {here}", results), folder / PICTURE)
         print("\n" + "\n\n".join([*shown, remark]))
 
-    in_folder(timing.output, "adapters", work, note, finish)
+    _in_folder(timing.output, "adapters", work, note, finish)
     return 0

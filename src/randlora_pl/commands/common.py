@@ -17,25 +17,20 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError, near, out_of_memory
 from randlora_pl.utils.options import Option, Rest, Words, misfit
 from randlora_pl.utils.text import group_names, printable, table
 
+if TYPE_CHECKING:
+    import torch
+
 _NEEDED = inspect.Parameter.empty
 
 
-class CommandParser(argparse.ArgumentParser):
-    """Parser of the options of one command.
-
-    Args:
-        verb: The typed command, for messages.
-    """
-
-    def __init__(self, verb: str) -> None:
-        super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
-        self.verb = verb
+class _Parser(argparse.ArgumentParser):
+    """Parser of the options of one command, whose ``prog`` begins with ``randlora-pl``."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -59,20 +54,11 @@ class CommandParser(argparse.ArgumentParser):
             hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         elif wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             hint = near(wrong[1], re.findall(r"[^', ]+", wrong[2]))
-        raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
+        raise UserError(f"{self.prog.removeprefix('randlora-pl ')}: {message}.{hint} See: {self.prog} --help")
 
 
-class Parameter:
-    """Option or word of a command.
-
-    Args:
-        name: Name of the parameter.
-        kind: Its type.
-        default: Its default, or `inspect.Parameter.empty`.
-        text: Its explanation; by default the one of its type.
-        is_word: True if it is typed without a name.
-        owner: Parameter of the function whose field it is, if any.
-    """
+class _Parameter:
+    """Option of a command, or word that is typed without a name; ``owner`` is the parameter whose field it is."""
 
     def __init__(self, name: str, kind: Any, default: Any, text: str, is_word: bool = False, owner: str = "") -> None:
         self.name, self.kind, self.default, self.owner = name, kind, default, owner
@@ -95,7 +81,7 @@ class Parameter:
         """The values of a ``Literal``."""
         return get_args(self.plain) if get_origin(self.plain) is Literal else ()
 
-    def add_to(self, parser: CommandParser) -> argparse.Action:
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add it to the parser of its command; values that are not typed are absent from the result."""
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": self.text}
         if self.plain is bool:
@@ -110,9 +96,9 @@ class Parameter:
             settings["action"] = "store" if self.is_word else "extend"
         elif self.is_word and self.default is not _NEEDED:
             settings |= {"nargs": "?", "default": None}  # its default would be converted
-        if self.is_word:
-            return parser.add_argument(self.name, **settings)
-        return parser.add_argument(*self.names, dest=self.name, required=self.default is _NEEDED, **settings)
+        if not self.is_word:
+            settings |= {"dest": self.name, "required": self.default is _NEEDED}
+        parser.add_argument(*(self.names or [self.name]), **settings)
 
     def read(self, value: Any) -> Any:
         """Return the typed value as the function takes it.
@@ -181,7 +167,7 @@ class Command:
         self.signature = inspect.signature(function).parameters
         self.hints = get_type_hints(function, include_extras=True)
         texts = _explained(self.parts.get("Args", ""))
-        self.parameters: list[Parameter] = []
+        self.parameters: list[_Parameter] = []
         for key, each in self.signature.items():
             kind = self.hints[key]
             if dataclasses.is_dataclass(kind):
@@ -190,12 +176,12 @@ class Command:
                     own = _explained(sections(base.__doc__).get("Attributes", "")) | own
                 shown = kind if each.default is _NEEDED else each.default
                 self.parameters += [
-                    Parameter(field, part, getattr(shown, field, _NEEDED), own.get(field, ""), owner=key)
+                    _Parameter(field, part, getattr(shown, field, _NEEDED), own.get(field, ""), owner=key)
                     for field, part in get_type_hints(kind, include_extras=True).items()
                 ]
             elif kind not in (Words, Rest):
                 is_word = each.kind is not each.KEYWORD_ONLY
-                self.parameters.append(Parameter(key, kind, each.default, texts.get(key, ""), is_word))
+                self.parameters.append(_Parameter(key, kind, each.default, texts.get(key, ""), is_word))
 
     @property
     def raw(self) -> bool:
@@ -218,9 +204,9 @@ class Command:
         blocks = [self.parts[""], examples, options, self.parts.get("Note", ""), code]
         return "\n\n".join(filter(None, blocks)) + "\n"
 
-    def parser(self) -> CommandParser:
+    def parser(self) -> argparse.ArgumentParser:
         """Return its parser."""
-        parser = CommandParser(self.name)
+        parser = _Parser(f"randlora-pl {self.name}", add_help=False, allow_abbrev=False)
         for each in self.parameters:
             each.add_to(parser)
         return parser
@@ -300,23 +286,24 @@ def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:
 
 
 @contextmanager
-def counting(shown: bool, text: str = "{task.completed:,} images decoded", total: int | None = None) -> Iterator[Any]:
-    """Yield a progress function that counts images; it prints only for long commands on a terminal.
+def counting(what: str, total: int | None = None, of: str = "") -> Iterator[Callable[[int], None]]:
+    """Yield a function that adds to a count, which is shown on a terminal: ``OF: 3 of 10 WHAT``.
 
     Args:
-        shown: True if the command may be long.
-        text: Text to show, with ``{task.completed}``.
+        what: Plural noun of what is counted.
         total: Final count; None if unknown.
+        of: What it belongs to, such as a dataset.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn(text), TimeElapsedColumn())
+    among = "" if total is None else f" of {total:,}"
+    columns = (TextColumn(f"{{task.description}}{{task.completed:,}}{among} {what}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task(of and f"{of}: ", total=total)
         yield lambda count: progress.advance(task, count)
 
 
@@ -344,7 +331,15 @@ def check_parent(path: Path) -> None:
         raise UserError(f"The folder {path.parent} does not exist; make it first: mkdir -p {path.parent}")
 
 
-def pick_device(name: str) -> Any:
+def check_file(path: Path, overwrite: bool | None = None) -> None:
+    """Refuse an output as `check_output` does, and one that cannot be a file."""
+    check_output(path, overwrite)
+    if path.exists() and not path.is_file():
+        raise UserError(f"--output: {path} is a folder or a device; name a file.")
+    check_parent(path)
+
+
+def pick_device(name: str) -> "torch.device":
     """Return a device of this machine; ``auto`` selects the fastest one, others are refused if they do not exist."""
     import torch
 

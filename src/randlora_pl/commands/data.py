@@ -3,11 +3,11 @@
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from randlora_pl.commands.common import check_output, check_parent, counting
+from randlora_pl.commands.common import check_file, counting
 from randlora_pl.data import catalog
 from randlora_pl.data.catalog import CATALOG, DatasetSpec, dataset_path, default_root, find, get_command, present
 from randlora_pl.data.download import ProgressCallback, length
@@ -18,6 +18,9 @@ from randlora_pl.language.text_files import first_file
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import File, Option, Root, between
 from randlora_pl.utils.text import byte_size, printable, table
+
+if TYPE_CHECKING:
+    from randlora_pl.data.install import Report
 
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
@@ -138,9 +141,6 @@ def datasets() -> dict[str, str]:
     return states | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
 
 
-if TYPE_CHECKING:
-    from randlora_pl.data.install import Report
-
 Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]
 All = Annotated[bool, Option(help="All datasets")]
 
@@ -152,15 +152,12 @@ def check_names(command: str, names: Sequence[str], everything: bool) -> None:
         raise UserError(f"{command}: {both}. Use: randlora-pl {command} NAME ..., or --all")
 
 
-SAMPLE = 8
+_SAMPLE = 8
 """Images per split that a check decodes."""
 
 
-def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
-    """Print a table of the reports, and their problems; return 1 if something is wrong or missing, else 0.
-
-    ``every`` means that all images were to be decoded.
-    """
+def _print_reports(reports: Sequence["Report"], every: bool = False) -> int:
+    """Print a table of the reports, and their problems; return 1 if something is wrong or missing, else 0."""
     rows = []
     for report in reports:
         for number, part in enumerate(report.splits):
@@ -223,6 +220,15 @@ def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, opti
     return root
 
 
+def present_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, option: str = "--root") -> Path:
+    """Return the folder of the datasets, see `checked_root`; all of them must be there."""
+    root = checked_root(given, rows, verb, option)
+    for row in rows:
+        if not present(row, root):
+            raise UserError(catalog.how_to_get(row, root))
+    return root
+
+
 def check(
     names: Names = (),
     *,
@@ -255,11 +261,11 @@ def check(
     from randlora_pl.data.install import check as checked
 
     reports = []
-    sample = None if every_image else 0 if fast else SAMPLE
-    with counting(every_image) as tick:
+    sample = None if every_image else 0 if fast else _SAMPLE
+    with counting("images decoded") if every_image else nullcontext(lambda _: None) as tick:
         for row in {row.name: row for row in chosen}.values():
             reports.append(checked(row, folder, sample, tick))
-    return print_reports(reports, every_image)
+    return _print_reports(reports, every_image)
 
 
 def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = False) -> int:
@@ -319,7 +325,7 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
         else:
             try:
                 _fetch(row, root)
-                report = compare(row, root, SAMPLE)
+                report = compare(row, root, _SAMPLE)
             except UserError as error:
                 failed.append(row)
                 print(f"randlora-pl: error: {error}", file=sys.stderr)
@@ -332,7 +338,7 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
                 _tidy(row, root, keep)
     if reports:
         print()
-        print_reports(reports)
+        _print_reports(reports)
     for row in helpless:
         print(f"\n{row.name} cannot be downloaded by a command; licence: {row.licence}")
         if row.files:
@@ -409,11 +415,8 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
     if output is not None:
         if output.suffix.lower() != ".png":
             raise UserError(f"--output is {output}: a contact sheet is a PNG file, for example {row.name}.png")
-        check_output(output)
-        check_parent(output)
-    folder = checked_root(root, [row], "data show")
-    if not catalog.present(row, folder):
-        raise UserError(catalog.how_to_get(row, folder))
+        check_file(output)
+    folder = present_root(root, [row], "data show")
     from randlora_pl.data.unlabelled import Sheet
     from randlora_pl.tasks.images import UsedPrompts
     from randlora_pl.tasks.vision_language import CAPTION

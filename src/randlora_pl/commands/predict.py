@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl import adapters
-from randlora_pl.commands.common import advised, check_output, check_parent, pick_device, spelled
+from randlora_pl.commands.common import advised, check_file, pick_device, spelled
 from randlora_pl.language import prompt_sets as inputs
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.saved_config import adapter_config
@@ -239,10 +239,7 @@ def predict(options: PredictOptions) -> int:
         text = compute(options).csv()
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         return 0
-    check_output(output, options.overwrite)
-    if output.exists() and not output.is_file():
-        raise UserError(f"--output: {output} is a folder or a device; name a file.")
-    check_parent(output)
+    check_file(output, options.overwrite)
     predictions = None
     try:
         with atomic_file(output) as file:  # before the work, which may take hours
@@ -411,12 +408,7 @@ def _write_answers(options: PredictOptions, files: Files, given: list[inputs.Giv
     return table
 
 
-def _classify_texts(
-    options: PredictOptions,
-    files: Files,
-    given: list[inputs.Given],
-    size: int,
-) -> PredictionTable:
+def _classify_texts(options: PredictOptions, files: Files, given: list[inputs.Given], size: int) -> PredictionTable:
     from randlora_pl.language.tokenization import most_tokens
 
     sentences = [inputs.sentences_of(each) for each in given]

@@ -1,5 +1,6 @@
 """``sweep``: all cells of a grid. ``compare-methods``: a sweep of all methods. ``tune``: a search of their options."""
 
+import argparse
 import copy
 import io
 import json
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import yaml
 
 from randlora_pl.commands import sweep_job as jobs
-from randlora_pl.commands.common import Command, CommandParser
+from randlora_pl.commands.common import Command
 from randlora_pl.commands.sweep_job import CellOptions, Job, SweepOptions, WorkOptions
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import rate_name
@@ -32,6 +33,9 @@ from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text import markdown_table
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks import Measure
 
 
 def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words: Words) -> int:
@@ -50,17 +54,13 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
     Args:
         config: Sweep to run: a bundled config (randlora-pl config list) or a file
     """
-    return run_sweep(config, options, f"{words.command('sweep')}{import_words()}")[0]
+    return _run_sweep(config, options, f"{words.command('sweep')}{import_words()}")[0]
 
 
-def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
-    """Run, or list, the cells of a sweep.
-
-    Returns:
-        0, or 1 if cells failed; and the job of this call, None if nothing was run.
-    """
+def _run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
+    """Run, or list, the cells of a sweep; return the exit code, and the job, which is None if nothing was run."""
     if typed.tune:
-        tuned = tune_first(config, typed, same)
+        tuned = _tune_first(config, typed, same)
         if tuned is None:
             return 0, None
         config, typed = tuned
@@ -134,7 +134,7 @@ def compare_methods(
     """
     if methods:
         options = replace(options, only=[*options.only, f"method={','.join(methods)}"])
-    code, job = run_sweep(config, options, words.command("compare-methods"))
+    code, job = _run_sweep(config, options, words.command("compare-methods"))
     if job is None or not any(map(job.folder.results, job.chosen)):
         return code
     from randlora_pl.lab.baselines import method_tables
@@ -144,10 +144,6 @@ def compare_methods(
     write_text(job.folder.path / "table.md", text)
     print(f"\n{text}\nAlso in {job.folder.path / 'table.md'}")
     return code
-
-
-if TYPE_CHECKING:
-    from randlora_pl.tasks import Measure
 
 
 @dataclass(kw_only=True)
@@ -200,24 +196,20 @@ def tune(words: Words) -> int:
         must differ from the sweep's. The defaults are seed 0, and all datasets and budgets of the sweep.
     """
     of_run = {"-c", "--config"} & {word.partition("=")[0] for word in words}
-    command = Command("tune", _tune_run if of_run else tune_sweep, tune.__doc__)
+    command = Command("tune", _tune_run if of_run else _tune_sweep, tune.__doc__)
     if {"--help", "-h"} & set(words):
-        print(Command("tune", tune_sweep, tune.__doc__).page, end="")
+        print(Command("tune", _tune_sweep, tune.__doc__).page, end="")
         return 0
     return command.function(**command.arguments(words))
 
 
-def parser(name: str) -> CommandParser:
+def parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of a search for a sweep, as a shell completes it."""
-    return Command(name, tune_sweep).parser()
+    return Command(name, _tune_sweep).parser()
 
 
-def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:
-    """Search for the methods of a sweep, and write the result.
-
-    Returns:
-        0, or 1 if a method has no candidate that worked.
-    """
+def _tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:
+    """Search for the methods of a sweep, and write the result; return 1 if a method has no candidate that worked."""
     file, description = jobs.find_sweep(config)
     job = _job_of(typed, file, description, f"{words.command('tune')}{import_words()}")
     if typed.dry_run:
@@ -229,12 +221,8 @@ def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wor
     return 1 if None in best.values() else 0
 
 
-def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepOptions] | None:
-    """Search for a sweep.
-
-    Returns:
-        The config with the best values and the options that are left; None if the search is not finished.
-    """
+def _tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepOptions] | None:
+    """Return the config with the best values and the options that are left; None if the search is not finished."""
     options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
     for option in filter(options.get, options):
         raise UserError(
@@ -317,16 +305,10 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
 
 
 def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) -> dict[str, Tree | None]:
-    """Search, and write and print the result.
+    """Search, write and print the result, and return the best candidate of each method, None if none worked.
 
-    Args:
-        job: The cells and their search.
-        typed: The options.
-        words: The command of each of several processes, without these options.
-        config: The sweep's file, whose comments begin the config with the best candidates; None for no config.
-
-    Returns:
-        The best candidate of each method; None for a method without one that worked.
+    ``words`` start each of several processes, without the options. The comments of ``config`` begin the config with the
+    best candidates; None writes no config.
     """
     from randlora_pl.data import ImageData
     from randlora_pl.language import LabelledTexts, TextData

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl import models
 from randlora_pl.commands.common import advised, counting, pick_device
-from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog import PAPER, DatasetSpec, default_root, find, how_to_get, present
+from randlora_pl.commands.data import checked_root, present_root
+from randlora_pl.data.catalog import PAPER, DatasetSpec, default_root, find, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import format_of
 from randlora_pl.run.run_folder import new_folder
@@ -77,8 +77,7 @@ def zeroshot(
             hint = f"Find the cause: randlora-pl data check {row.name} --root {folder_of_data} --every-image"
             with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
                 data = lab.prepare(clip, row.name, folder_of_data, batch)
-                total = len(data.samples("test"))
-                with counting(True, f"{row.name}: {{task.completed:,}} of {total:,} images") as tick:
+                with counting("images", len(data.samples("test")), row.name) as tick:
                     results[row.name] = lab.evaluate(clip, data, place, tick)
         except UserError as error:
             if dataset != "all":
@@ -114,12 +113,13 @@ def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[Da
         use = f"randlora-pl test --model.name {model or 'NAME'} --data.dataset {rows[0].name}"
         use += f" --data.root {place or 'FILE'}"
         raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
-    root = checked_root(place, rows, "zeroshot --data.dataset", "--data.root")
+    where = place, rows, "zeroshot --data.dataset", "--data.root"
+    if dataset != "all":
+        return rows, [], present_root(*where)
+    root = checked_root(*where)
     there = [row for row in rows if present(row, root)]
     if not there:
-        if dataset == "all":
-            raise UserError(f"None of the paper's {len(PAPER)} datasets is in {root}; see: randlora-pl doctor")
-        raise UserError(how_to_get(rows[0], root))
+        raise UserError(f"None of the paper's {len(PAPER)} datasets is in {root}; see: randlora-pl doctor")
     return there, [row.name for row in rows if row not in there], root
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from randlora_pl.commands.common import Command, check_output, check_parent, entry, first_sentence
+from randlora_pl.commands.common import Command, check_file, check_output, check_parent, entry, first_sentence
+from randlora_pl.commands.data import present_root
+from randlora_pl.data.catalog import find
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Fraction, Option, Rest, Root, Runs, Weights, Words
 
@@ -219,6 +221,15 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
         check_output(tmp_path)
     with pytest.raises(UserError, match="mkdir -p"):
         check_parent(tmp_path / "missing" / "new")
+    with pytest.raises(UserError, match="is a folder"):
+        check_file(tmp_path, overwrite=True)
+
+
+def test_all_datasets_of_a_command_must_be_there(tmp_path: Path) -> None:
+    rows = [find("digits"), find("dtd")]
+    assert present_root(str(tmp_path), rows[:1], "bench data") == tmp_path
+    with pytest.raises(UserError, match="dtd is not in .*randlora-pl data get dtd"):
+        present_root(str(tmp_path), rows, "bench data")
 
 
 def test_entries_wrap_beside_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

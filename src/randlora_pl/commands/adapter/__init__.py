@@ -44,15 +44,12 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
           effective rank  exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
           norm            Frobenius norm; ratio: to the norm of the base model's weight
     """
-    register_weights(pretrained)
-    check_adapter(adapter)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model; cached files are found
+    (file,) = _read_offline([adapter], pretrained)
     from randlora_pl.interop import summary
 
-    file = adapters.read_adapter(adapter)
     known = summary.facts(file)
     if not json:
-        for name, text in described(known).items():
+        for name, text in _described(known).items():
             print(entry(name, text, 0, 16))
     rows, missing = summary.layers(file)
     if json:
@@ -76,7 +73,16 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
     return 0
 
 
-def described(known: Mapping[str, Any]) -> dict[str, str]:
+def _read_offline(paths: Sequence[Path], pretrained: Sequence[Path]) -> "list[adapters.AdapterFile]":
+    """Read adapters; a look at them must not fetch their models, of which cached files are found."""
+    register_weights(pretrained)
+    for path in paths:
+        check_adapter(path)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return [adapters.read_adapter(path) for path in paths]
+
+
+def _described(known: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of an adapter as text."""
     base = known["base_model"]
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
@@ -140,13 +146,9 @@ def diff(first: Adapter, second: Adapter, *, layers: bool = False, json: Json = 
     Args:
         layers: Print a row per layer instead of the mean per kind of layer
     """
-    register_weights(pretrained)
-    for path in (first, second):
-        check_adapter(path)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model
+    files = _read_offline([first, second], pretrained)
     from randlora_pl.interop import base_model, summary
 
-    files = [adapters.read_adapter(path) for path in (first, second)]
     one, two = (summary.facts(file) for file in files)
     why, rows = "", []
     try:
@@ -163,7 +165,7 @@ def diff(first: Adapter, second: Adapter, *, layers: bool = False, json: Json = 
     print(entry("B", str(files[1].path), 0, 16))
     texts = []  # one entry per option of the method and per metric of the training
     for known in (one, two):
-        words = described({**known, "options": {}, "training": {}})
+        words = _described({**known, "options": {}, "training": {}})
         del words["adapter"]
         words |= {f"option {key}": str(value) for key, value in known["options"].items()}
         texts.append(words | {f"training {key}": str(value) for key, value in known["training"].items()})
@@ -229,11 +231,11 @@ def import_(
         raise UserError(f"{path} does not exist; give a folder of PEFT's, or a checkpoint file.")
     check_output(output, overwrite)
     names = names_in(classnames) if classnames else []
-    print(convert(path, from_, output, str(path), model, pretrained, names, task, bases_dtype, alpha))
+    print(_convert(path, from_, output, str(path), model, pretrained, names, task, bases_dtype, alpha))
     return 0
 
 
-def convert(
+def _convert(
     path: Path,
     source: str,
     output: Path,
@@ -247,17 +249,7 @@ def convert(
 ) -> str:
     """Convert an adapter, print the comparison, and write it; return the next command.
 
-    Args:
-        path: Folder or file of the adapter.
-        source: Program that wrote it: ``peft`` or ``official``.
-        output: Folder or file to write.
-        name: The adapter in messages.
-        model: Name of the base model; None for the one that an adapter of PEFT names.
-        pretrained: Weights of the base model.
-        classnames: Names of the classes.
-        task: Task that predicts with it.
-        bases_dtype: Type of PEFT's random bases.
-        alpha: Scale of an official checkpoint.
+    The options are those of `import_`; ``name`` is the adapter in messages.
     """
     import torch
 
@@ -360,11 +352,10 @@ def push(
     if not message.strip():
         raise UserError("--message is empty: describe in a few words what changed.")
     check_adapter(adapter)
-    from randlora_pl.adapters import read_adapter
     from randlora_pl.interop import hub
 
     hub.check_repo(repo)
-    file = read_adapter(adapter)
+    file = adapters.read_adapter(adapter)
     if card is not None and card.exists():
         try:
             text = card.read_text(encoding="utf-8")
@@ -421,7 +412,7 @@ def pull(
     except hub.PeftRepositoryError:
         with TemporaryDirectory() as folder:
             commit = hub.download_peft(repo, Path(folder), revision)
-            following = convert(Path(folder), "peft", output, name=repo)
+            following = _convert(Path(folder), "peft", output, name=repo)
         print(f"converted from PEFT, commit {commit[:12]} of {repo}\n\n{following}")
         return 0
     base = file.config.get("base_model", {})

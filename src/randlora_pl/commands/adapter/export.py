@@ -17,6 +17,7 @@ from randlora_pl.utils.weights_files import local_name, register_weights
 
 if TYPE_CHECKING:
     from randlora_pl.interop.low_rank import Converted
+    from randlora_pl.interop.merge import Written
 
 _ONNX = """\
   import onnxruntime
@@ -99,7 +100,7 @@ def export(
         origin = {"adapters": [low_rank.label(file)], "methods": [file.adapter.method()]}
         total = base_model.updates(base, file)
         made = low_rank.write_lora(output, base, total, [file], file, rank=rank, error=error, origin=origin)
-        print_converted(output, made, file)
+        _print_converted(output, made, file)
     elif to == "adapter":
         from randlora_pl.adapters import save_load
 
@@ -161,7 +162,7 @@ def _code(identity: "models.ModelIdentity", task: Path | None) -> str:
     return f'open_clip.create_model("{identity.name}", pretrained="{identity.pretrained}")'
 
 
-def print_converted(path: Path, made: "Converted", file: "adapters.AdapterFile") -> None:
+def _print_converted(path: Path, made: "Converted", file: "adapters.AdapterFile") -> None:
     """Print rank and error of the layers, size, difference from the outputs of ``file``, and the next command."""
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
@@ -198,10 +199,6 @@ def _export_program(adapter: Path, output: Path, to_onnx: bool, part: str) -> No
     print(f"Class names, prompts, base model and more: {where}")
 
 
-if TYPE_CHECKING:
-    from randlora_pl.interop.merge import Written
-
-
 def merge(
     adapter: Adapter,
     *,
@@ -233,11 +230,10 @@ def merge(
     """
     register_weights(pretrained)
     check_adapter(adapter)
-    from randlora_pl.adapters import read_adapter
     from randlora_pl.interop import base_model, summary
     from randlora_pl.interop import merge as merging
 
-    file = read_adapter(adapter)
+    file = adapters.read_adapter(adapter)
     file.adapter.require_matrix("the merge", file.path)  # before a large model is built
     summary.check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
@@ -250,11 +246,11 @@ def merge(
     written = merging.write(output, merging.merged(base_model.load_base(file), file, scale, head), overwrite)
     which = {0.0: "the base model's weights, unchanged", 1.0: "the tuned weights"}
     print(f"scale {scale:g}: {which.get(scale, f'W0 + {scale:g} (W - W0) in every tuned tensor')}")
-    print_written(written)
+    _print_written(written)
     return 0
 
 
-def print_written(written: "Written") -> None:
+def _print_written(written: "Written") -> None:
     """Print files, sizes, the largest difference, and how to load the files."""
     for file, size in written.sizes.items():
         print(f"{file}: {size:,} bytes")
@@ -266,7 +262,7 @@ def print_written(written: "Written") -> None:
 
 
 def add(
-    adapters: Sequence[Adapter],
+    paths: Sequence[Adapter],
     *,
     output: Path,
     weights: Sequence[Annotated[float, Finite]] = (),
@@ -296,7 +292,7 @@ def add(
         head: Adapter whose head and class names are used, by its place
     """
     register_weights(pretrained)
-    count = len(adapters)
+    count = len(paths)
     weights = weights or [1.0] * count
     if len(weights) != count:
         raise UserError(f"adapter add: {len(weights)} --weights for {count} adapters; give one per adapter.")
@@ -306,17 +302,16 @@ def add(
         raise UserError("adapter add: --rank and --error need --as lora.")
     if as_ != "merged":
         check_rank_or_error(rank, error)
-    for path in adapters:
+    for path in paths:
         check_adapter(path)
-    from randlora_pl.adapters import read_adapter
     from randlora_pl.interop import base_model, low_rank, merge, summary
 
     if as_ == "merged":
-        merge.check_output(output, adapters, overwrite)
+        merge.check_output(output, paths, overwrite)
     else:
-        refuse_inputs([output], adapters)
+        refuse_inputs([output], paths)
         check_output(output, overwrite)
-    files = [read_adapter(path) for path in adapters]
+    files = [adapters.read_adapter(path) for path in paths]
     for file in files:
         file.adapter.require_matrix("the sum", file.path)
         base_model.refuse_texts(file, "have their updates added up")
@@ -328,7 +323,7 @@ def add(
     for file, weight in zip(files, weights, strict=True):
         print(f"{weight:g} x {file.path} ({file.adapter.method()})")
     if as_ == "merged":
-        print_written(merge.write(output, merge.added(base, first, total), overwrite))
+        _print_written(merge.write(output, merge.added(base, first, total), overwrite))
         return 0
     origin = {
         "adapters": [low_rank.label(file) for file in files],
@@ -336,5 +331,5 @@ def add(
         "weights": list(weights),
     }
     made = low_rank.write_lora(output, base, total, files, first, rank=rank, error=error, origin=origin)
-    print_converted(output, made, first)
+    _print_converted(output, made, first)
     return 0

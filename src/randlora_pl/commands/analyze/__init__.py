@@ -20,9 +20,11 @@ from randlora_pl.utils.text import byte_size, table
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from randlora_pl.adapters import AdapterFile
+    from randlora_pl.adapters import Adapter, AdapterFile
     from randlora_pl.data import ImageData
+    from randlora_pl.lab.analysis.weights import LayerFit
     from randlora_pl.tasks import ImageTask
     from randlora_pl.utils.image_spec import ImageSpec
 
@@ -172,13 +174,6 @@ def print_output(folder: Path) -> None:
     print(f"\nWritten: {folder}/: {', '.join(sizes)}")
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from randlora_pl.adapters import Adapter
-    from randlora_pl.lab.analysis.weights import LayerFit
-
-
 def represent(
     path: Run,
     *,
@@ -228,7 +223,6 @@ def represent(
     import torch
 
     from randlora_pl.adapters.random_bases import WeightShape
-    from randlora_pl.commands.common import counting
     from randlora_pl.lab.analysis.weights import directions, methods_of, represent_figure
     from randlora_pl.lab.analysis.weights import represent as fitted
     from randlora_pl.run.callbacks.summary import describe
@@ -237,7 +231,7 @@ def represent(
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
     pairs = {rank: methods_of(rank, shapes, seed) for rank in ranks}
     bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, (_, adapter) in pairs.items()}
-    with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
+    with common.counting("fits", len(ranks) * len(updates)) as tick:
         for layer, update in updates.items():
             led: dict[str, Tensor | None] = {"orthonormal": None}
             led |= {f"led by {name}": directions(matrices[layer]) for name, matrices in leads.items()}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl.commands import analyze
 from randlora_pl.commands.common import counting, pick_device
-from randlora_pl.commands.data import checked_root
-from randlora_pl.data.catalog import find, how_to_get, present
+from randlora_pl.commands.data import present_root
+from randlora_pl.data.catalog import find
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Check, Count, Device, Folder, Root, Runs, at_least, between
@@ -19,8 +19,11 @@ from randlora_pl.utils.text import duration, table
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from randlora_pl.lab.analysis.models import Layer
+    from randlora_pl.data import ImageData
+    from randlora_pl.lab.analysis.models import Forgetting, Layer
+    from randlora_pl.utils.image_spec import ImageSpec
 
 
 def cka(
@@ -105,7 +108,6 @@ def _compare(
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     first, *others = runs
-    from randlora_pl.commands.common import counting
     from randlora_pl.data.unlabelled import batches, random_samples
     from randlora_pl.lab.analysis.models import compare
 
@@ -118,7 +120,7 @@ def _compare(
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
             raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
-    with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
+    with counting("images", len(samples), data.row.name) as tick:
 
         def images() -> "Iterator[Tensor]":
             for batch, _ in batches(data, samples, tested.batch_size, device):
@@ -126,15 +128,6 @@ def _compare(
                 tick(len(batch))
 
         return len(samples), compare(reference.model, {name: task.model for name, task in tasks.items()}, images())
-
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from randlora_pl.data import ImageData
-    from randlora_pl.lab.analysis.models import Forgetting
-    from randlora_pl.utils.image_spec import ImageSpec
 
 
 def forgetting(
@@ -155,12 +148,9 @@ def forgetting(
     """
     datasets = list(dict.fromkeys(datasets))
     rows_of_data = [find(name) for name in datasets]
-    root = checked_root(tested.root, rows_of_data, "analyze forgetting RUN --datasets")
-    for row in rows_of_data:
-        if row.captions:
-            raise UserError(f"{row.name}: captions are not classes; name datasets with classes.")
-        if not present(row, root):
-            raise UserError(how_to_get(row, root))
+    if with_captions := [row.name for row in rows_of_data if row.captions]:
+        raise UserError(f"{with_captions[0]}: captions are not classes; name datasets with classes.")
+    present_root(tested.root, rows_of_data, "analyze forgetting RUN --datasets")
     device = pick_device(tested.device)
     from randlora_pl.lab.analysis.models import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
@@ -232,9 +222,7 @@ def _tested(
             prompts = prompts_of(run.file, data.templates)
             key = (base_name(run.file), dataset, tuple(prompts))
             models = {"after": tuned} if key in known else {"before": base.model, "after": tuned}
-            with counting(
-                True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
-            ) as tick:
+            with counting("images", len(models) * len(samples), f"{run.path}, {dataset}") as tick:
                 for when, model in models.items():
                     images = batches(data, samples, tested.batch_size, device)
                     if model is tuned and prompted is not None:
@@ -431,7 +419,7 @@ def _compute(
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]
     try:
-        with counting(True, "{task.completed} of {task.total} rows", len(missing)) as tick:
+        with counting("rows", len(missing)) as tick:
             for done, number in enumerate(missing):
                 begun = time.perf_counter()
                 row = []
