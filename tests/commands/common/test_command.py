@@ -228,7 +228,7 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
 def test_all_datasets_of_a_command_must_be_there(tmp_path: Path) -> None:
     rows = [find("digits"), find("dtd")]
     assert present_root(str(tmp_path), rows[:1], "bench data") == tmp_path
-    with pytest.raises(UserError, match="dtd is not in .*randlora-pl data get dtd"):
+    with pytest.raises(UserError, match=r"dtd is not in .*randlora-pl data get dtd"):
         present_root(str(tmp_path), rows, "bench data")
 
 
