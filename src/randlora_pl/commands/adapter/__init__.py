@@ -249,7 +249,7 @@ def _convert(
 ) -> str:
     """Convert an adapter, print the comparison, and write it; return the next command.
 
-    The options are those of `import_`; ``name`` is the adapter in messages.
+    The options are the same as in `import_`, and ``name`` is the adapter in messages.
     """
     import torch
 
