@@ -42,11 +42,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of one line instead of printing the usage.
-
-        Raises:
-            UserError: Always.
-        """
+        """Raise an error of one line instead of printing the usage."""
         hint = ""
         if "unrecognized" in message:
             unknown = message.removeprefix("unrecognized arguments: ").split()[0]
@@ -101,11 +97,7 @@ class _Parameter:
         parser.add_argument(*(self.names or [self.name]), **settings)
 
     def read(self, value: Any) -> Any:
-        """Return the typed value as the function takes it.
-
-        Raises:
-            UserError: A check of its type does not hold.
-        """
+        """Return the typed value, which must fit its type, as the function takes it."""
         name = self.names[0] if self.names else self.value
         for each in value if self.many else [value]:
             if wrong := misfit(each, self.each, name):

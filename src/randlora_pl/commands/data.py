@@ -258,13 +258,11 @@ def check(
     known = [row for row in CATALOG.values() if not row.own and (split == "default" or row.coop is not None)]
     chosen = [catalog.with_split(row, split) for row in [find_images(name) for name in names] or known]
     folder = checked_root(root, chosen, "data check")
-    from randlora_pl.data.install import check as checked
+    from randlora_pl.data import install
 
-    reports = []
     sample = None if every_image else 0 if fast else _SAMPLE
     with counting("images decoded") if every_image else nullcontext(lambda _: None) as tick:
-        for row in {row.name: row for row in chosen}.values():
-            reports.append(checked(row, folder, sample, tick))
+        reports = [install.check(row, folder, sample, tick) for row in {row.name: row for row in chosen}.values()]
     return _print_reports(reports, every_image)
 
 
@@ -305,8 +303,7 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
 
 def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """Fetch one dataset after the other, even if one fails; return the exit code."""
-    from randlora_pl.data.install import by_hand, downloads
-    from randlora_pl.data.install import check as compare
+    from randlora_pl.data import install
 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
@@ -314,18 +311,18 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
             builtin = f"{row.name}: built in, nothing to download"
             print(builtin if catalog.present(row, root) else catalog.how_to_get(row, root))
             continue
-        there = compare(row, root, 0) if catalog.present(row, root) else None
+        there = install.check(row, root, 0) if catalog.present(row, root) else None
         if there and there.problems:
             print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
         if there and not there.problems:
             print(f"{row.name}: already complete in {root}")
             _tidy(row, root, keep)
-        elif by_hand(row, root):
+        elif install.by_hand(row, root):
             helpless.append(row)
         else:
             try:
                 _fetch(row, root)
-                report = compare(row, root, _SAMPLE)
+                report = install.check(row, root, _SAMPLE)
             except UserError as error:
                 failed.append(row)
                 print(f"randlora-pl: error: {error}", file=sys.stderr)
@@ -343,8 +340,8 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
         print(f"\n{row.name} cannot be downloaded by a command; licence: {row.licence}")
         if row.files:
             with suppress(OSError):
-                downloads(row, root).mkdir(parents=True, exist_ok=True)
-        for line in [*by_hand(row, root), f"then: {catalog.get_command(row, root)}"]:
+                install.downloads(row, root).mkdir(parents=True, exist_ok=True)
+        for line in [*install.by_hand(row, root), f"then: {catalog.get_command(row, root)}"]:
             print(f"  {line}")
     if failed:
         print(f"\nFailed: {', '.join(row.name for row in failed)}. Run the same command again to retry")
@@ -390,13 +387,13 @@ def _fetch(row: DatasetSpec, root: Path) -> None:
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
     """Remove what was downloaded, now that it is unpacked."""
-    from randlora_pl.data.install import downloads, tidy
+    from randlora_pl.data import install
 
     if not keep:
-        tidy(row, root)
-    left = [file.name for file in row.files if (downloads(row, root) / file.name).exists()]
-    if left:
-        print(f"  no longer needed: {', '.join(left)} in {downloads(row, root)}")
+        install.tidy(row, root)
+    folder = install.downloads(row, root)
+    if left := [file.name for file in row.files if (folder / file.name).exists()]:
+        print(f"  no longer needed: {', '.join(left)} in {folder}")
 
 
 def show(name: str, *, root: Root = None, output: File | None = None, shots: Annotated[int, between(1, 50)] = 4) -> int:

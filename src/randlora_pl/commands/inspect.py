@@ -15,9 +15,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from randlora_pl.commands import data
 from randlora_pl.commands.common import entry, print_json
-from randlora_pl.commands.data import TEXT_PAGES, dataset_facts, state_of
-from randlora_pl.commands.data import datasets as states_of_datasets
 from randlora_pl.commands.fit import describe
 from randlora_pl.data.catalog import CATALOG, default_root
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED
@@ -105,7 +104,9 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         rows = []
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
-            rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, folder), row.licence, row.title))
+            rows.append(
+                (row.name, row.classes, *counts, row.epochs, data.state_of(row, folder), row.licence, row.title)
+            )
         header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
         if json:
             return print_json([dict(zip(header, row, strict=True)) for row in rows])
@@ -120,9 +121,9 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
             "docs/your_own_data.md"
         )
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
-        print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
+        print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(data.TEXT_PAGES)}")
         return 0
-    sections = {name: dataset_facts(name, folder) for name in names}
+    sections = {name: data.dataset_facts(name, folder) for name in names}
     if json:
         return print_json(sections)
     for name, facts in sections.items():
@@ -223,7 +224,7 @@ def doctor(*, all: bool = False, json: Json = False) -> int:
     Args:
         all: Also list datasets and weights that are not on this machine, and how to get them
     """
-    sections = {"Versions": versions, "Devices": devices, "Data sets": states_of_datasets, "Network": network}
+    sections = {"Versions": versions, "Devices": devices, "Data sets": data.datasets, "Network": network}
     report = {}
     for title, section in (sections | {"Weights": weights, "Folders": folders}).items():
         try:

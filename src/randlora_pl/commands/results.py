@@ -56,8 +56,7 @@ def compare(runs: Runs = (), *, json: Json = False) -> int:
             {"run": str(folder), "finished": metrics.get("finished") is True, "config": config, "results": metrics}
             for folder, config, metrics in zip(runs, configs, results, strict=True)
         ]
-        print_json({"runs": listed, "problems": problems})
-        return 0
+        return print_json({"runs": listed, "problems": problems})
     for problem in problems:
         print(f"randlora-pl: warning: {problem}", file=sys.stderr)
     print("\n".join([*_shown_configs(names, configs), "", *_shown_results(names, results)]))
@@ -197,19 +196,17 @@ def report(
           cells.csv    Every run. summary.csv has every mean, and sweep.yaml the sweep
           figures/     Plots of differences, of accuracy against parameters, and of GPU memory, as PNG and SVG
     """
-    from randlora_pl.lab.report.cells import FINISHED
-    from randlora_pl.lab.report.collect import read_sweep
-    from randlora_pl.lab.report.files import write_report
+    from randlora_pl.lab.report import cells, collect, files
     from randlora_pl.sweep.folder import REPORT
 
-    cells = read_sweep(sweep)
-    for line in cells.warnings:
+    runs = collect.read_sweep(sweep)
+    for line in runs.warnings:
         print(f"randlora-pl: warning: {line}", file=sys.stderr)
-    files = write_report(cells, output or sweep / REPORT, overwrite)
-    states = Counter(cells.cells["state"])
-    others = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
-    print(f"{states[FINISHED]} of {len(cells.cells)} runs are finished{others}")
-    for file in files:
+    written = files.write_report(runs, output or sweep / REPORT, overwrite)
+    states = Counter(runs.cells["state"])
+    others = "".join(f", {count} {state}" for state, count in states.items() if state != cells.FINISHED)
+    print(f"{states[cells.FINISHED]} of {len(runs.cells)} runs are finished{others}")
+    for file in written:
         print(f"{file}: {file.stat().st_size:,} bytes")
-    print(f"Next: open {files[0]} in a browser")
+    print(f"Next: open {written[0]} in a browser")
     return 0

@@ -111,11 +111,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         self._probabilities(torch.zeros(1, 3, self.frame.size, self.frame.size))
 
     def _probabilities(self, images: Any) -> Any:
-        """Return the probabilities (b, classes) on the CPU for images (b, 3, size, size), as `predict` computes them.
-
-        Raises:
-            UserError: Probabilities are not finite.
-        """
+        """Return the finite probabilities (b, classes) on the CPU for images (b, 3, size, size), as in `predict`."""
         import torch
 
         from randlora_pl.tasks.losses import check_numbers

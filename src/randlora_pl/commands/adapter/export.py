@@ -113,12 +113,11 @@ def export(
 
 def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
-    from randlora_pl.interop.external import TASK
-    from randlora_pl.interop.peft_export import export_peft
-    from randlora_pl.interop.peft_import import CONFIG, HEAD
+    from randlora_pl.interop import external, peft_export, peft_import
 
-    done = export_peft(adapter, output, peft_type=peft_type)
-    shared = "randlora" in (output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
+    task = output / external.TASK
+    done = peft_export.export_peft(adapter, output, peft_type=peft_type)
+    shared = "randlora" in (output / peft_import.CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
     size = disk_size(output)
     if done.difference is None:
         print(f"{output}: {size:,} bytes, not compared with PEFT ({done.why})")
@@ -127,15 +126,15 @@ def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
     if shared:
         print("PEFT warns of missing keys per layer when it loads this, because the file has the bases once.")
     if done.classifier:
-        print(f"The head is the model's own classifier ({done.classifier}), its classes are in {TASK}.")
+        print(f"The head is the model's own classifier ({done.classifier}), its classes are in {task.name}.")
     elif done.head:
-        print(f"PEFT cannot store the head. It is in {output / HEAD}, its classes in {TASK}.")
+        print(f"PEFT cannot store the head. It is in {output / peft_import.HEAD}, its classes in {task.name}.")
     identity = done.identity
     if identity is not None and identity.pretrained == "random":
         print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
     elif identity is not None:
         print("Load it with:")
-        print(f"  base = {_code(identity, output / TASK if done.classifier else None)}")
+        print(f"  base = {_code(identity, task if done.classifier else None)}")
         print(f'  model = PeftModel.from_pretrained(base, "{output}")')
 
 
@@ -230,20 +229,19 @@ def merge(
     """
     register_weights(pretrained)
     check_adapter(adapter)
-    from randlora_pl.interop import base_model, summary
-    from randlora_pl.interop import merge as merging
+    from randlora_pl.interop import base_model, merge, summary
 
     file = adapters.read_adapter(adapter)
     file.adapter.require_matrix("the merge", file.path)  # before a large model is built
     summary.check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
-        kind, size, gap = merging.write_merged(file, output, scale, overwrite)
+        kind, size, gap = merge.write_merged(file, output, scale, overwrite)
         print(f"{output}: {size:,} bytes, a folder for transformers")
         print(f"largest difference of logits, loaded by transformers alone, on random tokens: {gap:.1e}")
         print(f"  {kind}.from_pretrained({str(output)!r})")
         return 0
-    merging.check_output(output, [adapter], overwrite)
-    written = merging.write(output, merging.merged(base_model.load_base(file), file, scale, head), overwrite)
+    merge.check_output(output, [adapter], overwrite)
+    written = merge.write(output, merge.merged(base_model.load_base(file), file, scale, head), overwrite)
     which = {0.0: "the base model's weights, unchanged", 1.0: "the tuned weights"}
     print(f"scale {scale:g}: {which.get(scale, f'W0 + {scale:g} (W - W0) in every tuned tensor')}")
     _print_written(written)

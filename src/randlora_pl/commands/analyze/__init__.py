@@ -223,29 +223,27 @@ def represent(
     import torch
 
     from randlora_pl.adapters.random_bases import WeightShape
-    from randlora_pl.lab.analysis.weights import directions, methods_of, represent_figure
-    from randlora_pl.lab.analysis.weights import represent as fitted
-    from randlora_pl.run.callbacks.summary import describe
+    from randlora_pl.lab.analysis import weights
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
-    pairs = {rank: methods_of(rank, shapes, seed) for rank in ranks}
+    pairs = {rank: weights.methods_of(rank, shapes, seed) for rank in ranks}
     bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, (_, adapter) in pairs.items()}
     with common.counting("fits", len(ranks) * len(updates)) as tick:
         for layer, update in updates.items():
             led: dict[str, Tensor | None] = {"orthonormal": None}
-            led |= {f"led by {name}": directions(matrices[layer]) for name, matrices in leads.items()}
+            led |= {f"led by {name}": weights.directions(matrices[layer]) for name, matrices in leads.items()}
             for rank in ranks:
-                fits[rank].append(fitted(layer, update, *pairs[rank], bases[rank], sweeps, led))
+                fits[rank].append(weights.represent(layer, update, *pairs[rank], bases[rank], sweeps, led))
                 tick(1)
     notes = {rank: adapter.rank for rank, (_, adapter) in pairs.items()}
     rows = [
         {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]
-    method = describe(run.file.adapter)
+    (method,) = labels_of([run])
     content = {"run": str(run.path), "method": method, "seed": seed, "leads": list(lead), "rows": rows}
     content |= {"note": note_of(run.file.adapter)}
-    figure = represent_figure(fits, f"Remaining error of the update of {method}")
+    figure = weights.represent_figure(fits, f"Remaining error of the update of {method}")
     folder = write_output(output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
     if content["note"]:
