@@ -77,12 +77,13 @@ def compare_options(app: App) -> None:
 
 def _report_start(app: App) -> None:
     """Write and log the config once every derived value is known, and write the few-shot sample."""
+    if not app.trainer.is_global_zero:
+        return
     write_config(app)
     log_start(app.trainer, app.task, app.datamodule)
-    if app.trainer.is_global_zero:
-        if not app.created:
-            print_above_progress(f"resumed after step {app.trainer.global_step:,}")
-        app.datamodule.write_index(app.folder)
+    if not app.created:
+        print_above_progress(f"resumed after step {app.trainer.global_step:,}")
+    app.datamodule.write_index(app.folder)
 
 
 def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
@@ -174,8 +175,8 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     tested = _tested(app) if test else {}
     _write(app, tested | facts | fit_metrics(trainer, task, data) | {"config": configs, "finished": False})
     if finished:
-        log_end(trainer, data.unit)
         if trainer.is_global_zero:
+            log_end(trainer, data.unit)
             write_found(folder, facts)
         _write(app, {"finished": True})  # last, as nothing is missing then
     if trainer.is_global_zero:

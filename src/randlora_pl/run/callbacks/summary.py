@@ -365,8 +365,6 @@ _SHOWN = ("learning_rate", "method", "rank", "seed", "trainable_parameters")
 
 def log_start(trainer: Trainer, task: Objective, data: PlannedData) -> None:
     """Log the options by which runs are compared to all loggers, and start page and config as text to TensorBoard."""
-    if not trainer.is_global_zero:
-        return
     folder, plan = run_folder(trainer), planned(data)
     facts = plan | vars(task) | {name: getattr(task.adapter, name, None) for name in ("rank", "alpha")}
     facts |= model_results(task) | {
@@ -401,8 +399,6 @@ def log_end(trainer: Trainer, unit: str) -> None:
 
     TensorBoard takes its columns from the first run that has any, so that each run names all hyperparameters.
     """
-    if not trainer.is_global_zero:
-        return
     columns = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_NUMBERS, 0.0)
     metrics = [
         name
