@@ -1,7 +1,6 @@
 """One run from its words to its results: the checked command, and every error as a message."""
 
 import copy
-import shlex
 import signal
 import threading
 import traceback
@@ -49,8 +48,7 @@ from randlora_pl.utils.errors import (
     memory_advice,
     out_of_memory,
 )
-from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter, results_of
+from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter, results_of, resume_command
 from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
 
 
@@ -316,7 +314,7 @@ def handle_run_errors(app: "App") -> Iterator[None]:
 def _how_to_resume(app: "App") -> str:
     if app.dry:  # it has no folder
         return ""
-    resume = f"randlora-pl fit --resume {shlex.quote(str(app.folder))}{import_words()}"
+    resume = resume_command(app.folder)
     if app.command.verb == "fit" and (app.folder / LAST).is_file():
         return f"resume with: {resume}"
     app.discard()

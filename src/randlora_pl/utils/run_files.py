@@ -100,6 +100,11 @@ def find_run(path: str | os.PathLike[str]) -> Path:
     return run if (run / CONFIG).is_file() else [run, *runs_in(run)][-1]
 
 
+def resume_command(run: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
+
+
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """Return `find_run` of each path; a link ``latest`` is left out if its run is also given, as by ``runs/NAME/*``."""
     runs = [find_run(path) for path in paths]
@@ -124,9 +129,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
     if adapter.is_file() or (adapter / "adapter_config.json").is_file() or not (run / CONFIG).is_file():
         return adapter
     if not (run / ADAPTER).is_dir():
-        again = f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
         best = f" or use {run / BEST}" if (run / BEST).is_dir() else ""
-        raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {again}{best}")
+        raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {resume_command(run)}{best}")
     best = results_of(run).get("tested") == BEST and (run / BEST).is_dir()
     return run / (BEST if best else ADAPTER)
 

@@ -1,7 +1,6 @@
 """Course of a training run, which is one Lightning epoch: progress, memory, speed, and ends before the last step."""
 
 import math
-import shlex
 import signal
 import sys
 import threading
@@ -22,8 +21,7 @@ from randlora_pl.run.callbacks.checkpoint import is_finite, save_adapter_of
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import LostProcessError, UserError
-from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import ADAPTER, LAST, run_folder
+from randlora_pl.utils.run_files import ADAPTER, LAST, resume_command, run_folder
 from randlora_pl.utils.text import duration, print_above_progress
 
 _SHOWN = ("train/loss", "train/acc")
@@ -322,10 +320,8 @@ class HeldLock(Callback):
             LostProcessError: The lock is lost.
         """
         if lost := self._lease.compromise:
-            resume = f"resume with: randlora-pl fit --resume {shlex.quote(str(self._folder))}{import_words()}"
-            raise LostProcessError(
-                f"the lock of its folder ({lost.reason}): check whether another process trains there, or {resume}"
-            )
+            what = f"the lock of its folder ({lost.reason}): check whether another process trains there, or resume with"
+            raise LostProcessError(f"{what}: {resume_command(self._folder)}")
 
 
 class NonFiniteLoss(Callback):

@@ -26,7 +26,17 @@ from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_files import ADAPTER, BEST, CONFIG, LAST, environment, flat, read_results, run_folder
+from randlora_pl.utils.run_files import (
+    ADAPTER,
+    BEST,
+    CONFIG,
+    LAST,
+    environment,
+    flat,
+    read_results,
+    resume_command,
+    run_folder,
+)
 from randlora_pl.utils.text import byte_size, duration, facts_table, print_above_progress, table
 
 MOST_ROWS = 15
@@ -322,7 +332,7 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
     others = results.get("best/step", results["steps"]) != results["steps"]
     other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}{own}" if others else ""
     tests = f"\n  randlora-pl test --run {path}{own}{other}" if testable else ""
-    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}{own}"
+    goes_on = "" if results["finished"] else f"\n  {resume_command(folder)}"
     board = f"\n  tensorboard --logdir {path}" if (folder / "tensorboard").is_dir() else ""
     given = "--images PATH" if unit == "images" else "--texts FILE"
     use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv{own}"
