@@ -131,8 +131,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
     if not (run / ADAPTER).is_dir():
         best = f" or use {run / BEST}" if (run / BEST).is_dir() else ""
         raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {resume_command(run)}{best}")
-    best = results_of(run).get("tested") == BEST and (run / BEST).is_dir()
-    return run / (BEST if best else ADAPTER)
+    tested_best = results_of(run).get("tested") == BEST and (run / BEST).is_dir()
+    return run / (BEST if tested_best else ADAPTER)
 
 
 _PACKAGES = (
