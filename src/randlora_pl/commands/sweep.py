@@ -192,8 +192,9 @@ def tune(words: Words) -> int:
           tune: {search: {learning_rate: [1e-3, 1e-2], rank: [4, 8]}, sampler: grid, seeds: [0, 4], datasets: [digits],
                  budgets: [16], monitor: val/acc, set: {...}}
 
-        `monitor: val/loss` selects the lowest loss instead of the best val/acc (for GLUE also val/score). The seeds
-        must differ from the sweep's. The defaults are seed 0, and all datasets and budgets of the sweep.
+        Without `monitor` the best val/acc is selected for images, and the lowest val/loss for texts (GLUE also has
+        val/score). The seeds must differ from the sweep's. The defaults are seed 0, and all datasets and budgets of the
+        sweep.
     """
     of_run = {"-c", "--config"} & {word.partition("=")[0] for word in words}
     command = Command("tune", _tune_run if of_run else _tune_sweep, tune.__doc__)

@@ -116,7 +116,7 @@ class Search:
         )
         tasks = (classes.task_of(self._tree(method)["model"]["class_path"]) for method in self.small.methods)
         kind = next(filter(None, tasks), Objective)
-        self.monitor = tune.get("monitor", f"val/{kind.measure().name}")
+        self.monitor = tune.get("monitor", f"val/{kind.measure(kind.tuned_by).name}")
         self.measure = kind.measure(self.monitor.removeprefix("val/"))
         self.sign = -1 if self.measure.mode == "min" else 1
         searched = without_axes("tune.search", tune.get("search") or {RATES[0]: None})

@@ -213,6 +213,9 @@ def test_options_where_a_method_has_them_and_the_heads_rate_of_a_probe() -> None
     texts = {"models": {"BERT": {"config": "glue_roberta_base"}}, "datasets": ["sst2"], "budgets": ["100%"], "set": {}}
     search = search_of(methods={"head": {"adapter": "LinearProbe"}}, tune=TUNE, **texts)
     assert list(search.names["head"]) == ["learning_rate"], "the one rate of a task on texts"
+    assert (search.monitor, search.sign) == ("val/loss", -1), "what a task on texts is tuned by"
+    search = search_of(methods={"head": {"adapter": "LinearProbe"}}, tune=TUNE | {"monitor": "val/score"}, **texts)
+    assert (search.monitor, search.sign) == ("val/score", 1)
 
 
 def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) -> None:
