@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.data.catalog import PAPER
-from randlora_pl.models import load_clip
+from randlora_pl.models import load_clip, meta_clip
 from randlora_pl.sweep import SweepConfig, budget, budget_options, is_zero_shot
-from randlora_pl.sweep.expand import check_first, counts, data_of
+from randlora_pl.sweep.expand import Counts, check_first, counts, data_of
 from randlora_pl.sweep.plan import Labels, cell_config, digest, only, result_key, shard
+from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, cells_of
@@ -320,6 +321,15 @@ def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> No
     tree = cell_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
     found = counts(tree)
     assert found is not None and found.trainable == trainable
+
+
+def test_a_task_says_what_trains_beside_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = one(methods={"x": {"adapter": "LinearProbe"}})
+    monkeypatch.setattr(VisionLanguageTask, "has_head", True)
+    assert counts(tree) == Counts(0, sum(p.numel() for p in meta_clip("tiny").parameters()))
+    monkeypatch.setattr(VisionLanguageTask, "learned_on_meta", lambda task, backbone: 7)
+    found = counts(tree)
+    assert found is not None and found.trainable == 7
 
 
 @pytest.mark.parametrize(

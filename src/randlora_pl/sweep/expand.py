@@ -8,7 +8,6 @@ from randlora_pl.adapters import inject
 from randlora_pl.adapters.methods.refine import check_layers, make_next_stage
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.data.base import PlannedData
-from randlora_pl.models import load_tokenizer
 from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
@@ -83,15 +82,10 @@ def counts(tree: Tree) -> Counts | None:
     if task is None or (built := task.on_meta()) is None:
         return None
     model, targets = built
-    prompts = getattr(task, "prompts", None)
-    learned = 0
-    if prompts is not None and prompts.learns:  # prompts of classes count for one class
-        made = prompts.build(model, load_tokenizer(task.name), ["x"], 0)
-        learned = sum(parameter.numel() for parameter in made.parameters())
+    learned = task.learned_on_meta(model)
     inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
-    if not trainable and not takes_texts(type(task)) and not heads:
+    if not trainable and not takes_texts(type(task)) and not task.has_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     return Counts(trainable, total)

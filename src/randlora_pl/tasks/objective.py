@@ -464,6 +464,15 @@ class Objective(Declared, nn.Module):
         """Return the backbone without values, and the layers to adapt; None if its shape is not known here."""
         return None
 
+    def learned_on_meta(self, backbone: nn.Module) -> int:
+        """Return how many numbers train beside adapter and head for a backbone of `on_meta`, such as prompts."""
+        return 0
+
+    @property
+    def has_head(self) -> bool:
+        """True if a head or a classifier may train where the adapter trains nothing."""
+        return self.trained_head
+
     def parameter_parts(self) -> dict[str, int]:
         """Return the numbers that train, by part: adapter, prompts, head."""
         adapter = self.report.trainable

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from randlora_pl import prompts as learners
 from randlora_pl.adapters import Adapter, Frozen, adapted_layers
 from randlora_pl.adapters.described import Described, make
-from randlora_pl.models import ImageTower
+from randlora_pl.models import ImageTower, load_tokenizer
 from randlora_pl.models.text import Tokenizer
 from randlora_pl.prompts import Fixed, PromptLearner
 from randlora_pl.tasks.images import ImageTask
@@ -345,6 +345,18 @@ class PromptTask(PromptedClip):
     def _learned(self) -> dict[str, Tensor]:
         tensors = self.head_tensors()
         return {key: value for key, value in tensors.items() if key != "head" or self.classifier is not None}
+
+    def learned_on_meta(self, backbone: nn.Module) -> int:
+        """Return how many numbers the prompts have, those of each class for one class."""
+        if not self.prompts.learns:
+            return 0
+        made = self.prompts.build(backbone, load_tokenizer(self.name), ["x"], 0)
+        return sum(parameter.numel() for parameter in made.parameters())
+
+    @property
+    def has_head(self) -> bool:
+        """True with a second head, or a second stage that trains a classifier."""
+        return self.head is not None or self.classifier_steps > 0
 
     def parameter_parts(self) -> dict[str, int]:
         """Return the numbers that train, by part: adapter, prompts, head; keys of the rate 0 are none."""
