@@ -85,10 +85,7 @@ def of_images(data: PlannedData, tests: int | None = None) -> Iterator[tuple[str
         data: An `ImageData`; other data have none.
         tests: Largest number of test images, the first ones.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import linear_model, neighbors, pipeline, preprocessing
 
     if not isinstance(data, ImageData):
         return
@@ -106,8 +103,9 @@ def of_images(data: PlannedData, tests: int | None = None) -> Iterator[tuple[str
     pixels = {split: np.stack(some).reshape(len(some), -1).astype(np.float64) for split, some in images.items()}
     keep, whole = _drawn(*pixels["train"].shape, data.seed), len(data.samples("train").rows)
     train = pixels["train"][keep], labels["train"][keep]
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    for name, model in (("logistic regression", logistic), ("1-nearest neighbor", KNeighborsClassifier(1))):
+    logistic = pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=2000))
+    nearest = neighbors.KNeighborsClassifier(1)
+    for name, model in (("logistic regression", logistic), ("1-nearest neighbor", nearest)):
         score = _fitted(model, *train).score(pixels["test"], labels["test"])
         yield f"{name} (raw pixels)", float(score), len(train[0]), whole
 
@@ -122,22 +120,23 @@ def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[st
     Raises:
         UserError: The test texts are missing.
     """
-    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn import dummy, linear_model, pipeline
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
 
     splits = data.examples()
     if "test" not in splits:
         files = f"train.{data.dataset} and test.{data.dataset}"
         raise UserError(f"{data.root} has no test texts. Set data.root to a folder with {files}.")
     texts = {split: [" ".join(parts) for parts in splits[split].sentences] for split in ("train", "test")}
-    constant, words = (
-        (DummyRegressor(), Ridge()) if data.scores else (DummyClassifier(), LogisticRegression(max_iter=2000))
-    )
-    names = ("mean score", "ridge regression") if data.scores else ("largest class", "logistic regression")
+    if data.scores:
+        models = {"mean score": dummy.DummyRegressor(), "ridge regression": linear_model.Ridge()}
+    else:
+        logistic = linear_model.LogisticRegression(max_iter=2000)
+        models = {"largest class": dummy.DummyClassifier(), "logistic regression": logistic}
+    (constant, baseline), (trained, words) = models.items()
     labels, count = splits["train"].labels, len(texts["train"])
-    for name, model in ((names[0], constant), (f"{names[1]} (words)", make_pipeline(TfidfVectorizer(), words))):
+    pairs = ((constant, baseline), (f"{trained} (words)", pipeline.make_pipeline(TfidfVectorizer(), words)))
+    for name, model in pairs:
         predicted = _fitted(model, texts["train"], labels).predict(texts["test"][:tests])
         yield name, grades(data.metric, predicted.tolist(), splits["test"].labels[:tests])[data.metric], count, count
 

@@ -9,6 +9,7 @@ import torch
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.unlabelled import batches, framed
+from randlora_pl.lab.paper import rows
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
 from randlora_pl.models.text import zero_shot_accuracy
 
@@ -17,37 +18,8 @@ SOURCE = (
     "with averaged templates"
 )
 
-MODELS = {"ViT-B-32-quickgelu": 0, "ViT-L-14-quickgelu": 1}
-"""Column of each architecture, under its name after the activation has been matched to OpenAI's weights."""
-
 OTHER_SPLIT = ("eurosat", "caltech101", "caltech256")
 """Datasets without an official split: the published accuracies are of other test images."""
-
-ZERO_SHOT: dict[str, tuple[float, float | None]] = {
-    "cars": (59.73, 77.75),
-    "dtd": (43.99, 55.32),
-    "eurosat": (45.19, 61.33),
-    "gtsrb": (32.56, 50.55),
-    "mnist": (48.25, 76.36),
-    "resisc45": (60.65, 71.05),
-    "sun397": (63.18, 68.28),
-    "svhn": (31.61, 58.45),
-    "cifar10": (89.83, 95.57),
-    "cifar100": (64.20, 75.82),
-    "imagenet": (63.35, 75.54),
-    "stl10": (97.12, 99.36),
-    "food101": (83.93, 93.06),
-    "caltech101": (83.93, None),
-    "caltech256": (82.00, 88.71),
-    "fgvcaircraft": (19.65, 31.71),
-    "flowers102": (66.48, 79.05),
-    "oxfordpets": (87.46, 93.59),
-    "cub200": (52.99, 62.06),
-    "pascalvoc": (76.18, 78.94),
-    "country211": (17.21, 31.86),
-    "ucf101": (61.56, None),
-}
-"""Percent right of the test images for ViT-B/32 and ViT-L/14."""
 
 
 def published(model: str, pretrained: str, dataset: str) -> float | None:
@@ -58,9 +30,9 @@ def published(model: str, pretrained: str, dataset: str) -> float | None:
         pretrained: Tag of the weights.
         dataset: A dataset of the catalog.
     """
-    if pretrained != "openai" or model not in MODELS or dataset not in ZERO_SHOT:
-        return None
-    return ZERO_SHOT[dataset][MODELS[model]]
+    known = {row["dataset"]: row for row in rows("zero_shot.csv")}
+    accuracy = known.get(dataset, {}).get(model) if pretrained == "openai" else None
+    return float(accuracy) if accuracy else None
 
 
 SINGLE = "An image of {}"

@@ -235,6 +235,10 @@ class SweepConfig:
         del tree["root"]
         return {key: value for key, value in tree.items() if value not in ("", {}, [], None)}
 
+    def methods_of(self, model: str) -> list[str]:
+        """Return the methods that a model is tried with."""
+        return [label for label, facts in self.methods.items() if model in (facts.get("models") or [model])]
+
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
 

@@ -9,7 +9,6 @@ from randlora_pl.adapters.methods.refine import check_layers, make_next_stage
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.data.base import PlannedData
 from randlora_pl.run.options import classes
-from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep import Tree
 from randlora_pl.sweep.plan import Cell
@@ -50,7 +49,7 @@ def data_of(tree: Tree) -> PlannedData:
     Raises:
         UserError: An option is impossible.
     """
-    return _made(data_class(_kind(tree)), dict(tree.get("data", {})), "data")
+    return _made(classes.data_class(_kind(tree)), dict(tree.get("data", {})), "data")
 
 
 def _kind(tree: Tree) -> type[Objective] | None:
@@ -85,7 +84,7 @@ def counts(tree: Tree) -> Counts | None:
     learned = task.learned_on_meta(model)
     inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if not trainable and not takes_texts(type(task)) and not task.has_head:
+    if not trainable and not classes.takes_texts(type(task)) and not task.has_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     return Counts(trainable, total)
@@ -105,7 +104,7 @@ def check_first(cell: Cell) -> None:
             f"first has the task {type(first).__name__}, the method {type(task).__name__}. Give both the same task."
         )
     options = ["name", "pretrained"]
-    if task.targets is not None or takes_texts(type(task)):  # an image task takes the layers of the LoRA
+    if task.targets is not None or classes.takes_texts(type(task)):  # an image task takes the layers of the LoRA
         options.append("targets")
     for option in options:
         here, there = (getattr(each, option) or "by default" for each in (first, task))
@@ -136,7 +135,7 @@ def _described(node: Any) -> dict[str, Any] | None:
         return None
     options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
     if "inner" in options:
-        options["inner"] = _described({"class_path": method_with("inside", True)} | options["inner"]) or {}
+        options["inner"] = _described({"class_path": classes.method_with("inside", True)} | options["inner"]) or {}
     if options.get(LISTED):
         options[LISTED] = [_described(each) or {} for each in options[LISTED]]
     return {"method": _short(name), "options": options}

@@ -1,13 +1,12 @@
 """The folder of a sweep: its description, the state of its cells, and the progress of a command that runs them."""
 
-import contextlib
 import json
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -143,7 +142,7 @@ class SweepFolder:
             if file.parent.name in hashes:
                 continue
             entry = _read(file)
-            with contextlib.suppress(KeyError, ValueError, TypeError):
+            with suppress(KeyError, ValueError, TypeError):
                 labels = Labels(*(entry[name] for name in Labels._fields))
                 same = labels in planned and all(
                     entry.get(key) == value for key, value in planned[labels].facts.items()

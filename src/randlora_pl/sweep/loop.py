@@ -3,7 +3,6 @@
 Processes are started on this machine, or as a SLURM array through submitit.
 """
 
-import contextlib
 import copy
 import gc
 import io
@@ -29,7 +28,7 @@ from randlora_pl.run.options.compose import Command, Tree, merge, normalize, rea
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.saved_config import check_run
 from randlora_pl.run.run_folder import FILE, acquire, lease_on, locked
-from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
+from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, Progress, SweepFolder
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
 from randlora_pl.utils.files import disk_errors
@@ -37,7 +36,7 @@ from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.run_files import CONFIG, LAST
 
 if TYPE_CHECKING:
-    from randlora_pl.sweep.folder import Progress
+    from lightning.pytorch import Callback
 
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
@@ -77,7 +76,7 @@ class Loop:
     folder: SweepFolder
     cells: Sequence[Cell]
     run: Callable[[Cell, Path], bool | None]
-    watch: "Progress | None" = None
+    watch: Progress | None = None
     fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
@@ -157,10 +156,6 @@ class Loop:
         if terminated:
             raise Terminated
         return True
-
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback
 
 
 class Runner:
@@ -284,7 +279,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
                 started.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env))
         while running := [process for process in started if process.poll() is None]:
             look()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):
                 running[0].wait(_PAUSE)
         look()
     finally:

@@ -149,7 +149,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
     cells: dict[str, Cell] = {}
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
-        stages = {label: _stages(description, model, label) for label in methods_of(description, model)}
+        stages = {label: _stages(description, model, label) for label in description.methods_of(model)}
         pretrained = [(description.seeds[0], ZERO_SHOT, label) for label in filter(is_zero_shot, stages)]
         trained = [label for label in stages if not is_zero_shot(label)]
         for dataset in description.datasets:
@@ -175,11 +175,6 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell
     return list(cells.values())
-
-
-def methods_of(description: SweepConfig, model: str) -> list[str]:
-    """Return the methods that a model is tried with."""
-    return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
 
 
 def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tree, Cases]]:

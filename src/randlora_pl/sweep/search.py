@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.adapters import methods
 from randlora_pl.run.options import classes
-from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.sweep import (
     RATES,
@@ -35,7 +34,7 @@ from randlora_pl.sweep import (
 )
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
-from randlora_pl.sweep.plan import Cell, cell_config, digest, methods_of, plan
+from randlora_pl.sweep.plan import Cell, cell_config, digest, plan
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -125,7 +124,7 @@ class Search:
         for method in self.small.methods:  # not all have an alpha, and a linear probe has a head's rate
             tree = self._tree(method)
             adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-            rate = rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
+            rate = classes.rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
             own = [option for option in self.space if option in (*RATES, *self._options(method)) or "." in option]
             names = {rate if option == RATES[0] else option: option for option in own}
             self.names[method] = dict(sorted(names.items(), key=lambda pair: pair[0] not in RATES))
@@ -140,7 +139,7 @@ class Search:
     def _tree(self, method: str) -> Tree:
         facts = self.small.methods[method]
         with errors_in(f"methods.{method}"):
-            model = next(model for model in self.small.models if method in methods_of(self.small, model))
+            model = next(model for model in self.small.models if method in self.small.methods_of(model))
             return cell_config(self.small.models[model], facts, self.small.options, None, untrained=False)
 
     def _options(self, method: str) -> list[str]:
@@ -152,7 +151,7 @@ class Search:
         kept = {label: facts for label, facts in getattr(self.small, group).items() if label in labels}
         changed: dict[str, Any] = {group: kept}
         self.small = replace(self.small, **changed)
-        left = {method for model in self.small.models for method in methods_of(self.small, model)}
+        left = {method for model in self.small.models for method in self.small.methods_of(model)}
         self.names = {method: names for method, names in self.names.items() if method in left}
         self._cells = {}
 

@@ -6,10 +6,7 @@ from typing import Any
 
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
+from optuna import distributions, pruners
 from optuna.trial import FrozenTrial, TrialState
 
 from randlora_pl.run.run_folder import acquire, lease_on
@@ -42,19 +39,20 @@ class Study:
         self, folder: Path, name: str, space: Mapping[str, Any], count: int, loss: bool, seed: int, pruner: str
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.space: dict[str, BaseDistribution] = {}
+        self.space: dict[str, distributions.BaseDistribution] = {}
         for option, values in space.items():
             if isinstance(values, list):
-                self.space[option] = CategoricalDistribution(values)
-                continue
-            whole = isinstance(values["low"], int) and isinstance(values["high"], int)
-            self.space[option] = (IntDistribution if whole else FloatDistribution)(**values)
+                self.space[option] = distributions.CategoricalDistribution(values)
+            elif isinstance(values["low"], int) and isinstance(values["high"], int):
+                self.space[option] = distributions.IntDistribution(**values)
+            else:
+                self.space[option] = distributions.FloatDistribution(**values)
         self.count, self.seed = count, seed
         self.lease = lease_on(folder / f"{FILE}.lease")
-        self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / FILE)))
-        self.loss, self.direction = loss, StudyDirection.MINIMIZE if loss else StudyDirection.MAXIMIZE
-        pruners: dict[str, type[BasePruner]] = {"median": MedianPruner, "halving": SuccessiveHalvingPruner}
-        self.pruner = pruners[pruner]() if pruner else NopPruner()
+        self.storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / FILE)))
+        self.loss, self.direction = loss, "minimize" if loss else "maximize"
+        known = {"": pruners.NopPruner, "median": pruners.MedianPruner, "halving": pruners.SuccessiveHalvingPruner}
+        self.pruner: pruners.BasePruner = known[pruner]()
         self.study = optuna.create_study(
             storage=self.storage, study_name=name, direction=self.direction, load_if_exists=True
         )

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl import adapters
@@ -53,7 +52,7 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[dict[int, int]]:
             sizes.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes
 
 

@@ -5,32 +5,18 @@ Whole steps of a model start from random weights: full fine-tuning, our methods 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
-from itertools import chain
 from statistics import median
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.kernels.randlora_linear import end_step
 from randlora_pl.lab import bench
-from randlora_pl.lab.bench import (
-    LANGUAGE_RANKS,
-    METHODS,
-    Gemm,
-    Targets,
-    UnavailableError,
-    adapted,
-    counter,
-    label,
-    layers_of,
-)
 from randlora_pl.models import cast_frozen, use_fast_layers
 from randlora_pl.utils.errors import UserError, near
 
@@ -100,8 +86,8 @@ class Case:
     def count(self) -> None:
         """Run a first step to count memory and operations, and a second one for the time, and on a GPU the peak."""
         with self._guarded(), self._present():
-            batch = (tensor for tensor in self.inputs if not tensor.requires_grad)
-            outside = chain(self.model.parameters(), self.model.buffers(), batch)
+            batch = [tensor for tensor in self.inputs if not tensor.requires_grad]
+            outside = [*self.model.parameters(), *self.model.buffers(), *batch]
             start = time.perf_counter()
             with bench.saved_tensors(outside) as saved, bench.counter() as operations:
                 self.step()
@@ -251,7 +237,7 @@ def available(
     for name in names:
         try:
             cases.append(case(name))
-        except UnavailableError as reason:
+        except bench.UnavailableError as reason:
             missing.append(Measured(name, label(name), str(reason)))
     return cases, missing
 
@@ -311,7 +297,7 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
 
     def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         images, labels, head = batch
-        return F.cross_entropy(F.linear(model(images), head).float(), labels)
+        return nn.functional.cross_entropy(nn.functional.linear(model(images), head).float(), labels)
 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(images, 3, size, size, generator=generator)
@@ -373,7 +359,7 @@ class Setup:
     precision: Precision = "32"
     device: str = "cpu"
     threads: int = 0
-    targets: Targets = None
+    targets: bench.Targets = None
     tokens: int = 256
     overrides: dict[str, int] | None = None
     dropout: float = 0.0
@@ -401,18 +387,18 @@ class Training:
         else:
             problem = image_problem(setup.model, setup.library, setup.batch_size)
         self.base, (self.samples, *others), loss, self.words = problem
-        self.layers = layers_of(self.base, setup.targets)
+        self.layers = bench.layers_of(self.base, setup.targets)
         self.batch = [tensor.to(self.device) for tensor in (self.samples, *others)]
         self.loss = lambda model: loss(model, self.batch)
 
     def rank(self, name: str) -> int | None:
         """Return a method's rank for this kind of model; None for its own."""
         kind = name.removeprefix("peft-").partition("-")[0]
-        return LANGUAGE_RANKS.get(kind) if self.setup.library == "transformers" else None
+        return bench.LANGUAGE_RANKS.get(kind) if self.setup.library == "transformers" else None
 
     def label(self, name: str) -> str:
         """Return a method's name in tables."""
-        return label(name, self.rank(name))
+        return bench.label(name, self.rank(name))
 
     def case(self, name: str) -> Case:
         """Return one method, ready to be measured.
@@ -420,24 +406,24 @@ class Training:
         Raises:
             UnavailableError: The method is not available here, with the reason.
         """
-        model = adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
+        model = bench.adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
         return Case(
             name, self.label(name), model, self.loss, self.batch,
-            device=self.device, precision=self.setup.precision, foreign=METHODS[name].foreign,
+            device=self.device, precision=self.setup.precision, foreign=bench.METHODS[name].foreign,
         )  # fmt: skip
 
     def cases(self, names: Sequence[str]) -> tuple[list[Case], list[Measured]]:
         """Return the methods that can be measured, and why the others cannot."""
         return available(names, self.case, self.label)
 
-    def gemm(self) -> Gemm:
+    def gemm(self) -> bench.Gemm:
         """Return the machine's peak in the precision of the products."""
-        return Gemm(self.device, dtype_of(self.setup.precision))
+        return bench.Gemm(self.device, dtype_of(self.setup.precision))
 
     @torch.no_grad()
     def forward_flops(self) -> int:
         """Return the operations of a forward pass of the plain model, counted on one sample."""
-        with counter() as operations:
+        with bench.counter() as operations:
             self.base(self.samples[:1])
         return int(operations.get_total_flops()) * self.setup.batch_size
 
@@ -454,7 +440,7 @@ def one_training(setup: Setup, name: str) -> None:
     """Run two steps of one method, for a process whose memory is measured."""
     if setup.threads:
         torch.set_num_threads(setup.threads)
-    if find_spec("peft"):  # its import does not count as a method's memory
+    with suppress(ImportError):  # its import does not count as a method's memory
         import_module("peft")
     training = Training(setup)
     case = training.case(name)

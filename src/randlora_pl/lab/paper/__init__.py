@@ -48,14 +48,15 @@ class PaperCell(NamedTuple):
 @cache
 def _tables() -> dict[str, tuple[PaperCell, ...]]:
     tables: dict[str, list[PaperCell]] = {}
-    for row in [*_rows("tables.csv"), *_rows("published.csv")]:
+    for row in [*rows("tables.csv"), *rows("published.csv")]:
         value, std = float(row.pop("value")), row.pop("std", "")
         cell = PaperCell(**row, value=value, std=float(std) if std else None)
         tables.setdefault(cell.table, []).append(cell)
     return {number: tuple(cells) for number, cells in tables.items()}
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def rows(name: str) -> list[dict[str, str]]:
+    """Return the rows of a file of this folder by the titles of its columns."""
     text = (files(__package__) / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
@@ -86,7 +87,7 @@ def averaged(number: int | str) -> set[str]:
 @cache
 def datasets() -> dict[str, dict[str, int]]:
     """Table 7 by the paper's name: classes, images of train, val and test, epochs."""
-    return {row.pop("dataset"): {key: int(value) for key, value in row.items()} for row in _rows("datasets.csv")}
+    return {row.pop("dataset"): {key: int(value) for key, value in row.items()} for row in rows("datasets.csv")}
 
 
 @cache

@@ -54,10 +54,6 @@ class ReportPlan(SweepConfig):
         numbers = [str(number) for number in (named if isinstance(named, list) else [named])]
         return numbers or FIGURES.get(self.figure or "", [])
 
-    def trains(self, model: str, method: str) -> bool:
-        """Return True if the sweep tries a method on a model."""
-        return model in (self.methods[method].get("models") or [model])
-
     def paper_name(self, label: str, model: str = "") -> str:
         """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
         for part in (self.methods, self.datasets, self.models):
@@ -73,7 +69,7 @@ class ReportPlan(SweepConfig):
     def cells(self) -> Iterator[Key]:
         """Yield the product of models, datasets, budgets and methods; the pretrained model once for each dataset."""
         for model, dataset in product(self.models, self.datasets):
-            methods = [name for name in self.methods if self.trains(model, name)]
+            methods = self.methods_of(model)
             for budget, method in product(self.budgets, methods):
                 if budget != ZERO_SHOT and not is_zero_shot(method):
                     yield Key(model, dataset, budget, method)

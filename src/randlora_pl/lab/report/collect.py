@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas
-from pandas import DataFrame
+from pandas import DataFrame, isna, read_csv
 
 from randlora_pl.lab.paper import paper_rates
 from randlora_pl.lab.report.cells import (
@@ -221,13 +220,12 @@ def _read_table(file: Path) -> list[Row]:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             texts = dict.fromkeys(_TEXTS, str)
-            table = pandas.read_csv(stream, dtype=texts, keep_default_na=False, na_values=[""]).convert_dtypes()
+            table = read_csv(stream, dtype=texts, keep_default_na=False, na_values=[""]).convert_dtypes()
         missing = {*LABELS, "seed", "state"} - {*table.columns}
         if missing:
             raise KeyError(*sorted(missing))
         return [
-            {str(name): value for name, value in row.items() if not pandas.isna(value)}
-            for row in table.to_dict("records")
+            {str(name): value for name, value in row.items() if not isna(value)} for row in table.to_dict("records")
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error

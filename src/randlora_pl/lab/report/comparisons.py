@@ -293,7 +293,7 @@ def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Refere
     lacking = {}
     for model, (first, second) in product(sweep.plan.models, sweep.plan.pairs):
         labels = model, frozenset((first, second))
-        if labels not in paired and all(sweep.plan.trains(model, method) for method in (first, second)):
+        if labels not in paired and {first, second} <= {*sweep.plan.methods_of(model)}:
             lacking[labels] = f"{first} against {second} on {model}"
     count = len(planned) + len(lacking)
     lines = []
