@@ -11,7 +11,7 @@ from randlora_pl.run.options.compose import flatten, normalize
 from randlora_pl.run.options.saved_config import check_run
 from randlora_pl.run.run_folder import is_stamp
 from randlora_pl.utils.errors import UserError, first_line
-from randlora_pl.utils.files import parse_json, parse_yaml
+from randlora_pl.utils.files import parse_yaml, read_mapping
 from randlora_pl.utils.options import Folder, Json, Option, Overwrite, Runs
 from randlora_pl.utils.run_files import CONFIG
 from randlora_pl.utils.text import table
@@ -87,9 +87,7 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        metrics = parse_json(file.read_text(encoding="utf-8"))
-        if not isinstance(metrics, dict):
-            raise ValueError("no mapping")
+        metrics = read_mapping(file)
     except FileNotFoundError:
         problems.append(f"{folder} has no results yet")
         return {}

@@ -21,7 +21,7 @@ from randlora_pl.run.run_folder import holder
 from randlora_pl.sweep import SweepConfig
 from randlora_pl.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import disk_errors, parse_json, parse_yaml, write_text
+from randlora_pl.utils.files import disk_errors, parse_yaml, read_mapping, write_text
 from randlora_pl.utils.text import duration
 
 DONE, FAILED, OPEN = "done", "failed", "open"
@@ -143,15 +143,14 @@ class SweepFolder:
                 continue
             entry = _read(file)
             with suppress(KeyError, ValueError, TypeError):
-                labels = Labels(*(entry[name] for name in Labels._fields))
-                same = labels in planned and all(
-                    entry.get(key) == value for key, value in planned[labels].facts.items()
-                )
-                there, here = entry.get("config", {}), planned[labels].flat if same else {}
+                cell = planned[Labels(*(entry[name] for name in Labels._fields))]
+                if any(entry.get(key) != value for key, value in cell.facts.items()):
+                    continue
+                there, here = entry.get("config", {}), cell.flat
                 names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-                if same and names:
-                    shown = [f"{n} {there.get(n, 'not set')} (here {here.get(n, 'not set')})" for n in names[:3]]
-                    clashes.append((labels, file.parent, ", ".join(shown) + " ..." * (len(names) > 3)))
+                shown = [f"{n} {there.get(n, 'not set')} (here {here.get(n, 'not set')})" for n in names[:3]]
+                if names:
+                    clashes.append((cell.labels, file.parent, ", ".join(shown) + " ..." * (len(names) > 3)))
         if clashes:
             labels, cell_path, differs = clashes[0]
             more = f" ({len(clashes)} cells in all)" if len(clashes) > 1 else ""
@@ -164,10 +163,9 @@ class SweepFolder:
 def _read(file: Path) -> dict[str, Any]:
     """Return a JSON mapping; empty where there is none, or a damaged one."""
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        return read_mapping(file)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

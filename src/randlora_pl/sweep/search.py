@@ -299,12 +299,12 @@ class Search:
         Minus infinity stands for a candidate that failed.
         """
         cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
-        states = [self.folder.state(cell) for cell in cells]
+        states = {self.folder.state(cell) for cell in cells}
         if FAILED in states:
             return -math.inf
-        metrics = [self.folder.results(cell).get(self.monitor) for cell in cells]
         if OPEN in states:
             return None
+        metrics = [self.folder.results(cell).get(self.monitor) for cell in cells]
         numbers = [float(metric) for metric in metrics if isinstance(metric, int | float)]
         return self.sign * fmean(numbers) if len(numbers) == len(cells) else -math.inf
 
@@ -325,11 +325,10 @@ class Search:
 
     def chosen(self) -> dict[str, Tree]:
         """Return the best candidate of each method; a method none of whose candidates worked is left out."""
-        best = {method: self.best(method, self.tried(method), self.seeds)[:1] for method in self.names}
         return {
-            method: dict(zip(self.names[method], candidates[0], strict=True))
-            for method, candidates in best.items()
-            if candidates
+            method: dict(zip(names, values, strict=True))
+            for method, names in self.names.items()
+            for values in self.best(method, self.tried(method), self.seeds)[:1]
         }
 
     def report(self) -> Tree:

@@ -213,6 +213,19 @@ def parse_json(text: str | bytes) -> Any:
     raise ValueError(f"it is nested deeper than {DEEPEST} levels")
 
 
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, or has no mapping.
+    """
+    content = parse_json(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("no mapping")
+    return content
+
+
 def _integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits):,} digits")

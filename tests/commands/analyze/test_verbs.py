@@ -12,7 +12,7 @@ import pytest
 from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
 from randlora_pl.commands.analyze import advised, note_of
 from randlora_pl.commands.main import main
-from randlora_pl.lab.analysis import landscape
+from randlora_pl.lab.analysis import models
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import in_one_item
@@ -202,7 +202,7 @@ def test_a_killed_landscape_goes_on(
     assert refused.code == 2 and "['cat'" in refused.err and not (tmp_path / "runs" / "analyze").exists()
     assert run("analyze", "landscape", *runs, *SMALL_GRID, "--output", "whole").code == 0
     count = 0
-    plain = landscape.loss
+    plain = models.loss
 
     def counted(*args: Any) -> float:
         nonlocal count
@@ -211,7 +211,7 @@ def test_a_killed_landscape_goes_on(
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(landscape, "loss", counted)
+    monkeypatch.setattr(models, "loss", counted)
     killed = run("analyze", "landscape", *runs, *SMALL_GRID, "--output", "killed")
     assert killed.code == 130 and "--resume" in killed.err
     state = json.loads((tmp_path / "killed" / "landscape.json").read_text())

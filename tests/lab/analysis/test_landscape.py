@@ -16,7 +16,7 @@ from randlora_pl.adapters import merge
 from randlora_pl.data import ImageData
 from randlora_pl.data.unlabelled import batches, random_samples
 from randlora_pl.lab.analysis.figures import write_figure
-from randlora_pl.lab.analysis.landscape import (
+from randlora_pl.lab.analysis.models import (
     POSITIONS,
     Cell,
     Grid,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from randlora_pl.data import ImageData
-    from randlora_pl.lab.analysis.models import Forgetting, Layer
+    from randlora_pl.lab.analysis.models import Layer
+    from randlora_pl.lab.zeroshot import Forgetting
     from randlora_pl.utils.image_spec import ImageSpec
 
 
@@ -152,8 +153,8 @@ def forgetting(
         raise UserError(f"{with_captions[0]}: captions are not classes; name datasets with classes.")
     present_root(tested.root, rows_of_data, "analyze forgetting RUN --datasets")
     device = pick_device(tested.device)
-    from randlora_pl.lab.analysis.models import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
+    from randlora_pl.lab.zeroshot import check_task
 
     opened = [analyze.open_run(path) for path in runs]
     for run in opened:
@@ -190,7 +191,7 @@ def _tested(
     from randlora_pl.adapters import merge
     from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
     from randlora_pl.interop.base_model import adapted, base_name, load_base
-    from randlora_pl.lab.analysis.models import Forgetting, prompts_of
+    from randlora_pl.lab.zeroshot import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
@@ -317,7 +318,7 @@ def landscape(
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
     from randlora_pl.lab.analysis.figures import write_figure
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, contour_figure
+    from randlora_pl.lab.analysis.models import POSITIONS, Grid, Landscape, contour_figure
     from randlora_pl.lab.bench.report import write_json
 
     heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
@@ -372,7 +373,7 @@ def _compute(
     """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.data.unlabelled import batches
     from randlora_pl.interop.base_model import same_base
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
+    from randlora_pl.lab.analysis.models import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
     from randlora_pl.lab.bench.report import write_json
 
     where = pick_device(device)

@@ -33,8 +33,16 @@ from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.data.unlabelled import batches
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, Plane, contour_figure, loss
-    from randlora_pl.lab.analysis.models import cka_figure, compare
+    from randlora_pl.lab.analysis.models import (
+        POSITIONS,
+        Grid,
+        Landscape,
+        Plane,
+        cka_figure,
+        compare,
+        contour_figure,
+        loss,
+    )
     from randlora_pl.lab.analysis.weights import (
         LayerSpectrum,
         common_layers,

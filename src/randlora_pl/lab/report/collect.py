@@ -35,7 +35,7 @@ from randlora_pl.run.run_folder import holder
 from randlora_pl.sweep import RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
 from randlora_pl.sweep.folder import FIRST_SECONDS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import parse_json
+from randlora_pl.utils.files import read_mapping
 
 TRAINED, VALIDATED = "curve/train_loss", "curve/val_score"
 """Columns of the runs: means of its training loss over equal parts of its steps; pairs ``step:metric``."""
@@ -233,7 +233,7 @@ def _read_table(file: Path) -> list[Row]:
 
 def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str], None]) -> Row | None:
     try:
-        labels = _read_json(cell / "cell.json")
+        labels = read_mapping(cell / "cell.json")
         place: Row = {name: str(labels[name]) for name in LABELS} | {"seed": int(labels["seed"])}
     except FileNotFoundError:
         warn(f"cells/{cell.name} has no cell.json; it is left out")
@@ -282,7 +282,7 @@ def _state(folder: Path, cell: Path, warn: Callable[[str], None]) -> tuple[str, 
 
     def read(name: str) -> Row | None:
         try:
-            return _read_json(cell / name)
+            return read_mapping(cell / name)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
@@ -302,13 +302,6 @@ def _state(folder: Path, cell: Path, warn: Callable[[str], None]) -> tuple[str, 
     if failed is None:
         return FAILED, "failed.json is cut off or damaged", metrics
     return FAILED, " ".join(str(failed.get("reason") or "no reason given").split()), metrics
-
-
-def _read_json(file: Path) -> Row:
-    content = parse_json(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("no mapping")
-    return content
 
 
 def _is_number(value: object) -> bool:
