@@ -124,10 +124,6 @@ def check_first(cell: Cell) -> None:
     inject(again, adapter, targets)
 
 
-def _short(node: Any) -> str:
-    return str(node["class_path"] if isinstance(node, dict) else node).rpartition(".")[2]
-
-
 def _described(node: Any) -> dict[str, Any] | None:
     """``{class_path, init_args}`` as the method and options that `make_adapter` takes."""
     name = str(node["class_path"] if isinstance(node, dict) else node)
@@ -138,4 +134,4 @@ def _described(node: Any) -> dict[str, Any] | None:
         options["inner"] = _described({"class_path": classes.method_with("inside", True)} | options["inner"]) or {}
     if options.get(LISTED):
         options[LISTED] = [_described(each) or {} for each in options[LISTED]]
-    return {"method": _short(name), "options": options}
+    return {"method": name.rpartition(".")[2], "options": options}

@@ -46,12 +46,11 @@ def cell_config(model: Tree, method: Tree, options: Tree, root: str | None, untr
     tree = check(tree)
     if not untrained:
         return tree
-    task = tree["model"]["class_path"].rpartition(".")[2]
     if (kind := task_of(tree["model"]["class_path"])) and kind.trained_head:
         raise UserError(
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )
-    texts = is_text_task(task)
+    texts = is_text(tree)
     adapter = {"class_path": method_with("untrained", "texts" if texts else "images")}
     adapter |= {"init_args": {"rank": 1}} if texts else {}
     return check(merge(tree, {"model": {"init_args": {"adapter": adapter}}}))

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from randlora_pl.utils.files import atomic_file
@@ -24,7 +23,6 @@ def colors(labels: list[str]) -> dict[str, str]:
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return a figure with a title; the size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(for_figure(title), fontsize=11)
     return figure
 

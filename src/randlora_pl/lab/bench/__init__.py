@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -216,10 +217,8 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
 def machine() -> dict[str, Any]:
     """Return facts that affect timings: processor, cores this process may use, and versions."""
     facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
-    facts["torch"] = torch.__version__
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts | {"python": platform.python_version()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return facts | {"torch": torch.__version__} | gpu | {"python": platform.python_version()}
 
 
 def processor() -> str:
@@ -318,18 +317,15 @@ def _pefts(kind: str, **options: Any) -> Adapt:
 
 
 _RANDLORA = (RANDLORA_RANK, "peft-randlora")
+_randlora = partial(_ours, adapters.RandLoRA)
 METHODS = {
     "full": Method("full fine-tuning", _ours(lambda **_: adapters.FullFineTuning()), default=True),
     "lora": Method("LoRA-{}", _ours(adapters.LoRA), LORA_RANK, "peft-lora", default=True),
-    "randlora": Method("RandLoRA-{}", _ours(adapters.RandLoRA), *_RANDLORA, default=True),
-    "randlora-hadamard": Method(
-        "RandLoRA-{}, hadamard", _ours(adapters.RandLoRA, basis="hadamard"), *_RANDLORA, default=True
-    ),
-    "randlora-ternary": Method(
-        "RandLoRA-{}, ternary", _ours(adapters.RandLoRA, basis="ternary"), *_RANDLORA, default=True
-    ),
+    "randlora": Method("RandLoRA-{}", _randlora(), *_RANDLORA, default=True),
+    "randlora-hadamard": Method("RandLoRA-{}, hadamard", _randlora(basis="hadamard"), *_RANDLORA, default=True),
+    "randlora-ternary": Method("RandLoRA-{}, ternary", _randlora(basis="ternary"), *_RANDLORA, default=True),
     "randlora-ternary-dense": Method("RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA),
-    "randlora-low": Method("RandLoRA-{}, memory low", _ours(adapters.RandLoRA, memory="low"), *_RANDLORA),
+    "randlora-low": Method("RandLoRA-{}, memory low", _randlora(memory="low"), *_RANDLORA),
     "dora": Method("DoRA-{}", _ours(lambda **given: adapters.DoRA(adapters.LoRA(**given))), LORA_RANK, "peft-dora"),
     "vera": Method("VeRA-{}", _ours(adapters.VeRA), VERA_RANK, "peft-vera"),
     "nola": Method("NoLA", _ours(_unranked(adapters.NoLA))),

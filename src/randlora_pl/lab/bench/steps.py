@@ -278,11 +278,8 @@ def library_of(model: str) -> Library:
     )
 
 
-def image_problem(model: str, library: Library, images: int) -> Problem:
-    """Return a vision model whose features are classified by a frozen matrix, like with a head of text embeddings.
-
-    Methods so differ in the model alone.
-    """
+def _image_problem(model: str, library: Library, images: int) -> Problem:
+    """Return a vision model with a frozen matrix as classifier, so that methods differ in the model alone."""
     built: nn.Module
     if library == "timm":
         from randlora_pl.models.vit import load_vit
@@ -306,12 +303,8 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
     return built, [pixels, labels, head], loss, f"{images} images of {size} pixels"
 
 
-def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
-    """Return a decoder, known by name, that predicts each next one of the random tokens of some samples.
-
-    Raises:
-        UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
-    """
+def _token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
+    """Return a decoder, known by name, that predicts each next one of the random tokens of some samples."""
     from randlora_pl.language.decoder import table_of_positions, token_losses
     from randlora_pl.language.tokenization import RANDOM, model_config, possible, try_out
     from randlora_pl.models.weights import seeded
@@ -374,7 +367,8 @@ class Training:
     """The plain model and a batch of random samples, from which each method makes its case.
 
     Raises:
-        UserError: The library does not have the model, or the model has no layer to adapt.
+        UserError: The library or its extra is missing or does not have the model, the options make none, it has fewer
+            positions than tokens, or it has no layer to adapt.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -383,9 +377,9 @@ class Training:
         self.setup = setup
         self.device = torch.device(setup.device)
         if setup.library == "transformers":
-            problem = token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
+            problem = _token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
         else:
-            problem = image_problem(setup.model, setup.library, setup.batch_size)
+            problem = _image_problem(setup.model, setup.library, setup.batch_size)
         self.base, (self.samples, *others), loss, self.words = problem
         self.layers = bench.layers_of(self.base, setup.targets)
         self.batch = [tensor.to(self.device) for tensor in (self.samples, *others)]

@@ -96,6 +96,12 @@ class Versus:
         """Return True if the numbers of trained parameters differ at most by a factor."""
         return max(self.ratio, 1 / self.ratio) <= most
 
+    def turned(self) -> "Versus":
+        """Return the same pair with the second method first."""
+        cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in self.cells.items()}
+        crossed = self.crossed and replace(self.crossed, mean=-self.crossed.mean)
+        return replace(self, first=self.second, second=self.first, ratio=1 / self.ratio, cells=cells, crossed=crossed)
+
     @property
     def by_dataset(self) -> dict[str, float]:
         """Mean difference of each dataset over its budgets."""
@@ -270,18 +276,14 @@ def references(sweep: Sweep, versus: Sequence[Versus]) -> list[Reference]:
     """
     chosen = []
     for model in sweep.plan.models:
-        pairs: dict[str, dict[str, Versus]] = {}
-        for one in (one for one in versus if one.model == model):
-            cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in one.cells.items()}
-            crossed = one.crossed and replace(one.crossed, mean=-one.crossed.mean)
-            other = replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells, crossed=crossed)
-            pairs.setdefault(one.second, {})[one.first] = one
-            pairs.setdefault(one.first, {})[one.second] = other
-        methods = [method for method in sweep.plan.methods if method in pairs]
-        if methods:
+        here = [one for one in versus if one.model == model]
+        paired = {method for one in here for method in (one.first, one.second)}
+        if methods := [method for method in sweep.plan.methods if method in paired]:
             size = next((sweep.parameters(model, m) for m in methods if sweep.is_randlora(m)), None)
             method = nearest(sweep, model, methods, size or 1) or methods[0]
-            chosen.append(Reference(model, method, {m: pairs[method][m] for m in methods if m in pairs[method]}))
+            pairs = {one.first: one for one in here if one.second == method}
+            pairs |= {one.second: one.turned() for one in here if one.first == method}
+            chosen.append(Reference(model, method, {m: pairs[m] for m in methods if m in pairs}))
     return chosen
 
 
