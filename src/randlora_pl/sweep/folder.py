@@ -235,9 +235,7 @@ class Progress:
     def follow(self, cells: Sequence[Cell]) -> None:
         """Count these cells, of which a search finds more as it goes on."""
         self.cells = cells
-        self._tally = Counter(dict.fromkeys((DONE, FAILED, OPEN), 0))
         self._states = {cell.hash: self._states.get(cell.hash, OPEN) for cell in cells}
-        self._tally.update(self._states.values())
 
     def shown(self) -> AbstractContextManager[Any]:
         """Within it the table is on the terminal; elsewhere nothing happens."""
@@ -294,8 +292,6 @@ class Progress:
         """Look at one cell; return True if its state is another one than before."""
         before, state = self._states[cell.hash], self.folder.state(cell)
         self._states[cell.hash] = state
-        self._tally[before] -= 1
-        self._tally[state] += 1
         seconds = self.folder.results(cell).get("cell_seconds") if state == DONE != before else None
         if seconds:
             self.times.add(cell, seconds)
@@ -304,11 +300,12 @@ class Progress:
 
     def count(self) -> tuple[int, int, int]:
         """Return the numbers of cells that are done, failed, and left."""
-        return self._tally[DONE], self._tally[FAILED], self._tally[OPEN]
+        states = Counter(self._states.values())
+        return states[DONE], states[FAILED], states[OPEN]
 
     def seconds_left(self) -> float | None:
         """Time for the cells that are left, shared among the processes at work; None before one has finished."""
-        left = self._tally[OPEN]
+        *_, left = self.count()
         if left and not self._seconds:
             return None
         return left * fmean(self._seconds or [0.0]) / max(self.jobs, self.at_work())

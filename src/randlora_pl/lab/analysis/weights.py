@@ -31,10 +31,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters import AdapterFile, LoRA, RandLoRA
 from randlora_pl.adapters.derived import Spectrum, spectrum, truncate
-from randlora_pl.adapters.methods.lora import LoRA
-from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.adapters.select import match_budget
 from randlora_pl.adapters.sites import is_conv1d, out_and_in

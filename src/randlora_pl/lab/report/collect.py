@@ -6,7 +6,6 @@ Curves of training loss and validation metric are in few numbers that fit into `
 import csv
 import math
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -85,12 +84,6 @@ def scores(text: object) -> dict[float, float]:
     pairs = [part.partition(":") for part in str(text).split()]
     by_step = {_number(step): _number(value) for step, _, value in pairs}
     return {step: 100 * value for step, value in by_step.items() if step is not None and value is not None}
-
-
-def at(curve: list[float], share: Fraction) -> float | None:
-    """Return the mean loss of the last part before a share of a run's steps; None before the end of the first part."""
-    number = math.floor(share * len(curve))
-    return curve[number - 1] if number else None
 
 
 def _number(text: object) -> float | None:

@@ -16,9 +16,9 @@ from pandas import DataFrame, isna
 from randlora_pl.lab.report import Estimate, Picture, many, shown
 from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Sweep
-from randlora_pl.lab.report.collect import VALIDATED, at, scores
+from randlora_pl.lab.report.collect import VALIDATED, scores
 from randlora_pl.lab.report.comparisons import Reference
-from randlora_pl.lab.report.training import by_reference, kind_of_loss, logged_runs
+from randlora_pl.lab.report.training import at, by_reference, kind_of_loss, logged_runs
 from randlora_pl.sweep import is_zero_shot
 
 COLOURS = (

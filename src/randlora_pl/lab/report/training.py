@@ -6,7 +6,7 @@ Table 2 of the paper claims a relation of rank and accuracy.
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
-from math import log
+from math import floor, log
 from statistics import fmean
 
 from pandas import DataFrame, Series, isna
@@ -26,7 +26,7 @@ from randlora_pl.lab.report import (
 )
 from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Key, Sweep
-from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, at, losses
+from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, losses
 
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
@@ -78,6 +78,12 @@ def rate_table(sweep: Sweep) -> Table | None:
 def shown_rate(rate: float) -> str:
     """Return a rate as text of a table."""
     return "unknown" if isna(rate) else f"{rate:g}"
+
+
+def at(curve: list[float], share: Fraction) -> float | None:
+    """Return the mean loss of the last part before a share of a run's steps; None before the end of the first part."""
+    number = floor(share * len(curve))
+    return curve[number - 1] if number else None
 
 
 _SHARES = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
