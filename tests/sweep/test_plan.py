@@ -325,11 +325,10 @@ def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> No
 
 def test_a_task_says_what_trains_beside_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = one(methods={"x": {"adapter": "LinearProbe"}})
-    monkeypatch.setattr(VisionLanguageTask, "has_head", True)
-    assert counts(tree) == Counts(0, sum(p.numel() for p in meta_clip("tiny").parameters()))
-    monkeypatch.setattr(VisionLanguageTask, "learned_on_meta", lambda task, backbone: 7)
-    found = counts(tree)
-    assert found is not None and found.trainable == 7
+    size = sum(p.numel() for p in meta_clip("tiny").parameters())
+    for beside in ((0, True), (7, False)):
+        monkeypatch.setattr(VisionLanguageTask, "beside_on_meta", lambda *_, beside=beside: beside)
+        assert counts(tree) == Counts(beside[0], size + beside[0])
 
 
 @pytest.mark.parametrize(

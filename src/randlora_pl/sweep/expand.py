@@ -81,10 +81,10 @@ def counts(tree: Tree) -> Counts | None:
     if task is None or (built := task.on_meta()) is None:
         return None
     model, targets = built
-    learned = task.learned_on_meta(model)
+    learned, head = task.beside_on_meta(model)
     inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if not trainable and not classes.takes_texts(type(task)) and not task.has_head:
+    if not trainable and not classes.takes_texts(type(task)) and not head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     return Counts(trainable, total)

@@ -4,12 +4,16 @@ import hashlib
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import parent_among, path_of
+
+Adopted = Literal["linear head", "image tower", "both towers", "decoder"]
+"""Part of a model that an adapter of another program has trained."""
 
 
 def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str], what: str) -> None:

@@ -30,7 +30,7 @@ from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks.files import check_tensors, checksum, kind_of
+from randlora_pl.tasks.files import Adopted, check_tensors, checksum, kind_of
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
@@ -51,10 +51,6 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
     from randlora_pl.data.base import PlannedData
     from randlora_pl.tasks.losses import StepFeatures
-
-
-Adopted = Literal["linear head", "image tower", "both towers", "decoder"]
-"""Part of a model that an adapter of another program has trained."""
 
 
 class Objective(Declared, nn.Module):
@@ -464,14 +460,9 @@ class Objective(Declared, nn.Module):
         """Return the backbone without values, and the layers to adapt; None if its shape is not known here."""
         return None
 
-    def learned_on_meta(self, backbone: nn.Module) -> int:
-        """Return how many numbers train beside adapter and head for a backbone of `on_meta`, such as prompts."""
-        return 0
-
-    @property
-    def has_head(self) -> bool:
-        """True if a head or a classifier may train where the adapter trains nothing."""
-        return self.trained_head
+    def beside_on_meta(self, backbone: nn.Module) -> tuple[int, bool]:
+        """Return how many numbers train beside adapter and head for a backbone of `on_meta`, and if there is a head."""
+        return 0, self.trained_head
 
     def parameter_parts(self) -> dict[str, int]:
         """Return the numbers that train, by part: adapter, prompts, head."""

@@ -11,10 +11,10 @@ from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
 from randlora_pl.adapters.save_load import place_adapter
 from randlora_pl.models.catalog import check_config
-from randlora_pl.tasks.files import rooms, task_names
+from randlora_pl.tasks.files import Adopted, rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.module import check_hooks
-from randlora_pl.tasks.objective import Adopted, Objective
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in

@@ -346,17 +346,13 @@ class PromptTask(PromptedClip):
         tensors = self.head_tensors()
         return {key: value for key, value in tensors.items() if key != "head" or self.classifier is not None}
 
-    def learned_on_meta(self, backbone: nn.Module) -> int:
-        """Return how many numbers the prompts have, those of each class for one class."""
+    def beside_on_meta(self, backbone: nn.Module) -> tuple[int, bool]:
+        """Return the numbers of the prompts, those of a class once, and if there is a second head or a classifier."""
+        head = self.head is not None or self.classifier_steps > 0
         if not self.prompts.learns:
-            return 0
+            return 0, head
         made = self.prompts.build(backbone, load_tokenizer(self.name), ["x"], 0)
-        return sum(parameter.numel() for parameter in made.parameters())
-
-    @property
-    def has_head(self) -> bool:
-        """True with a second head, or a second stage that trains a classifier."""
-        return self.head is not None or self.classifier_steps > 0
+        return sum(parameter.numel() for parameter in made.parameters()), head
 
     def parameter_parts(self) -> dict[str, int]:
         """Return the numbers that train, by part: adapter, prompts, head; keys of the rate 0 are none."""
