@@ -347,7 +347,7 @@ class PromptTask(PromptedClip):
         return {key: value for key, value in tensors.items() if key != "head" or self.classifier is not None}
 
     def beside_on_meta(self, backbone: nn.Module) -> tuple[int, bool]:
-        """Return the numbers of the prompts, those of a class once, and if there is a second head or a classifier."""
+        """Return the numbers of the prompts, counted for one class, and if there is a second head or a classifier."""
         head = self.head is not None or self.classifier_steps > 0
         if not self.prompts.learns:
             return 0, head
