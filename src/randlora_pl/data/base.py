@@ -283,12 +283,7 @@ class PlannedData(Declared, LightningDataModule):
         return objective if hasattr(objective, "blended_labels") else module
 
     def _plan(
-        self,
-        samples: int,
-        labels: Tensor | None,
-        least: int = 0,
-        keys: Ints | None = None,
-        groups: Ints | None = None,
+        self, samples: int, labels: Tensor | None, least: int = 0, keys: Ints | None = None, groups: Ints | None = None
     ) -> None:
         """Plan the run, and the batches of a search if the method searches.
 

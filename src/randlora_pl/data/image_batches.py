@@ -198,13 +198,7 @@ class CachedImages:
         path: Shared file, or a handle of it (see `__reduce__`); None for an unnamed one.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        rows: Sequence[int] | Ints,
-        limit: int | None = None,
-        path: Any = None,
-    ) -> None:
+    def __init__(self, images: Images, rows: Sequence[int] | Ints, limit: int | None = None, path: Any = None) -> None:
         self.images = images
         self.rows = np.unique(np.asarray(rows, dtype=np.int64))
         self.limit = room(shared_folder()) if limit is None else limit

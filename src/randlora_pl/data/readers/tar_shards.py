@@ -379,7 +379,6 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     Raises:
         UserError: Shards are missing or damaged, or labels are wrong.
     """
-    del row
     shard_paths = find(root)
     names = shard_paths.lines((NAMES,))
     templates = shard_paths.lines(("templates.txt", "zeroshot_classification_templates.txt"))

@@ -167,7 +167,6 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     Raises:
         UserError: The folder does not exist, has no classes, an empty class, or a class without training images.
     """
-    del row
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"The data folder {root} {what}; {TREE.format(root=root)}. Set it with --data.root PATH")
