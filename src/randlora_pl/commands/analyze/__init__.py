@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from randlora_pl import adapters, tasks
 from randlora_pl.commands import common
 from randlora_pl.run.options.saved_config import config_beside, data_beside
 from randlora_pl.run.run_folder import check_new, new_folder, output_folder
@@ -20,13 +21,12 @@ from randlora_pl.utils.text import byte_size, table
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-    from randlora_pl.adapters import Adapter, AdapterFile
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.weights import LayerFit
-    from randlora_pl.tasks import ImageTask
     from randlora_pl.utils.image_spec import ImageSpec
+
+    Updates = dict[str, torch.Tensor]
 
 _DATA = (
     *("dataset", "root", "split", "classes", "shots", "fraction", "train_split"),
@@ -67,7 +67,7 @@ class AnalyzedRun:
     """
 
     path: Path
-    file: "AdapterFile"
+    file: "adapters.AdapterFile"
     data: dict[str, Any]
 
     @property
@@ -80,12 +80,10 @@ class AnalyzedRun:
 
 def open_run(path: Path) -> AnalyzedRun:
     """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data."""
-    from randlora_pl.adapters import read_adapter
-
     adapter = find_adapter(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; a run folder is ROOT/NAME/TIME, an adapter RUN/{ADAPTER}.")
-    file = read_adapter(adapter)
+    file = adapters.read_adapter(adapter)
     folder = adapter.resolve().parent
     if beside := config_beside(adapter):
         config = data_beside(beside)
@@ -114,11 +112,9 @@ def parameters(run: AnalyzedRun) -> int:
     return sum(tensor.numel() for tensor in run.file.tensors.values())
 
 
-def task_of(run: AnalyzedRun, device: "torch.device") -> "ImageTask":
+def task_of(run: AnalyzedRun, device: "torch.device") -> "tasks.ImageTask":
     """Return the task of a run, merged, in eval mode."""
-    from randlora_pl.tasks import load_task
-
-    task = load_task(run.file.path)
+    task = tasks.load_task(run.file.path)
     task.to(device)
     task.prepare_evaluation()
     return task
@@ -231,7 +227,7 @@ def represent(
     bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, (_, adapter) in pairs.items()}
     with common.counting("fits", len(ranks) * len(updates)) as tick:
         for layer, update in updates.items():
-            led: dict[str, Tensor | None] = {"orthonormal": None}
+            led: dict[str, torch.Tensor | None] = {"orthonormal": None}
             led |= {f"led by {name}": weights.directions(matrices[layer]) for name, matrices in leads.items()}
             for rank in ranks:
                 fits[rank].append(weights.represent(layer, update, *pairs[rank], bases[rank], sweeps, led))
@@ -252,7 +248,7 @@ def represent(
     return 0
 
 
-def note_of(adapter: "Adapter") -> str:
+def note_of(adapter: "adapters.Adapter") -> str:
     """Return a note on an update that has the form of one of the two fits already, or ""."""
     from randlora_pl.lab.analysis.weights import NAMES
 
@@ -262,7 +258,7 @@ def note_of(adapter: "Adapter") -> str:
     return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
 
 
-def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
+def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "Updates":
     """Return the nonzero updates to express."""
     from randlora_pl.adapters.select import select
     from randlora_pl.interop.base_model import load_base
@@ -282,7 +278,7 @@ def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     return updates
 
 
-def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
+def _check_finite(run: AnalyzedRun, updates: "Updates") -> None:
     for layer, update in updates.items():
         if not update.isfinite().all():
             raise UserError(
@@ -290,7 +286,7 @@ def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
             )
 
 
-def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str]) -> "dict[str, dict[str, Tensor]]":
+def _leads(run: AnalyzedRun, updates: "Updates", names: Sequence[str]) -> "dict[str, Updates]":
     """Return the matrices whose left singular vectors lead, by name and layer."""
     from randlora_pl.interop.base_model import load_base, same_base, site_weights
     from randlora_pl.lab.analysis.weights import matrix_updates

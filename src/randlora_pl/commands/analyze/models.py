@@ -19,7 +19,6 @@ from randlora_pl.utils.text import duration, table
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.models import Layer
@@ -123,7 +122,7 @@ def _compare(
             raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
     with counting("images", len(samples), data.row.name) as tick:
 
-        def images() -> "Iterator[Tensor]":
+        def images() -> "Iterator[torch.Tensor]":
             for batch, _ in batches(data, samples, tested.batch_size, device):
                 yield batch
                 tick(len(batch))
