@@ -29,8 +29,7 @@ from randlora_pl.adapters.sites import CONV, Site, find_sites
 from randlora_pl.interop.base_model import Base
 from randlora_pl.models import ImageTower
 from randlora_pl.models.weights import load_without_code
-from randlora_pl.tasks import ImageTask, Objective
-from randlora_pl.tasks.restore import adopting, named_task
+from randlora_pl.tasks import ImageTask, Objective, restore
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.weights_files import base_arguments
@@ -287,7 +286,7 @@ class ImportPlan:
         Raises:
             UserError: The requested task does not fit the model, the head or the class names.
         """
-        task, kept = named_task(name), named_task(saved.get("task"))
+        task, kept = restore.named_task(name), restore.named_task(saved.get("task"))
         classnames = classnames or list(saved.get("classnames", []))
         extra, note = foreign.extra, ""
         weights = [tensor for name, tensor in extra.items() if name.endswith("weight") and tensor.dim() == 2]
@@ -298,13 +297,13 @@ class ImportPlan:
             note = "The head has a bias, which LinearHeadTask does not support; kept as extra tensors: "
             note += f"{', '.join(extra)}.\n"
         elif extra and base.identity is not None and base.identity.library == "timm":
-            head, kept = {"head": weights[0].float()}, adopting("linear head")
+            head, kept = {"head": weights[0].float()}, restore.adopting("linear head")
         clip = base.identity is not None and base.identity.library == "open_clip"
         if task is None and kept is not None and issubclass(kept, ImageTask):
             task = kept
         elif task is None and clip and len(classnames) > 1:
             visual = all(layer.startswith("visual.") for layer in foreign.layers)
-            task = adopting("image tower" if visual else "both towers")
+            task = restore.adopting("image tower" if visual else "both towers")
         if task is None:
             return cls(foreign, base, note=note)
         name, linear = task.__name__, task.adopts == "linear head"
@@ -377,7 +376,7 @@ def load_decoder(name: str, pretrained: str | None, saved: Mapping[str, Any]) ->
     Raises:
         UserError: The model is not available, or the arguments do not belong to the task.
     """
-    kind = adopting("decoder")
+    kind = restore.adopting("decoder")
     check_arguments(kind, saved, TASK)
     arguments = {**saved, "name": name, "pretrained": pretrained, "quantize": None}
     task = kind(**arguments)

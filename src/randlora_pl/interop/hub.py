@@ -19,8 +19,7 @@ from torch import Tensor
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
 from randlora_pl.interop import external, peft_import
-from randlora_pl.tasks.objective import Objective
-from randlora_pl.tasks.restore import prompts_of, task_class
+from randlora_pl.tasks import Objective, restore
 from randlora_pl.utils import __version__
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
@@ -204,7 +203,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     frame = metadata.get("training", {}).get("frame")
     base, task = without_local_paths(file.config).get("base_model", {}), metadata.get("task")
     names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), method_label(file.config)
-    kind = task_class(file)
+    kind = restore.task_class(file)
     tag = None if not names else "zero-shot-image-classification" if captions else "image-classification"
     options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
     if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
@@ -242,7 +241,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         layers=len(file.layers),
         head=_numbers(file.extra, "decoupled." if kind is None or call or not kind.trained_head else ""),
         task=task,
-        prompts=" ".join(prompts_of(file).summary().split()).replace("|", "\\|"),
+        prompts=" ".join(restore.prompts_of(file).summary().split()).replace("|", "\\|"),
         images=ImageSpec.of_values(frame).summary() if frame else "",
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
         kind="captions" if captions else "classes",

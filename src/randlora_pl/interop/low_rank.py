@@ -14,8 +14,7 @@ from randlora_pl.adapters import AdapterFile, adapter_file, derived, inject, ope
 from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.select import select
 from randlora_pl.adapters.sites import Site, find_sites
-from randlora_pl.interop import base_model
-from randlora_pl.interop.merge import added
+from randlora_pl.interop import base_model, merge
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, disk_size, scratch_folder
 from randlora_pl.utils.weights_files import without_local_paths
@@ -95,7 +94,7 @@ def write_lora(
         for site, factors in low.items():
             parameters[f"{adapter_file.tensor_prefix(site)}B"].copy_(factors.left)
             parameters[f"{adapter_file.tensor_prefix(site)}A"].copy_(factors.right)
-    relative, absolute = base_model.difference(base.outputs(made.model), added(base, first, total).expected)
+    relative, absolute = base_model.difference(base.outputs(made.model), merge.added(base, first, total).expected)
     config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
     if "arguments" in metadata:

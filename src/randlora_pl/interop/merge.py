@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, merge_and_unload, save_load
 from randlora_pl.data.unlabelled import frame_of
-from randlora_pl.interop import base_model
-from randlora_pl.interop.summary import check_merge
+from randlora_pl.interop import base_model, summary
 from randlora_pl.language.tasks.common import plain_task
 from randlora_pl.models import ImageSpec, catalog, clip, encode_prompts, vit_image_spec, weights
 from randlora_pl.tasks.restore import prompts_of
@@ -249,7 +248,7 @@ def merged(base: base_model.Base, file: AdapterFile, scale: float = 1.0, with_he
     for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
     """
     file.adapter.require_matrix("the merge", file.path)
-    check_merge(file, scale)
+    summary.check_merge(file, scale)
     made = base_model.adapted(base, file)
     expected = base.outputs(made.model) if scale == 1 else None
     merge_and_unload(made.part)
@@ -266,7 +265,7 @@ def added(base: base_model.Base, file: AdapterFile, total: base_model.State) -> 
     state = {
         key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
     } | base_model.beside(file, base.part)
-    return _with_state(base, base.copy().model, state, file, True, None, method="sum of adapters")
+    return _with_state(base, base.copy().model, state, file, method="sum of adapters")
 
 
 def _with_state(
@@ -274,8 +273,8 @@ def _with_state(
     model: nn.Module,
     state: base_model.State,
     file: AdapterFile,
-    with_head: bool,
-    expected: list[Tensor] | None,
+    with_head: bool = True,
+    expected: list[Tensor] | None = None,
     **facts: str,
 ) -> Merged:
     """Load weights, all of them finite, into a model of the library."""

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models import weights
 from randlora_pl.models.catalog import OWN, TINY_TAG, ModelFolder, is_folder, open_folder
-from randlora_pl.models.text import image_features
+from randlora_pl.models.text import Tokenizer, image_features
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.reuse import cached, cached_copy
@@ -203,7 +203,6 @@ def download(source: Source) -> str:
 
 
 _log = logging.getLogger("randlora_pl")
-Tokenizer = Callable[[list[str]], Tensor]
 
 
 @dataclass
@@ -288,8 +287,8 @@ def load_clip(
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
     image = image_spec(source, force_image_size)
     path = download(source) if source.kind in ("tag", OWN) else source.pretrained
-    named = source.kind in ("random", "shipped")
-    state = None if named else weights.read_weights(path)  # fails before the slower build
+    without_file = source.kind in ("random", "shipped")
+    state = None if without_file else weights.read_weights(path)  # fails before the slower build
     with weights.seeded(seed):
         model = _build(source, image.size, seed)
     if state is not None:
