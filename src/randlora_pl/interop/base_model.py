@@ -44,7 +44,7 @@ def outputs(model: nn.Module, size: int) -> list[Tensor]:
 def difference(actual: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
     """Return the largest relative difference (to each output's largest expected value) and the largest absolute one.
 
-    Both are infinite if ``found`` has a non-finite value.
+    Both are infinite if ``actual`` has a non-finite value.
 
     Raises:
         UserError: ``expected`` has a non-finite value.

@@ -13,7 +13,8 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub import constants, errors, utils
+from huggingface_hub import constants, errors
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
@@ -131,7 +132,7 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
 
 def _api() -> huggingface_hub.HfApi:
     if not sys.stderr.isatty():
-        utils.disable_progress_bars()
+        disable_progress_bars()
     return huggingface_hub.HfApi(library_name="randlora-pl", library_version=__version__)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from randlora_pl.models import weights
@@ -57,7 +58,7 @@ def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
 
 def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return a model's preprocessing, and the height and width that it works at unless a size is typed."""
-    values = timm.data.resolve_data_config(pretrained_cfg=_config(name).to_dict())
+    values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
     try:
         _, height, width = (int(side) for side in values["input_size"])
     except (TypeError, ValueError):
