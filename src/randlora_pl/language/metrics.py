@@ -9,7 +9,6 @@ agree with one reference only.
 """
 
 import importlib.util
-import logging
 import math
 import re
 import shutil
@@ -25,7 +24,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from randlora_pl.language import glue
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 
 # The tokenizer that this follows writes pounds as # and euros as $. Same marks are the same word either way, but the
 # counts of a test against it are exact only so.
@@ -123,8 +122,6 @@ def _answer(running: "subprocess.Popen[str]", line: str = "") -> str:
         raise OSError("it ended early")
     return answer.strip()
 
-
-log = logging.getLogger("randlora_pl")
 
 References = Sequence[Sequence[str]]
 """The references of each text."""

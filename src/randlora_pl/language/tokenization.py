@@ -4,7 +4,6 @@ Models are loaded by name or folder, or made at random; encoders are taken apart
 """
 
 import importlib.util
-import logging
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.prompt_sets import Sample
-from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.errors import UserError, first_line, log, near
 from randlora_pl.utils.weights_files import asking_hub, no_code_of_others
 
 
@@ -190,8 +189,6 @@ IGNORED = -100
 """Label of a token without a loss, the default of PyTorch's cross-entropy."""
 
 Side = Literal["left", "right"]
-
-log = logging.getLogger("randlora_pl")
 
 
 class Encoded(NamedTuple):

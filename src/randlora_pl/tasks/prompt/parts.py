@@ -3,7 +3,6 @@
 DePT: arXiv 2309.07439. Tip-Adapter: Zhang et al., arXiv 2207.09519. PromptSRC: Khattak et al., arXiv 2307.06948.
 """
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
@@ -21,7 +20,7 @@ from randlora_pl.tasks.images import ClipTask, SecondHead
 from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.utils import rng
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.options import Fraction, NotNegative, Positive, between
 
 VIEWS = 10
@@ -32,8 +31,6 @@ ALPHAS, BETAS = 20, 200
 """Values that the search tries: alpha up to 3, beta up to 7."""
 Batches = Iterator[tuple[dict[str, Any], Tensor]]
 """Batches with the unit features (b, e) of their images."""
-
-log = logging.getLogger("randlora_pl")
 
 
 class SecondHeadOptions(Described):
