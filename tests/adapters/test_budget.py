@@ -9,7 +9,7 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, NoLA, RandLoRA, VeRA, inject
 from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.adapters.select import count_parameters, match_budget, parse_budget, select
+from randlora_pl.adapters.select import _parse_budget, count_parameters, match_budget, select
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.support.products import in_one_item, marked
@@ -20,7 +20,7 @@ MODEL = nn.Linear(40, 40)  # 1,640 parameters, for ``full``
 
 def assert_nearest(adapter: Adapter, option: str, match: str, shapes: list[WeightShape], top: int) -> None:
     """No number of the option from 1 to top comes nearer to the budget than the one that is chosen, if one is near."""
-    budget = parse_budget(match, shapes, MODEL)
+    budget = _parse_budget(match, shapes, MODEL)
     tries = [adapter.replace(match=None, **{option: number}) for number in range(1, top + 1)]
     distance = min(abs(sum(each.count(shape) for shape in shapes) - budget) for each in tries)
     if distance > budget / 2:
@@ -89,8 +89,8 @@ def test_without_a_match_with_patterns_and_in_another_case() -> None:
     adapter = LoRA(rank=3)
     assert match_budget(adapter, SHAPES, MODEL) == (adapter, [])
     assert match_budget(LoRA(rank={"fc1": 2}, match="lora:4"), SHAPES, MODEL)[0].rank == 4
-    assert parse_budget("LORA:2", SHAPES, MODEL) == parse_budget("lora:2", SHAPES, MODEL) == 2 * (48 + 60 + 60)
-    assert parse_budget("Full", SHAPES, MODEL) == 1_640
+    assert _parse_budget("LORA:2", SHAPES, MODEL) == _parse_budget("lora:2", SHAPES, MODEL) == 2 * (48 + 60 + 60)
+    assert _parse_budget("Full", SHAPES, MODEL) == 1_640
     with pytest.raises(UserError, match="LoRA"):
         match_budget(RandLoRA(match="lora:99"), SHAPES, MODEL)
 
@@ -98,7 +98,7 @@ def test_without_a_match_with_patterns_and_in_another_case() -> None:
 @in_one_item("text", ["", "lora", "lora:", "lora:0", "lora:-2", "lora:1.5", "lora:²", "dora:2", "full:2", "32", ":"])
 def test_budgets_that_say_nothing(text: str) -> None:
     with pytest.raises(UserError, match="randlora:6"):
-        parse_budget(text, SHAPES, MODEL)
+        _parse_budget(text, SHAPES, MODEL)
 
 
 def test_a_large_size_takes_few_counts(monkeypatch: pytest.MonkeyPatch) -> None:

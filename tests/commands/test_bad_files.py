@@ -73,7 +73,7 @@ def test_deeply_nested_descriptions(refused: Refused, adapter: Path) -> None:
         assert "nested" in refused(words[0], "--adapter", "adapter", *words[1:])
     assert "nested" in refused("adapter", "info", "adapter")
     with pytest.raises(UserError, match="nested"):
-        save_load.read_contents(adapter)
+        save_load._read_contents(adapter)
     (adapter / "adapter_model.safetensors").touch()
     with pytest.raises(UserError, match="nested"):
         peft_files.read_peft(adapter)

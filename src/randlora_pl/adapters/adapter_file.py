@@ -32,22 +32,14 @@ from randlora_pl.utils.weights_files import base_words
 
 
 @dataclass(frozen=True)
-class AdapterState:
-    """Trained state of a model.
-
-    Attributes:
-        updates: Parameters of the updates, by name.
-        own: Trainable parameters of the model itself, by name.
-        kept: Kept buffers, by name.
-        trained: Patterns of the fully trained tensors beside the adapter, for `inject`, or None.
-        base_hash: Hash of the base model without these tensors; "" if it is unknown.
-    """
+class _State:
+    """Trained state of a model, with tensors by name."""
 
     updates: dict[str, nn.Parameter]
-    own: dict[str, nn.Parameter]
+    own: dict[str, nn.Parameter]  # trainable parameters of the model itself
     kept: dict[str, Tensor]
-    trained: list[str] | None
-    base_hash: str
+    trained: list[str] | None  # patterns of the fully trained tensors beside the adapter, for `inject`
+    base_hash: str  # of the base model without these tensors; "" if it is unknown
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -55,7 +47,7 @@ class AdapterState:
         return {**self.updates, **self.own, **self.kept}
 
 
-def adapter_state(model: nn.Module) -> AdapterState:
+def adapter_state(model: nn.Module) -> _State:
     """Return the trained state of a model, also if its parameters are frozen at the moment.
 
     Parameters whose ``requires_grad`` was set after `inject` are included as if they were in ``trained``.
@@ -73,7 +65,7 @@ def adapter_state(model: nn.Module) -> AdapterState:
     if by_hand := own.keys() - named:
         trained = [*(trained or []), *(f"^{re.escape(name)}" for name in own if name in by_hand)]
         base_hash = hash_weights(model, own.keys()) if base_hash and not report.adapter.trains_base else ""
-    return AdapterState(updates, own, kept_buffers(model), trained, base_hash)
+    return _State(updates, own, kept_buffers(model), trained, base_hash)
 
 
 EXTRA = "extra."

@@ -479,7 +479,7 @@ class WeightedSum(DeltaWeight):
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the effective weight; if a part has active dropout or is not fixed, add each part's outputs."""
-        if self.fixed and not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
+        if self.fixed and not drops(self):
             return F.linear(x, self.effective_weight(weight), bias)
         plain = F.linear(x, weight, bias)
         return plain + like(self.contribution(x, lambda: weight), plain)

@@ -289,9 +289,13 @@ def undecayed(model: nn.Module) -> set[nn.Parameter]:
     """Return what trains without weight decay in a model: `DeltaWeight.undecayed`, and the biases of BitFit."""
     updates = [module for module in model.modules() if isinstance(module, DeltaWeight)]
     parameters = {update.get_parameter(name) for update in updates for name in update.undecayed}
-    adapter = getattr(getattr(model, "adapter_report", None), "adapter", None)
-    if isinstance(adapter, BaseWeightMethod) and not adapter.decays:
-        parameters |= {*chosen_tensors(model, adapter).values()}
+    report = getattr(model, "adapter_report", None)
+    if (
+        isinstance(report, InjectionReport)
+        and isinstance(report.adapter, BaseWeightMethod)
+        and not report.adapter.decays
+    ):
+        parameters |= {*chosen_tensors(model, report.adapter).values()}
     return parameters
 
 

@@ -60,17 +60,8 @@ class Contents:
     bases: dict[str, Tensor] = field(default_factory=dict)
 
 
-def write_contents(path: Path, contents: Contents) -> None:
-    """Write an adapter with its checksums, and replace an older one atomically.
-
-    Args:
-        path: Folder, or file whose name ends in ``.safetensors``; parent folders are created.
-        contents: Content to write.
-
-    Raises:
-        UserError: The path contains anything other than an adapter.
-        OSError: The adapter cannot be written, for example because the disk is full; the older adapter stays.
-    """
+def _write_contents(path: Path, contents: Contents) -> None:
+    """Write an adapter with its checksums; an older one at the path is replaced atomically, anything else stays."""
     config = {**contents.config, "sha256": checksums(contents)}
     text = json.dumps(config, indent=2) + "\n"
     if path.suffix == SUFFIX:
@@ -90,16 +81,8 @@ def write_contents(path: Path, contents: Contents) -> None:
             save_tensors(contents.bases, part / BASES)
 
 
-def read_contents(path: Path, name: Path | None = None) -> Contents:
-    """Read an adapter; only check that its files are readable.
-
-    Args:
-        path: Folder or file.
-        name: Name in messages; by default the path.
-
-    Raises:
-        UserError: The path is not an adapter, or cannot be read.
-    """
+def _read_contents(path: Path, name: Path | None = None) -> Contents:
+    """Read an adapter; only check that its files are readable. Messages use ``name`` instead of the path."""
     name = path if name is None else name
     if path.is_file():
         source, kind, text = name, f"file: its metadata has no {_KEY}", _config_of_file(path)
@@ -279,7 +262,7 @@ def save_adapter(
             f"{path} is not written, because {odd[0]} is not finite (NaN or infinity). Lower the learning rate or alpha"
             f"{'' if dtype is None else ', or leave out dtype'}."
         )
-    write_contents(path, Contents(config, values, {} if stored is None else stored.tensors()))
+    _write_contents(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
 
 
@@ -320,12 +303,12 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
         Size in bytes.
     """
     file = read_adapter(source)
-    contents = read_contents(file.path)
+    contents = _read_contents(file.path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
     if odd := find_not_finite(tensors):
         raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Take float32 or bfloat16.")
     with disk_errors(path):
-        write_contents(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
+        _write_contents(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
     return disk_size(path)
 
 
@@ -355,7 +338,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     """
     file = find_adapter(path)
     path = Path(name or file)
-    contents = read_contents(file, path)
+    contents = _read_contents(file, path)
     config = contents.config
     check_format(config, path)
     if damaged := changed_parts(contents):

@@ -36,12 +36,8 @@ def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
     return sum(adapter.count(shape) for shape in shapes)
 
 
-def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
-    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights.
-
-    Raises:
-        UserError: The text is not a known method with a size and a number that it may have.
-    """
+def _parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
+    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights."""
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -52,12 +48,8 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     return count_parameters(kind(**{kind.size_option: int(number)}), shapes)
 
 
-def find_matched(adapter: Adapter) -> Adapter | None:
-    """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none.
-
-    Raises:
-        UserError: Several have one.
-    """
+def _find_matched(adapter: Adapter) -> Adapter | None:
+    """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none."""
     matched = [each for each in adapter.leaves() if each.match is not None]
     if len(matched) > 1:
         raise UserError(
@@ -84,10 +76,10 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         UserError: The budget is not valid, the count of every size differs from it by more than half of it, or the
             method has no size to choose.
     """
-    leaf = find_matched(adapter)
+    leaf = _find_matched(adapter)
     if leaf is None or leaf.match is None:
         return adapter, []
-    match, option, budget = leaf.match, leaf.size_option, parse_budget(leaf.match, shapes, model)
+    match, option, budget = leaf.match, leaf.size_option, _parse_budget(leaf.match, shapes, model)
     if option not in signature(type(leaf)).parameters:
         raise UserError(f"{leaf.method()} has no {option} to match to {match}. Leave out its option match.")
 
@@ -244,11 +236,11 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
     if isinstance(getattr(adapter, "rank", None), dict):
         return None
     try:
-        leaf = find_matched(adapter)
+        leaf = _find_matched(adapter)
         if leaf is None or leaf.match is None:
             adapter.count(site.shape)
         else:
-            parse_budget(leaf.match, [site.shape], model)
+            _parse_budget(leaf.match, [site.shape], model)
     except UserError as error:
         sizes = {each.size_option for each in adapter.leaves()}
         return Obstacle(f"rank above {site.shape.small}" if "rank" in sizes else "no size fits it", str(error))

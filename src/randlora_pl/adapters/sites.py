@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.kernels.randlora_linear import without_autocast
+from randlora_pl.adapters.kernels.common import without_autocast
 from randlora_pl.adapters.random_bases import WeightShape, matches
 
 _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")

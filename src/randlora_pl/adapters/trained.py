@@ -9,7 +9,6 @@ stored if they differ from their values at injection. The hash does not depend o
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -230,7 +229,7 @@ def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter,
         raise UserError(
             f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change either."
         )
-    return replace(chosen, sites=left)
+    return Selection(left, chosen.skipped, chosen.paper)
 
 
 def trains_whole(path: str, beside: Collection[str]) -> bool:

@@ -16,10 +16,10 @@ from randlora_pl.adapters.save_load import (
     CONFIG,
     TENSORS,
     Contents,
+    _read_contents,
+    _write_contents,
     changed_parts,
     checksums,
-    read_contents,
-    write_contents,
 )
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import edit
@@ -45,8 +45,8 @@ def assert_same(found: Contents, wanted: Contents) -> None:
 def test_what_is_written_comes_back(name: str, bases: bool, tmp_path: Path) -> None:
     path = tmp_path / "new" / name
     wanted = contents(bases)
-    write_contents(path, wanted)
-    found = read_contents(path)
+    _write_contents(path, wanted)
+    found = _read_contents(path)
     assert_same(found, wanted)
     assert changed_parts(found) == []
     assert sorted(entry.name for entry in path.parent.iterdir()) == [name], "nothing temporary is left"
@@ -56,9 +56,9 @@ def test_what_is_written_comes_back(name: str, bases: bool, tmp_path: Path) -> N
 
 def test_a_folder_and_an_ordinary_safetensors_file_have_the_same_contents_and_checksums(tmp_path: Path) -> None:
     wanted = contents()
-    write_contents(tmp_path / "folder", wanted)
-    write_contents(tmp_path / "one.safetensors", wanted)
-    folder, one = read_contents(tmp_path / "folder"), read_contents(tmp_path / "one.safetensors")
+    _write_contents(tmp_path / "folder", wanted)
+    _write_contents(tmp_path / "one.safetensors", wanted)
+    folder, one = _read_contents(tmp_path / "folder"), _read_contents(tmp_path / "one.safetensors")
     assert_same(folder, wanted)
     assert_same(one, wanted)
     assert folder.config == one.config
@@ -79,66 +79,66 @@ def test_the_checksum_of_a_tensor_is_of_its_bits_shape_and_dtype() -> None:
 
 def test_a_tensor_that_is_no_contiguous_block_is_written_as_it_looks(tmp_path: Path) -> None:
     turned = torch.arange(6.0).view(2, 3).T
-    write_contents(tmp_path / "a", Contents({}, {"t": turned}))
-    found = read_contents(tmp_path / "a")
+    _write_contents(tmp_path / "a", Contents({}, {"t": turned}))
+    found = _read_contents(tmp_path / "a")
     assert torch.equal(found.tensors["t"], turned) and changed_parts(found) == []
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
 def test_every_change_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    write_contents(path, contents())
+    _write_contents(path, contents())
     if path.is_dir():
         tensors = load_file(path / TENSORS)
         tensors["b.lambdas"][0, 0] += 1
         tensors["more"] = torch.zeros(1)
         del tensors["a.half"]
         save_file(tensors, path / TENSORS)
-        assert changed_parts(read_contents(path)) == ["a.half", "b.lambdas", "more"]
+        assert changed_parts(_read_contents(path)) == ["a.half", "b.lambdas", "more"]
         config = json.loads((path / CONFIG).read_text())
         (path / CONFIG).write_text(json.dumps(config | {"method": "LoRA"}))
-        assert changed_parts(read_contents(path)) == ["a.half", CONFIG, "b.lambdas", "more"]
+        assert changed_parts(_read_contents(path)) == ["a.half", CONFIG, "b.lambdas", "more"]
         (path / BASES).unlink()
-        assert "bases.A" in changed_parts(read_contents(path))
+        assert "bases.A" in changed_parts(_read_contents(path))
     else:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
         tensors["bases.A"][0] += 1
         save_file(tensors, path, metadata=metadata)
-        assert changed_parts(read_contents(path)) == ["bases.A"]
+        assert changed_parts(_read_contents(path)) == ["bases.A"]
 
 
 def test_checksums_that_are_none(tmp_path: Path) -> None:
-    write_contents(tmp_path / "a", contents())
+    _write_contents(tmp_path / "a", contents())
     for sums in (7, "0" * 64, ["a"], {"a.scale": 3}, {}):
         edit(tmp_path / "a", lambda config, sums=sums: config.update(sha256=sums))
-        assert changed_parts(read_contents(tmp_path / "a"))
+        assert changed_parts(_read_contents(tmp_path / "a"))
 
 
 def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     for name in ("adapter", "adapter.safetensors"):
-        write_contents(tmp_path / name, contents())
-        write_contents(tmp_path / name, contents(bases=False))
-        assert read_contents(tmp_path / name).bases == {}
+        _write_contents(tmp_path / name, contents())
+        _write_contents(tmp_path / name, contents(bases=False))
+        assert _read_contents(tmp_path / name).bases == {}
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="nothing"):
-        write_contents(tmp_path / "model.safetensors", contents())
+        _write_contents(tmp_path / "model.safetensors", contents())
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(UserError, match="safetensors"):
-        write_contents(tmp_path / "text.safetensors", contents())
+        _write_contents(tmp_path / "text.safetensors", contents())
     assert (tmp_path / "model.safetensors").read_bytes() == before
     (tmp_path / "photos" / "more").mkdir(parents=True)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "cat.jpg").touch()
     for folder, inside in (("photos", "more"), ("files", "cat.jpg")):
         with pytest.raises(UserError, match="contains other files than an adapter"):
-            write_contents(tmp_path / folder, contents())
+            _write_contents(tmp_path / folder, contents())
         assert sorted(entry.name for entry in (tmp_path / folder).iterdir()) == [inside]
     (tmp_path / "thesis").write_text("thesis")
     with pytest.raises(UserError, match="thesis"):
-        write_contents(tmp_path / "thesis", contents())
+        _write_contents(tmp_path / "thesis", contents())
     assert (tmp_path / "thesis").read_text() == "thesis"
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
@@ -147,21 +147,21 @@ def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_older_adapter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_contents(tmp_path / name, contents())
-    before = read_contents(tmp_path / name)
+    _write_contents(tmp_path / name, contents())
+    before = _read_contents(tmp_path / name)
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(save_load, "save_file", full)
     with pytest.raises(OSError, match="device") as caught:
-        write_contents(tmp_path / name, contents(bases=False))
+        _write_contents(tmp_path / name, contents(bases=False))
     assert caught.value.filename == str(tmp_path / name)
-    assert read_contents(tmp_path / name).config == before.config
+    assert _read_contents(tmp_path / name).config == before.config
     monkeypatch.undo()
     with pytest.raises(TypeError, match="JSON"):
-        write_contents(tmp_path / name, Contents({"when": object()}, contents().tensors))
-    assert read_contents(tmp_path / name).config == before.config
+        _write_contents(tmp_path / name, Contents({"when": object()}, contents().tensors))
+    assert _read_contents(tmp_path / name).config == before.config
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
@@ -169,7 +169,7 @@ def test_a_write_that_fails_leaves_the_older_adapter(
 def test_others_may_read_what_the_umask_lets_them(name: str, tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:
-        write_contents(tmp_path / name, contents())
+        _write_contents(tmp_path / name, contents())
     finally:
         os.umask(mask)
     files = list((tmp_path / name).iterdir()) if (tmp_path / name).is_dir() else [tmp_path / name]
@@ -179,15 +179,15 @@ def test_others_may_read_what_the_umask_lets_them(name: str, tmp_path: Path) -> 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     with pytest.raises(UserError, match="run/adapter"):
-        read_contents(tmp_path / "run")
+        _read_contents(tmp_path / "run")
     with pytest.raises(UserError, match="RUN/adapter"):
-        read_contents(tmp_path / "nowhere")
+        _read_contents(tmp_path / "nowhere")
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="adapter_config"):
-        read_contents(tmp_path / "model.safetensors")
+        _read_contents(tmp_path / "model.safetensors")
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8" * 50)
     with pytest.raises(UserError, match=r"cat.jpg"):
-        read_contents(tmp_path / "cat.jpg")
+        _read_contents(tmp_path / "cat.jpg")
     save_file({"w": torch.zeros(2)}, tmp_path / "list.safetensors", metadata={"adapter_config": "[1]"})
     with pytest.raises(UserError, match="JSON"):
-        read_contents(tmp_path / "list.safetensors")
+        _read_contents(tmp_path / "list.safetensors")

@@ -235,13 +235,13 @@ def test_values_that_are_not_finite_are_neither_saved_nor_read(bad: float, tmp_p
     with pytest.raises(UserError, match=r"not written, because fc\.delta\.A is not finite"):
         save_adapter(model, folder)
     assert read_adapter(folder).tensors["fc.delta.A"].isfinite().all()  # the older one stays
-    contents = save_load.read_contents(folder)
+    contents = save_load._read_contents(folder)
     contents.tensors["fc.delta.A"][0, 0] = bad
-    save_load.write_contents(folder, contents)
+    save_load._write_contents(folder, contents)
     with pytest.raises(UserError, match=r"fc\.delta\.A is not finite"):
         read_adapter(folder)
     contents.tensors["fc.delta.A"][0, 0] = 1e5
-    save_load.write_contents(folder, contents)
+    save_load._write_contents(folder, contents)
     with pytest.raises(UserError, match=r"too large for torch\.float16"):
         copy_adapter(folder, tmp_path / "half", torch.float16)
 
@@ -437,8 +437,8 @@ def test_bases_that_no_seed_gives_come_along(adapter: Any, name: str, tmp_path: 
     again = save_adapter(fresh, tmp_path / "again.safetensors")
     assert read_adapter(again).config == file.config
     assert (
-        len(save_load.read_contents(path).bases) == 2
-        and save_load.read_contents(path).bases["A"].dtype == torch.bfloat16
+        len(save_load._read_contents(path).bases) == 2
+        and save_load._read_contents(path).bases["A"].dtype == torch.bfloat16
     )
 
 

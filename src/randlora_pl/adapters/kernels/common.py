@@ -32,6 +32,7 @@ has a cost per token. So few tokens use the factors, many use the built weight. 
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,13 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
         return tensor.dtype
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
     return torch.get_autocast_dtype(kind) if on else tensor.dtype
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Disable autocast, around products that have their dtype already."""
+    kind = tensor.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 POWER = 2.0**12

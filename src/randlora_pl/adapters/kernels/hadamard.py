@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.common import enlarged, in_parts, shrunk
 from randlora_pl.adapters.kernels.triton_kernels import hadamard_expand, hadamard_project, hadamard_unmix, multiplies
@@ -158,7 +157,7 @@ class Hadamard:
         for other in others:  # column p of B is column p mod d
             turned[: len(other)].addcmul_(other, signs[: len(other)])
         if len(turned) < self.small:
-            turned = pad(turned, (0, 0, 0, self.small - len(turned)))
+            turned = torch.nn.functional.pad(turned, (0, 0, 0, self.small - len(turned)))
         mixed = self.orthogonal(self.blocks, stack.dtype) @ turned.reshape(self.blocks, -1)
         return mixed.view(self.blocks, self.block, -1).to(dtype)
 

@@ -25,7 +25,6 @@ A change of trained values through ``.data`` is not seen before the next of thes
 
 import math
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
-from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked
+from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked, without_autocast
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.triton_kernels import build_weight, sums
 from randlora_pl.adapters.random_bases import storable
@@ -175,13 +174,6 @@ def held_weight(
 
 
 _PROBES = 13  # does not divide usual numbers of tokens, so that probes do not always hit an image's first token
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Disable autocast: every product here has its dtype already."""
-    kind = tensor.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class SumOfBases(torch.autograd.Function):

@@ -24,8 +24,7 @@ from randlora_pl.adapters.base import (
     append_zeros,
     like,
 )
-from randlora_pl.adapters.kernels.common import added, built_again, compute_dtype
-from randlora_pl.adapters.kernels.randlora_linear import without_autocast
+from randlora_pl.adapters.kernels.common import added, built_again, compute_dtype, without_autocast
 from randlora_pl.adapters.random_bases import Bases, WeightShape, kaiming, per_layer, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import at_least

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
-from randlora_pl.adapters.kernels.randlora_linear import without_autocast
+from randlora_pl.adapters.kernels.common import without_autocast
 from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count

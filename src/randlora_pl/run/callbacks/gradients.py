@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from randlora_pl.adapters.base import DeltaWeight, FactoredDelta
 from randlora_pl.adapters.derived import spectrum
-from randlora_pl.adapters.kernels.randlora_linear import without_autocast
+from randlora_pl.adapters.kernels.common import without_autocast
 from randlora_pl.adapters.layers import AdaptedLayer, BuiltWeight, RowBlocks
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.sites import out_and_in, weight_of

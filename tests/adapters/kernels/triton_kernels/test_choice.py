@@ -75,9 +75,9 @@ def test_tiles_that_do_not_fit_are_left_out() -> None:
             raise errors.OutOfResources(tile, 2, "shared memory")
 
     key = ("test",)
-    triton_kernels.first_that_fits(key, (8, 4, 2, 1), run)
-    triton_kernels.first_that_fits(key, (8, 4, 2, 1), run)
+    triton_kernels._first_that_fits(key, (8, 4, 2, 1), run)
+    triton_kernels._first_that_fits(key, (8, 4, 2, 1), run)
     assert tried == [8, 4, 2, 2]
     triton_kernels._FITS.pop(key)
     with pytest.raises(errors.OutOfResources):
-        triton_kernels.first_that_fits(key, (8, 4), run)
+        triton_kernels._first_that_fits(key, (8, 4), run)

@@ -51,14 +51,11 @@ def power(size: int, least: int = 16, most: int = 1 << 30) -> int:
     return max(least, min(most, 1 << max(0, size - 1).bit_length()))
 
 
-def first_that_fits(key: tuple[Any, ...], choices: Iterable[Any], launch: Callable[[Any], None]) -> None:
+def _first_that_fits(key: tuple[Any, ...], choices: Iterable[Any], launch: Callable[[Any], None]) -> None:
     """Launch with the first choice of tiles for which the device has registers and shared memory.
 
     Which one it is depends on device and shapes alone, not on timings, so that a resumed run computes the same bits. It
     is remembered under the key, which has all that it depends on. The choices are in order, the largest first.
-
-    Raises:
-        triton.runtime.errors.OutOfResources: Not even the last choice fits.
     """
     from triton.runtime.errors import OutOfResources
 
@@ -89,7 +86,7 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Function], Functi
     """
 
     def make(function: Function) -> Function:
-        made = torch.library.custom_op(name, function, mutates_args=())
+        made: Any = torch.library.custom_op(name, function, mutates_args=())
         made.register_fake(fake)
         return cast(Function, made)
 
@@ -327,7 +324,7 @@ def build_weight(
         (power(large, 16, high), power(small, 16, wide), power(count * rank, 16, deep), stages, warps)
         for high, wide, deep, stages, warps in TILES
     ]
-    first_that_fits(key, choices, launch)
+    _first_that_fits(key, choices, launch)
     return out
 
 
