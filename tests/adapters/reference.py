@@ -16,14 +16,12 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers import RowBlocks
 from randlora_pl.adapters.methods.adalora import AdaLoRADelta
 from randlora_pl.adapters.methods.autolora import SelectedBases, SelectedRanks
-from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
-from randlora_pl.adapters.methods.lora import LoRADelta
+from randlora_pl.adapters.methods.lora import HydraLoRADelta, LoRADelta
 from randlora_pl.adapters.methods.multiplied import HiRADelta, OFTDelta
 from randlora_pl.adapters.methods.nested import DoRADelta, TogetherDelta
-from randlora_pl.adapters.methods.pranc import PRANCDelta
 from randlora_pl.adapters.methods.randlora import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
-from randlora_pl.adapters.methods.random_pairs import NoLADelta, VeRADelta
+from randlora_pl.adapters.methods.random_matrices import NoLADelta, PRANCDelta, VeRADelta
 from randlora_pl.adapters.methods.shira import SHiRADelta
 from randlora_pl.adapters.methods.singular import LoRAXSDelta, MinorDelta, PiSSADelta, SVFTDelta
 from randlora_pl.utils.rng import stream

@@ -159,7 +159,7 @@ def test_paths_of_modules_are_read_and_public_ones_written(build: Build, tmp_pat
         "lightning.pytorch.callbacks.DeviceStatsMonitor}]}\n"
         "model: {class_path: randlora_pl.tasks.text_head.TextHeadTask, init_args: {name: tiny, pretrained: random, "
         "adapter: {class_path: randlora_pl.adapters.methods.nested.DoRA, init_args: {inner: "
-        "{class_path: randlora_pl.adapters.methods.random_pairs.VeRA}}}}}\n"
+        "{class_path: randlora_pl.adapters.methods.random_matrices.VeRA}}}}}\n"
     )
     app = build("--config", str(tmp_path / "old.yaml"))
     write_config(app)

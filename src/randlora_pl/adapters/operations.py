@@ -290,11 +290,7 @@ def undecayed(model: nn.Module) -> set[nn.Parameter]:
     updates = [module for module in model.modules() if isinstance(module, DeltaWeight)]
     parameters = {update.get_parameter(name) for update in updates for name in update.undecayed}
     report = getattr(model, "adapter_report", None)
-    if (
-        isinstance(report, InjectionReport)
-        and isinstance(report.adapter, BaseWeightMethod)
-        and not report.adapter.decays
-    ):
+    if report is not None and isinstance(report.adapter, BaseWeightMethod) and not report.adapter.decays:
         parameters |= {*chosen_tensors(model, report.adapter).values()}
     return parameters
 

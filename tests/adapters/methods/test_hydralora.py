@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import HydraLoRA, LoRA, inject
-from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
+from randlora_pl.adapters.methods.lora import HydraLoRADelta
 from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import One, adapted_one, assert_close, randomise
 from tests.adapters.reference import hydralora

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import PRANC, inject
-from randlora_pl.adapters.methods.pranc import PRANCDelta, SignSum, signed_places, signs
+from randlora_pl.adapters.methods.random_matrices import PRANCDelta, SignSum, signed_places, signs
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.select import match_budget
 from tests.adapters.cases import adapted_one, assert_close
@@ -36,7 +36,7 @@ def test_both_passes_have_the_same_matrices_for_every_size_of_chunk(chunk: int, 
     seed, count, sizes = 5, 5, (5, 70)
     expected = signs(seed, torch.arange(count), torch.arange(5), 70)
     a = torch.zeros(count, requires_grad=True)
-    monkeypatch.setattr("randlora_pl.adapters.methods.pranc.CHUNK", chunk)
+    monkeypatch.setattr("randlora_pl.adapters.methods.random_matrices.CHUNK", chunk)
     for i, unit in enumerate(torch.eye(count)):
         assert torch.equal(SignSum.apply(unit, seed, *sizes), expected[i].float())
     for p, q in [(0, 0), (4, 69), (2, 31), (2, 32)]:

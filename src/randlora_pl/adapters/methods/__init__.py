@@ -10,14 +10,12 @@ from randlora_pl.adapters.methods.adalora import AdaLoRA
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.full import BitFit, Frozen, FullFineTuning, LinearProbe
 from randlora_pl.adapters.methods.galore import Fira, GaLore
-from randlora_pl.adapters.methods.hydralora import HydraLoRA
 from randlora_pl.adapters.methods.kradapter import KRAdapter
-from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.methods.lora import HydraLoRA, LoRA
 from randlora_pl.adapters.methods.multiplied import OFT, HiRA
 from randlora_pl.adapters.methods.nested import DoRA, Together
-from randlora_pl.adapters.methods.pranc import PRANC
 from randlora_pl.adapters.methods.randlora import RandLoRA
-from randlora_pl.adapters.methods.random_pairs import NoLA, VeRA
+from randlora_pl.adapters.methods.random_matrices import PRANC, NoLA, VeRA
 from randlora_pl.adapters.methods.shira import SHiRA
 from randlora_pl.adapters.methods.singular import SVFT, LoRAXS, PiSSA
 from randlora_pl.utils.own_classes import METHODS
