@@ -16,7 +16,7 @@ from typing import Any
 Action = Callable[[], None]
 _STEPS = {
     "optimizer": ("torch.optim:AdamW", "step"),
-    "projection": ("randlora_pl.adapters.methods.galore", "leading_vectors"),
+    "projection": ("randlora_pl.adapters.methods.full", "leading_vectors"),
     "pruning": ("randlora_pl.adapters.methods.adalora:Pruning", "_prune"),
     "search": ("randlora_pl.data.module:ImageData", "search_batch"),
 }

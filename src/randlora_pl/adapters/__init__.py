@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         VeRA,
         register,
     )
-    from randlora_pl.adapters.methods.galore import ProjectedAdamW
+    from randlora_pl.adapters.methods.full import ProjectedAdamW
     from randlora_pl.adapters.methods.refine import refine
     from randlora_pl.adapters.operations import (
         adapted_layers,

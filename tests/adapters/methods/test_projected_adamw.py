@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Fira, GaLore, ProjectedAdamW, inject, make_optimizer
-from randlora_pl.adapters.methods.galore import GROWTH, leading_vectors, projected_weights
+from randlora_pl.adapters.methods.full import GROWTH, leading_vectors, projected_weights
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close
 from tests.support.products import in_one_item

@@ -8,8 +8,7 @@ from typing import TypeVar
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.methods.adalora import AdaLoRA
 from randlora_pl.adapters.methods.autolora import AutoLoRA
-from randlora_pl.adapters.methods.full import BitFit, Frozen, FullFineTuning, LinearProbe
-from randlora_pl.adapters.methods.galore import Fira, GaLore
+from randlora_pl.adapters.methods.full import BitFit, Fira, Frozen, FullFineTuning, GaLore, LinearProbe
 from randlora_pl.adapters.methods.kradapter import KRAdapter
 from randlora_pl.adapters.methods.lora import HydraLoRA, LoRA
 from randlora_pl.adapters.methods.multiplied import OFT, HiRA
