@@ -51,6 +51,9 @@ from randlora_pl.utils.errors import (
 from randlora_pl.utils.run_files import CONFIG, LAST, find_adapter, results_of, resume_command
 from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
 
+if TYPE_CHECKING:
+    from randlora_pl.run.lightning_cli import App
+
 
 def _compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
@@ -180,10 +183,6 @@ def adapter_of(command: Command) -> Path | None:
     if "adapter" in command.folders:
         return command.folders["adapter"]
     return find_adapter(command.folders["run"]) if "run" in command.folders else None
-
-
-if TYPE_CHECKING:
-    from randlora_pl.run.lightning_cli import App
 
 
 @parting()

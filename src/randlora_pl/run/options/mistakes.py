@@ -52,6 +52,9 @@ from randlora_pl.utils.files import parse_yaml
 from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
 
+if TYPE_CHECKING:
+    from randlora_pl.tasks import Objective
+
 LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 """Package of each logger that is not always installed, which is the name of its extra, too."""
 
@@ -125,9 +128,6 @@ def check_loggers(names: str | list[str]) -> None:
         if (package := LOGGERS.get(name)) and find_spec(package) is None:
             raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
 
-
-if TYPE_CHECKING:
-    from randlora_pl.tasks import Objective
 
 Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
 
