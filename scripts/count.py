@@ -18,7 +18,7 @@ MARKS = re.compile(r"#\s*fmt:\s*(?:skip|off|on)\b")
 
 
 def count(root: Path = ROOT) -> dict[str, float]:
-    """Count lines (of TOML tables, too), statements (docstrings excepted), files, and imports."""
+    """Count lines (of tables and prompts, too), statements (docstrings excepted), files, and imports."""
     lines = statements = imports = code = 0
     texts = formatted(root)
     for text in texts:
@@ -32,8 +32,9 @@ def count(root: Path = ROOT) -> dict[str, float]:
                 case ast.stmt():
                     statements += 1
                     imports += isinstance(node, ast.Import | ast.ImportFrom)
-    # The table of the datasets was code, and each of its lines still has to be read.
-    lines += sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (root / "src").rglob("*.toml"))
+    # The table of the datasets and their prompts were code, and each of their lines still has to be read.
+    tables = [*(root / "src").rglob("*.toml"), *(root / "src").rglob("prompts/*.txt")]
+    lines += sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tables)
     other = [path for path in (root / "src").rglob("*") if path.suffix in OTHER_CODE]
     return {
         "lines": lines,
