@@ -279,13 +279,13 @@ class LowRank:
         return self.left.shape[1]
 
 
-def spectrum(matrix: Tensor) -> Spectrum:
+def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
     """Return the ranks and norms of a matrix (out, in) of any floating dtype.
 
     Raises:
-        UserError: The matrix is not finite.
+        UserError: The matrix is not finite; the message has its name.
     """
-    values = torch.linalg.svdvals(_checked(matrix, "the matrix"))
+    values = torch.linalg.svdvals(_checked(matrix, name))
     largest = float(values[0]) if len(values) else 0.0
     if largest == 0:
         return Spectrum(0, 0.0, 0.0, 0.0, 0.0)
