@@ -7,6 +7,8 @@ from typing import Any
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import distributions, pruners
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from randlora_pl.run.run_folder import acquire, lease_on
@@ -49,8 +51,8 @@ class Study:
                 self.space[option] = distributions.FloatDistribution(**values)
         self.count, self.seed = count, seed
         self.lease = lease_on(folder / f"{FILE}.lease")
-        self.storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / FILE)))
-        self.loss, self.direction = loss, "minimize" if loss else "maximize"
+        self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / FILE)))
+        self.loss, self.direction = loss, StudyDirection.MINIMIZE if loss else StudyDirection.MAXIMIZE
         known = {"": pruners.NopPruner, "median": pruners.MedianPruner, "halving": pruners.SuccessiveHalvingPruner}
         self.pruner: pruners.BasePruner = known[pruner]()
         self.study = optuna.create_study(
