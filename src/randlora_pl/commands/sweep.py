@@ -31,7 +31,6 @@ from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Option, Rest, Words
-from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text import markdown_table
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
     Args:
         config: Sweep to run: a bundled config (randlora-pl config list) or a file
     """
-    return _run_sweep(config, options, f"{words.command('sweep')}{import_words()}")[0]
+    return _run_sweep(config, options, words.command("sweep"))[0]
 
 
 def _run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
@@ -212,7 +211,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 def _tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:
     """Search for the methods of a sweep, and write the result; return 1 if a method has no candidate that worked."""
     file, description = jobs.find_sweep(config)
-    job = _job_of(typed, file, description, f"{words.command('tune')}{import_words()}")
+    job = _job_of(typed, file, description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
     best = _run(job, typed, ["tune", str(file)], file)
@@ -289,7 +288,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
             "monitor": monitor or f"val/{task.measure(task.tuned_by).name}",
         },
     })  # fmt: skip
-    job = _job_of(typed, Path(command.named[-1]), description, f"{words.command('tune')}{import_words()}")
+    job = _job_of(typed, Path(command.named[-1]), description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
     ((method, chosen),) = _run(job, typed, ["tune", *others], None).items()

@@ -32,6 +32,7 @@ from typing import (
 )
 
 from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import find_adapter, find_run, find_runs
 
 LARGEST = 2**63 - 1
@@ -342,13 +343,13 @@ class Words(list[str]):
     """The words behind the name of a command. They are not parsed if the function has no other parameter."""
 
     def command(self, name: str, *without: str) -> str:
-        """Return the typed command, without some options of one value."""
+        """Return the typed command with the modules that it imports, without some options of one value."""
         typed = list(self)
         for option in without:
             if option in typed:
                 at = typed.index(option)
                 del typed[at : at + 2]
-        return shlex.join(["randlora-pl", *name.split(), *typed])
+        return shlex.join(["randlora-pl", *name.split(), *typed]) + import_words()
 
 
 class Rest(list[str]):

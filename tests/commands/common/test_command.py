@@ -144,7 +144,7 @@ Exit code: 0 if it is painted.
     assert first_sentence(COMMAND.parts[""]) == "Paint files" and COMMAND.needed and not COMMAND.raw
 
 
-def test_a_command_can_read_the_words_itself() -> None:
+def test_a_command_can_read_the_words_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(words: Words) -> int:
         """Repeat words."""
         return len(words)
@@ -153,6 +153,8 @@ def test_a_command_can_read_the_words_itself() -> None:
     assert (
         Words(["a b", "--output", "x", "--c"]).command("bench data", "--output") == "randlora-pl bench data 'a b' --c"
     )
+    monkeypatch.setattr("randlora_pl.utils.own_classes._named", ["mine"])
+    assert Words(["--jobs", "2"]).command("sweep") == "randlora-pl sweep --jobs 2 --import mine"
 
 
 def test_other_words_are_kept_for_another_parser() -> None:
