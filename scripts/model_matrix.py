@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject
 from randlora_pl.adapters.injection import Coverage, coverage
-from randlora_pl.adapters.trained import choose_beside
+from randlora_pl.adapters.select import choose_beside
 from randlora_pl.models import ImageSpec, clip_image_spec, meta_clip, meta_vit, vit_image_spec
 from randlora_pl.models.catalog import MATRIX
 from randlora_pl.utils.errors import UserError

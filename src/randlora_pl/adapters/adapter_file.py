@@ -14,10 +14,10 @@ from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, report_of, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR, Bases
+from randlora_pl.adapters.select import choose_beside
 from randlora_pl.adapters.sites import Site
 from randlora_pl.adapters.trained import (
     base_buffers,
-    choose_beside,
     chosen_tensors,
     hash_weights,
     kept_buffers,

@@ -13,17 +13,15 @@ from randlora_pl.adapters.base import Adapter, DeltaWeight, Procedure
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, attach, check_input_acts
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import Bases, matches
-from randlora_pl.adapters.select import Selection, count_parameters, match_budget
+from randlora_pl.adapters.select import Selection, choose_beside, count_parameters, match_budget, trains_whole
 from randlora_pl.adapters.sites import CONV, Blocks, Site, find_sites, is_quantized, is_router, row_blocks, weight_of
 from randlora_pl.adapters.trained import (
     Tensors,
     base_buffers,
-    choose_beside,
     chosen_tensors,
     frozen_outputs,
     hash_weights,
     trained_tensors,
-    trains_whole,
 )
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.text import byte_size, group_names, table

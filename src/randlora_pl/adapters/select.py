@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
@@ -203,6 +203,33 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
     if not kept and first is not None:
         raise UserError(first.message)
     return Selection(kept, skipped, paper)
+
+
+def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
+    """Return the weights of the targets (`choose`), without fully trained weights.
+
+    Args:
+        model: Any module.
+        targets: See `choose`.
+        adapter: Method and its options.
+        beside: Names of fully trained tensors.
+
+    Raises:
+        UserError: See `choose`; or no weight is left.
+    """
+    chosen = choose(model, targets, adapter.qkv == "split", adapter)
+    left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
+    if not left:
+        first = chosen.sites[0].shape.layer
+        raise UserError(
+            f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change either."
+        )
+    return Selection(left, chosen.skipped, chosen.paper)
+
+
+def trains_whole(path: str, beside: Collection[str]) -> bool:
+    """Return True if a layer's weight is one of the fully trained tensors."""
+    return any(f"{path}.{name}".lstrip(".") in beside for name in ("weight", "in_proj_weight"))
 
 
 def _layers(sites: Iterable[Site]) -> set[str]:

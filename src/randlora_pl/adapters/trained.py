@@ -14,11 +14,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight
+from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers import AdaptedLayer
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import matches
-from randlora_pl.adapters.select import Selection, choose
 from randlora_pl.adapters.sites import is_quantized, out_and_in
 from randlora_pl.utils.errors import UserError, near
 
@@ -208,33 +207,6 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
         raise UserError(f"trained selects {whole[0]}, which is quantized and cannot train. Exclude it.")
     return tensors
-
-
-def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
-    """Return the weights of the targets (`choose`), without fully trained weights.
-
-    Args:
-        model: Any module.
-        targets: See `choose`.
-        adapter: Method and its options.
-        beside: Names of fully trained tensors.
-
-    Raises:
-        UserError: See `choose`; or no weight is left.
-    """
-    chosen = choose(model, targets, adapter.qkv == "split", adapter)
-    left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
-    if not left:
-        first = chosen.sites[0].shape.layer
-        raise UserError(
-            f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change either."
-        )
-    return Selection(left, chosen.skipped, chosen.paper)
-
-
-def trains_whole(path: str, beside: Collection[str]) -> bool:
-    """Return True if a layer's weight is one of the fully trained tensors."""
-    return any(f"{path}.{name}".lstrip(".") in beside for name in ("weight", "in_proj_weight"))
 
 
 def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[str]) -> list[str]:
