@@ -280,9 +280,10 @@ class _RandLoRATensors(DeltaWeight):
 
     def basis(self) -> Stored | Hadamard:
         """Return B of this layer."""
+        count, rank = self.lambdas.shape
         if self.structured:
-            return Hadamard(self.bases.B, self.large, self.small, self.lambdas.numel(), self.bases.copies)
-        return stored(self.bases.B, self.large, *self.lambdas.shape, self.bases.copies, compute_dtype(self.lambdas))
+            return Hadamard(self.bases.B, self.large, self.small, count * rank, self.bases.copies)
+        return stored(self.bases.B, self.large, count, rank, self.bases.copies, compute_dtype(self.lambdas))
 
 
 class RandLoRADelta(_RandLoRATensors):
