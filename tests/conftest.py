@@ -20,7 +20,7 @@ from tests.support.own import own
 
 __all__ = ["drawn", "finished", "own", "refused", "run"]
 
-settings.register_profile("default", deadline=None, max_examples=40)  # a busy machine is no failure
+settings.register_profile("default", deadline=None, max_examples=25)  # a busy machine is no failure
 settings.register_profile("full", deadline=None)
 
 

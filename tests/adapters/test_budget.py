@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -54,7 +54,6 @@ def test_no_other_number_comes_nearer(adapter: Adapter, option: str, top: int, m
     assert_nearest(adapter, option, match, SHAPES, top)
 
 
-@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4),
     st.integers(1, 40),

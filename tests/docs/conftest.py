@@ -1,4 +1,4 @@
-"""The site, built once for all processes."""
+"""The site, built once for all processes; `slow`, because links and commands of pages are tested by themselves."""
 
 import os
 import subprocess
@@ -9,6 +9,12 @@ import pytest
 
 from tests.docs.pages import ROOT
 from tests.support.shared import made_once
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "site" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

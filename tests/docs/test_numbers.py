@@ -24,7 +24,7 @@ from randlora_pl.tasks.measures import ACCURACY
 from randlora_pl.tasks.optim import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT, prose_of
 from tests.prompts.test_counts import COUNTS
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 from tests.support.trace.recorder import Call
 from tests.support.trace.step import adapter_of, step_setup, trace_step
 
@@ -256,7 +256,7 @@ def test_pages_that_link_to_the_evidence_quote_its_intervals() -> None:
         assert all({one, f"+{one}", f"-{one}"} & known for one in intervals(quote)), quote
 
 
-@in_one_item("name", RESULTS)
+@pytest.mark.parametrize(("name",), marked(zip(RESULTS), lambda row: row[0] == "methods_texts", pytest.mark.slow))
 def test_the_committed_report_is_what_its_cells_give(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from randlora_pl.language import metrics as generation
@@ -86,14 +86,12 @@ def slow_nist(texts: list[str], references: list[list[str]], order: int = 5) -> 
     return total * math.exp(beta * math.log(ratio) ** 2)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_nist_is_that_of_the_slow_definition(pairs: list[tuple[str, list[str]]]) -> None:
     texts, references = [text for text, _ in pairs], [group for _, group in pairs]
     assert nist(texts, references) == pytest.approx(slow_nist(texts, references), abs=1e-9)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=5))
 def test_nist_with_one_reference_is_that_of_nltk(pairs: list[tuple[str, str]]) -> None:
     scorer = pytest.importorskip("nltk.translate.nist_score")
@@ -200,7 +198,6 @@ def test_grades_of_a_few_predictions() -> None:
         assert next(iter(grades(task.metric, [0, 1], [0, 1]))) == task.metric, f"the paper's of {name} comes first"
 
 
-@settings(max_examples=50)
 @given(BITS)
 def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = (list(side) for side in zip(*pairs, strict=True))
@@ -210,7 +207,6 @@ def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -
     assert found["matthews"] == pytest.approx(0.0 if constant else np.corrcoef(predicted, labels)[0, 1])
 
 
-@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=20))
 def test_pearson_and_spearman(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = ([value / 10 for value in side] for side in zip(*pairs, strict=True))

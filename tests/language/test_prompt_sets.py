@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.language.prompt_sets import (
@@ -86,7 +86,6 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
     assert str(error.value).startswith(f"{path}, line 8: {said}")
 
 
-@settings(max_examples=50)
 @given(st.integers(1, 60), st.data())
 def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, count - 1))
@@ -135,7 +134,6 @@ def test_the_longest_of_the_answers_that_start_at_one_place_is_taken() -> None:
     assert [own.find_answer(text) for text in (" 4 ", "4 5", "")] == ["4", "4 5", ""]
 
 
-@settings(max_examples=50)
 @given(st.sampled_from(sorted(TASKS)), st.text(), st.data())
 def test_the_answer_is_that_of_a_search_from_every_place(task: str, text: str, data: st.DataObject) -> None:
     answers = TASKS[task].answers

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.language.tokenization import (
@@ -28,7 +28,6 @@ tokenizer_of = cache(byte_tokenizer)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=60)
 
 
-@settings(max_examples=50)
 @given(TEXT, TEXT, st.booleans(), st.booleans(), st.booleans())
 def test_tokens_give_the_text_back_and_labels_the_part_that_is_learned(
     prompt: str, completion: str, mask: bool, separate: bool, start: bool
@@ -47,7 +46,6 @@ def test_tokens_give_the_text_back_and_labels_the_part_that_is_learned(
     assert encode_one(tokenizer, (prompt, completion), 10_000, mask, separate) == found
 
 
-@settings(max_examples=50)
 @given(TEXT, TEXT, st.integers(1, 40), st.booleans())
 def test_a_cutoff_takes_the_end_and_tells_the_full_length(
     prompt: str, completion: str, cutoff: int, mask: bool
@@ -119,7 +117,6 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytes
 NUMBERS = st.lists(st.integers(0, 999), min_size=1, max_size=20)
 
 
-@settings(max_examples=50)
 @given(
     st.lists(NUMBERS, min_size=1, max_size=5), st.sampled_from(["left", "right"]), st.integers(1, 16), st.integers(0, 9)
 )

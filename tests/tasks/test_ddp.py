@@ -22,7 +22,7 @@ Results = Callable[[str], list[Any]]
 ROOT = Path(__file__).parents[2]
 SAMPLES = 143
 """Images in the validation split of the digits: uneven over batches and ranks."""
-RARE = ("images", "head", "two stages", "cocoop")
+RARE = ("images", "head", "promptsrc + randlora", "two stages", "cocoop", "unequal", "different", "tables")
 """Jobs of slow tests, in processes of their own."""
 ALONE = [name for name in jobs(Path()) if name not in ("resumed", "projected", "statistics")]
 """Jobs that one process does, too."""
@@ -166,6 +166,7 @@ def test_a_local_loss_is_that_of_each_rank_alone(results: Results) -> None:
     assert any(not torch.allclose(value, joint[name], atol=1e-4) for name, value in alone.items())
 
 
+@pytest.mark.slow  # the comparison alone is a test of meetings
 def test_ranks_that_start_from_other_weights_are_refused(results: Results) -> None:
     alone, first, second = results("unequal")
     assert alone == ""
@@ -173,6 +174,7 @@ def test_ranks_that_start_from_other_weights_are_refused(results: Results) -> No
     assert first == second
 
 
+@pytest.mark.slow  # as above
 def test_ranks_with_other_images_are_refused(results: Results) -> None:
     alone, first, second = results("different")
     assert alone == ""
@@ -208,6 +210,7 @@ def test_sigmoid_loss_spans_ranks_and_micro_batches(results: Results) -> None:
         assert each["bias"] == pytest.approx(found[0]["bias"], abs=1e-5) != -10.0
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_tables_of_one_process(results: Results) -> None:
     alone, first, second = results("tables")
     assert first["texts"] == alone["texts"] and len(alone["texts"]) == 2

@@ -15,7 +15,7 @@ from tests.support.products import marked
 from .test_ddp import start
 
 ROOT = Path(__file__).parents[2]
-OFTEN = ("pruned", "prompts", "decoder")
+OFTEN = ("pruned", "decoder")
 """Trainings by default; `slow` has all ten."""
 
 

@@ -104,7 +104,7 @@ def test_alpha_over_rank_scales_the_update() -> None:
 # Rank
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.integers(1, 14),
     st.integers(1, 14),

@@ -25,7 +25,7 @@ from randlora_pl.sweep.plan import Cell, plan
 from randlora_pl.utils.errors import UserError
 from tests.faults.child import Command
 from tests.support.cli import Refused, Run
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 from tests.sweep.grids import GRID, cells_of, written
 from tests.tasks.small import two_blocks
 
@@ -214,7 +214,7 @@ def first_seed(name: str) -> list[Cell]:
     return plan(replace(description, seeds=description.seeds[:1]))
 
 
-@in_one_item("name", SHIPPED)
+@pytest.mark.parametrize(("name",), marked(zip(SHIPPED), lambda row: SHIPPED.index(row[0]) % 4 == 0, pytest.mark.slow))
 def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
     """Every name and option in them is right, too."""
     (file, description), cells = find_sweep(name), first_seed(name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +40,6 @@ def cases(draw: Any) -> tuple[Tensor, Tensor, int, str]:
     return images, torch.tensor(boxes), size, draw(st.sampled_from(INTERPOLATIONS))
 
 
-@settings(max_examples=60)
 @given(cases())
 def test_crops_are_those_of_torchvision(case: tuple[Tensor, Tensor, int, str]) -> None:
     images, boxes, size, interpolation = case

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -31,7 +31,6 @@ def test_the_longer_side_fills_the_frame(height: int, width: int, size: int) -> 
     assert max(h, w) == size and abs(min(h, w) - size * min(height, width) / max(height, width)) <= 1
 
 
-@settings(max_examples=60)
 @given(side, side, st.floats(0.05, 1))
 def test_crops_of_the_square_are_never_empty(height: int, width: int, least: float) -> None:
     sizes = np.full(8, height), np.full(8, width)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.commands.main import main
@@ -33,7 +33,6 @@ def test_weights_have_mean_one_and_give_every_class_the_same_share(counts: list[
     assert all(weights[label] == 0 for label, count in enumerate(counts) if not count)
 
 
-@settings(max_examples=40)
 @given(sizes, st.integers(0, 2**40), st.integers(1, 9))
 def test_turns_take_every_class_once_and_use_up_its_samples(counts: list[int], seed: int, rounds: int) -> None:
     labels = labels_of(counts)

@@ -1,7 +1,7 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.data.loader import DrawPlan, EvalSchedule, TrainSchedule, samples_drawn
@@ -85,7 +85,6 @@ def schedules(layout: tuple[int, int, int, int]) -> list[TrainSchedule]:
     return [TrainSchedule(plan, batch, accumulate, world, rank) for rank in range(world)]
 
 
-@settings(max_examples=60)
 @given(layouts)
 def test_every_position_once_in_its_step(layout: tuple[int, int, int, int]) -> None:
     batch, accumulate, world, total = layout
@@ -108,7 +107,6 @@ def test_every_position_once_in_its_step(layout: tuple[int, int, int, int]) -> N
     assert len(ranks[0]) == (plan.steps - 1) * accumulate + math.ceil(last / (batch * world))
 
 
-@settings(max_examples=60)
 @given(layouts)
 def test_weights_make_the_mean_of_the_step(layout: tuple[int, int, int, int]) -> None:
     """Lightning divides each micro-batch by the accumulation, DDP averages over the ranks."""
@@ -125,7 +123,6 @@ def test_weights_make_the_mean_of_the_step(layout: tuple[int, int, int, int]) ->
     torch.testing.assert_close(sums, means, rtol=1e-6, atol=0)
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 100), st.integers(1, 9), st.integers(1, 4))
 def test_evaluation_counts_every_sample_once(samples: int, batch: int, world: int) -> None:
     ranks = [EvalSchedule(samples, batch, world, rank) for rank in range(world)]

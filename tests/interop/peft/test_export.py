@@ -334,7 +334,7 @@ def by_pairs(a: Tensor, b: Tensor, lambdas: Tensor, gammas: Tensor, large: int, 
     return update
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.integers(2, 9),
     st.integers(2, 9),
@@ -406,7 +406,7 @@ def test_what_peft_has_no_bases_for(adapter: RandLoRA, shapes: list[WeightShape]
         _arrange_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
 
 
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.sets(st.from_regex(r"([a-c]\.)?([0-3]\.){0,2}[d-f](\.[g-h])?", fullmatch=True), min_size=1, max_size=12))
 def test_a_pattern_fits_exactly_its_names(names: set[str]) -> None:
     import re

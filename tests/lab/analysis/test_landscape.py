@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -286,7 +286,6 @@ def length(path: list[Cell]) -> float:
     return sum(math.dist(a, b) for a, b in pairwise(path))
 
 
-@settings(max_examples=60)
 @given(HEIGHTS, st.sampled_from(sorted(PATHS)))
 def test_no_path_climbs_less_and_none_that_climbs_as_little_is_shorter(heights: list[list[float]], end: Cell) -> None:
     path = low_path(heights, (0, 0), end)

@@ -102,12 +102,6 @@ def test_test_samples_are_in_the_order_of_the_shards(tmp_path: Path) -> None:
     assert again.keys == samples.keys and pixels(again) == pixels(samples)
 
 
-def test_pickled_images_are_the_same(tmp_path: Path) -> None:
-    write_shards(tmp_path, 30)
-    samples = must(tmp_path)
-    assert pixels(pickle.loads(pickle.dumps(samples))) == pixels(samples)
-
-
 def layout(root: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         members = [(f"{number}{letter}.{suffix}", content) for letter in "ab"
