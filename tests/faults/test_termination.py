@@ -132,7 +132,7 @@ def test_run_stops_at_a_spoilt_batch_and_goes_on_without_it(tmp_path: Path, undi
     kept = read_adapter(folder / "adapter")
     assert kept.config["metadata"]["training"]["stopped"] == "the loss was not finite"
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert equal(kept.tensors, {name.removeprefix("backbone."): value for name, value in checkpoint.items()})
+    assert equal(kept.tensors, {name.removeprefix("objective.backbone."): value for name, value in checkpoint.items()})
     assert not json.loads((folder / "results.json").read_text()).get("finished")
 
     again = run(resume(tmp_path), tmp_path, Spoil("training", 2))

@@ -109,7 +109,7 @@ def test_ctrl_c_and_a_killed_worker_while_the_model_is_built(adapter: Path, tmp_
             assert server.end(signal.SIGINT, everyone=True) == 130
         assert wait_until(lambda: not any(map(alive, family)), 5), server.family()
         said = server.log.read_text()
-        assert said.endswith("(exit code -9)\n" if lost else "randlora-pl: interrupted\n"), said
+        assert said.endswith("(exit code -9): out of memory?\n" if lost else "randlora-pl: interrupted\n"), said
         assert ("has lost a worker that was building the model" in said) == lost and "Traceback" not in said, said
     finally:
         server.kill()
