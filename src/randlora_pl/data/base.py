@@ -32,6 +32,7 @@ from randlora_pl.data.sources import ArrayImages, FileImages, Ints
 from randlora_pl.data.splits import search_parts
 from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError, log
+from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.options import Declared, NotNegative, Share, between
 
 TEXTS = ("class names", "templates")
@@ -173,6 +174,20 @@ class PlannedData(Declared, LightningDataModule):
         self._search_batches: dict[str, Batches] = {}
         self.skipped: dict[str, str] = {}
         self._remarked = False
+
+    def _check_run(self, without_classes: str) -> None:
+        """Check length, worker processes and balance of a run; ``without_classes`` names labels that are no classes."""
+        if self.epochs is not None and self.steps is not None:
+            raise UserError(
+                f"--data.epochs {self.epochs} and --data.steps {self.steps} exclude each other. Set only one of them"
+            )
+        most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
+        if self.num_workers is not None and self.num_workers > most:
+            raise UserError(
+                f"--data.num_workers is {self.num_workers}, but at most {most} can help here: 4 per core, or 64"
+            )
+        if self.balance is not None and without_classes:
+            raise UserError(f"--data.balance {self.balance} needs classes, but {without_classes} have none. Remove it")
 
     # -- used by the application
 

@@ -19,7 +19,7 @@ from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
 from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.files import parse_json
-from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.image_spec import ImageSpec, read_resize
 from randlora_pl.utils.options import Positive, Share, between
 from randlora_pl.utils.reuse import cached
 
@@ -121,7 +121,7 @@ class ImageData(PlannedData):
     def __post_init__(self) -> None:
         super().__post_init__()
         row = catalog.find(self.dataset)
-        validate.check(vars(self), row)
+        self._check_options(row)
         self.row = catalog.with_split(row, self.split)
         self.augment = Augment(self.randaugment, self.mixup, self.cutmix)
         templates = validate.read_templates(self.templates)
@@ -144,6 +144,41 @@ class ImageData(PlannedData):
         self._meeting: Path | None = None  # folder of the memory shared by the processes of a machine
         if self.epochs is self.steps is None:
             self.epochs = 10 if self.few else self.row.epochs
+
+    def _check_options(self, row: catalog.DatasetSpec) -> None:
+        """Check the options, except prompts and task.
+
+        Raises:
+            UserError: An option is invalid; the message has the first.
+        """
+        shots, fraction = self.shots, self.fraction
+        if shots is not None and fraction is not None:
+            raise UserError(
+                f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them"
+            )
+        if fraction is not None and validate.is_draw(self.shots_file):
+            raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
+        if row.captions:
+            if shots is not None:
+                raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
+            if self.classes != "all":
+                raise UserError(f"--data.classes {self.classes} needs classes, but captions have none. Remove it")
+            for name in ("mixup", "cutmix"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
+        catalog.with_split(row, self.split)
+        self._check_run("captions" if row.captions else "")
+        crop = self.crop_scale
+        if not 0 < crop[0] <= crop[1] <= 1:
+            how = "must be two fractions with 0 < minimum <= maximum <= 1"
+            raise UserError(f"--data.crop_scale is {list(crop)}, but {how}")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and (problem := ImageSpec.of_values({name: value}).problem()):
+                raise UserError(f"--data.{name} sets {problem}")
+        read_resize(self.resize)
+        if self.root is None and row.own:
+            raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
 
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""

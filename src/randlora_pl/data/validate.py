@@ -3,17 +3,14 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, with_split
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, log, near
 from randlora_pl.utils.files import is_file, parse_json
-from randlora_pl.utils.image_spec import ImageSpec, read_resize
-from randlora_pl.utils.machine import usable_cores
 
 FORMATS = {
     "folder": "a sub-folder of images for each class",
@@ -23,54 +20,6 @@ FORMATS = {
     "webdataset": "tar shards",
 }
 """Formats of a user's own images, by the name of their dataset."""
-
-
-def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
-    """Check `ImageData`'s options by name, except prompts and task.
-
-    Raises:
-        UserError: An option is invalid; the message has the first.
-    """
-    shots, fraction = values["shots"], values["fraction"]
-    if shots is not None and fraction is not None:
-        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them")
-    if fraction is not None and is_draw(values["shots_file"]):
-        raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
-    if row.captions:
-        if shots is not None:
-            raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
-        if values["classes"] != "all":
-            raise UserError(f"--data.classes {values['classes']} needs classes, but captions have none. Remove it")
-        for name in ("mixup", "cutmix"):
-            if values[name] is not None:
-                raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
-    with_split(row, values["split"])
-    check_run(values, "captions" if row.captions else "")
-    crop = values["crop_scale"]
-    if not 0 < crop[0] <= crop[1] <= 1:
-        how = "must be two fractions with 0 < minimum <= maximum <= 1"
-        raise UserError(f"--data.crop_scale is {list(crop)}, but {how}")
-    for name in ("mean", "std"):
-        if values[name] is not None and (problem := ImageSpec.of_values({name: values[name]}).problem()):
-            raise UserError(f"--data.{name} sets {problem}")
-    read_resize(values["resize"])
-    if values["root"] is None and row.own:
-        raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
-
-
-def check_run(values: Mapping[str, Any], without_classes: str = "") -> None:
-    """Check options of any data: the length of the run, the worker processes and the balance.
-
-    ``without_classes`` names labels that are not classes.
-    """
-    epochs, steps, workers, balance = map(values.get, ("epochs", "steps", "num_workers", "balance"))
-    if epochs is not None and steps is not None:
-        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other. Set only one of them")
-    most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
-    if workers is not None and workers > most:
-        raise UserError(f"--data.num_workers is {workers}, but at most {most} can help here: 4 per core, or 64")
-    if balance is not None and without_classes:
-        raise UserError(f"--data.balance {balance} needs classes, but {without_classes} have none. Remove it")
 
 
 def check_epochs(max_epochs: int | None) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
 from randlora_pl.data.catalog import default_root
 from randlora_pl.data.loader import Loader, TrainSchedule
-from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
@@ -47,7 +46,7 @@ class TokenData(PlannedData):
     def __post_init__(self) -> None:
         super().__post_init__()
         scores = getattr(self, "scores", False) or self.dataset == "stsb"
-        check_run(vars(self), "scores" if scores else "")
+        self._check_run("scores" if scores else "")
         if self.dataset in self.own_datasets and self.root is None:
             raise UserError(
                 f"The dataset {self.dataset!r} needs --data.root: a folder with train.{self.dataset}, or one file"
