@@ -11,7 +11,7 @@ from torch import Tensor
 from randlora_pl.adapters import LoRA, RandLoRA, merge_and_unload
 from randlora_pl.models import clip
 from randlora_pl.tasks import VisionLanguageTask
-from randlora_pl.tasks.losses import logit_bias
+from randlora_pl.tasks.vision_language import logit_bias
 
 TRUE = ("PE-Core-B-16", "PE-Core-L-14-336", "ViT-B-16-SigLIP2", "ViT-H-14-quickgelu")
 """The last one is DFN5B's, with 4 GB of weights."""

@@ -20,7 +20,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import Figures, PerClass
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, VisionLanguageTask
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.images import normalize
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, TextHeadTask, VisionLanguageTask
-from randlora_pl.tasks.losses import StepFeatures, caption_losses
+from randlora_pl.tasks.losses import StepFeatures
+from randlora_pl.tasks.vision_language import caption_losses
 from tests.support.products import marked
 
 TASKS: dict[str, Callable[[], Objective]] = {

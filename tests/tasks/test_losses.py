@@ -6,14 +6,9 @@ import torch.nn.functional as F
 
 from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.data.transforms import _mixed
-from randlora_pl.tasks.losses import (
-    StepFeatures,
-    caption_losses,
-    class_losses,
-    normalize,
-    pair_floor,
-    similarities,
-)
+from randlora_pl.tasks.images import normalize, similarities
+from randlora_pl.tasks.losses import StepFeatures, class_losses
+from randlora_pl.tasks.vision_language import caption_losses, pair_floor
 from randlora_pl.utils import rng
 
 

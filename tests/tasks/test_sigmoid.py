@@ -16,7 +16,8 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge import merged
 from randlora_pl.prompts import Fixed
 from randlora_pl.tasks import PromptTask, TipAdapter, VisionLanguageTask, load_task
-from randlora_pl.tasks.losses import normalize, sigmoid_losses
+from randlora_pl.tasks.images import normalize
+from randlora_pl.tasks.vision_language import sigmoid_losses
 from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, batch, frozen, images, in_run, shake, sigmoid_clip, trained

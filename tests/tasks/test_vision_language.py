@@ -13,7 +13,7 @@ from randlora_pl.adapters import LoRA
 from randlora_pl.data import ImageData
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.tasks import AdaptationModule, VisionLanguageTask, vision_language
-from randlora_pl.tasks.losses import padded_captions
+from randlora_pl.tasks.vision_language import padded_captions
 from tests.support.products import in_one_item
 
 from .small import CLASSES, TEMPLATES, batch, built, images, in_run, make, write_pairs

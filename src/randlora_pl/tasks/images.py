@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -449,3 +450,17 @@ class SecondHead(nn.Module, ABC):
     def chosen(self) -> dict[str, Tensor]:
         """Return the tensors that were chosen before the training, by name."""
         return {}
+
+
+def similarities(images: Tensor, texts: Tensor) -> Tensor:
+    """Compute the (b, u) products of (b, e) and (u, e) features in float32, also under autocast.
+
+    Rounded to bfloat16, logits around 25 would be multiples of 1/8.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return images.float() @ texts.float().T
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Scale rows to unit length, in float32 so that half precision does not round the similarities."""
+    return nn.functional.normalize(features.float(), dim=-1)

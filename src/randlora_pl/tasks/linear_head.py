@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, meta_vit, vit_image_spec
-from randlora_pl.tasks.images import ImageTask, TowerTask
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.images import ImageTask, TowerTask, normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models import ImageTower, cached_text_head, load_clip
 from randlora_pl.models.text import Tokenizer
-from randlora_pl.tasks.images import ImageTask, TowerTask, UsedPrompts
-from randlora_pl.tasks.losses import normalize, similarities
+from randlora_pl.tasks.images import ImageTask, TowerTask, UsedPrompts, normalize, similarities
 from randlora_pl.utils.reuse import cached
 
 

@@ -1,4 +1,4 @@
-"""Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
+"""Vision-language fine-tuning of CLIP, and its losses: both towers learn to match images and captions (section 5.3)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,15 +9,7 @@ from torchmetrics import Metric
 
 from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.models.text import Tokenizer, check_distinct, class_prompts, encode_prompts
-from randlora_pl.tasks.images import ClipTask, UsedPrompts
-from randlora_pl.tasks.losses import (
-    logit_bias,
-    normalize,
-    padded_captions,
-    pair_floor,
-    pair_losses,
-    similarities,
-)
+from randlora_pl.tasks.images import ClipTask, UsedPrompts, normalize, similarities
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 
@@ -196,6 +188,79 @@ class VisionLanguageTask(ClipTask):
         """Return scaled similarities with every class, (b, classes)."""
         features = normalize(self.model.encode_image(images))  # type: ignore[operator]
         return self.scale() * similarities(features, self.class_features())
+
+
+def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Compute the image-to-text cross-entropy over the captions of an optimizer step, each unique caption once.
+
+    The protocol compares every image with every caption of the batch, and equal captions are equal
+    columns. Their sum is one column with the log of its count added, so with n_c captions of
+    class c the loss is ``log sum_c n_c exp(z_c) - z_y``, value and gradient alike (protocol 2.3).
+
+    Args:
+        logits: (b, u) similarities of b images and the u unique captions of the step.
+        labels: (b,) classes of the images.
+        classes: (u,) sorted classes of the captions.
+        counts: (u,) number of each in the step.
+
+    Returns:
+        (b,) loss of each image.
+    """
+    logits = logits.float()
+    target = torch.searchsorted(classes, labels)
+    own = logits.gather(1, target[:, None])[:, 0]
+    return torch.logsumexp(logits + counts.float().log(), dim=1) - own
+
+
+def sigmoid_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Compute SigLIP's sum over the pairs of an image with the captions of an optimizer step, each unique caption once.
+
+    A pair is positive if the caption's class is the image's. With n_c captions of class c the loss is
+    ``sum_c n_c log(1 + exp(-+ z_c))``, where the sign is minus for the own class (Zhai et al., arXiv 2303.15343).
+
+    Its arguments are described at `caption_losses`; the logits contain the model's bias.
+    """
+    logits = logits.float()
+    signed = torch.where(classes == labels[:, None], logits, -logits)
+    return -(counts * nn.functional.logsigmoid(signed)).sum(1)
+
+
+def logit_bias(model: nn.Module) -> Tensor | None:
+    """Return the bias of a model's logits, which models that were pretrained with the sigmoid loss have; else None."""
+    return getattr(model, "logit_bias", None)
+
+
+def pair_losses(model: nn.Module, logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Return `sigmoid_losses` if a model was pretrained with them, else `caption_losses`; logits are without bias."""
+    bias = logit_bias(model)
+    if bias is None:
+        return caption_losses(logits, labels, classes, counts)
+    return sigmoid_losses(logits + bias, labels, classes, counts)
+
+
+def pair_floor(model: nn.Module, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor | float:
+    """Return the infimum of `pair_losses` over all logits, (b,) or 0.
+
+    No logits can separate equal captions: it is ``log n_y``, the loss of an image that matches its own caption alone.
+    """
+    if logit_bias(model) is not None:
+        return 0.0
+    return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
+
+
+def padded_captions(classes: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return captions and counts in one of few shapes, for compiled code: a multiple of 16, or ``most``.
+
+    The last class is repeated with count 0, so that classes stay sorted, and losses, gradients and the likeliest class
+    stay the same: its column adds exp(-inf) to each sum.
+
+    Args:
+        classes: (u,) sorted classes of the captions.
+        counts: (u,) number of each in the step.
+        most: Number of all classes.
+    """
+    extra = max(0, min(-(-len(classes) // 16) * 16, most) - len(classes))
+    return torch.cat([classes, classes[-1:].expand(extra)]), torch.cat([counts, counts.new_zeros(extra)])
 
 
 def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from randlora_pl.adapters import AdaLoRA
 from randlora_pl.prompts import CoCoOp
 from randlora_pl.tasks import DePT, PromptTask
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.images import normalize
 from randlora_pl.tasks.restore import load_task
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

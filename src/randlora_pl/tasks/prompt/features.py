@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from randlora_pl.models.text import Tokenizer, image_features
 from randlora_pl.prompts import CoOp, Fixed, PromptLearner
-from randlora_pl.tasks.images import ClipTask, UsedPrompts
-from randlora_pl.tasks.losses import class_losses, logit_bias, normalize, similarities
+from randlora_pl.tasks.images import ClipTask, UsedPrompts, normalize, similarities
+from randlora_pl.tasks.losses import class_losses
 from randlora_pl.tasks.optim import Factor, schedule_factor
+from randlora_pl.tasks.vision_language import logit_bias
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Probability
 

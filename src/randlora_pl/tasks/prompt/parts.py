@@ -16,8 +16,7 @@ from randlora_pl.data.catalog import IMAGENET_TEMPLATES
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
 from randlora_pl.models.text import TextRows, class_prompts, encode_rows, image_features, is_causal, text_tower
-from randlora_pl.tasks.images import ClipTask, SecondHead
-from randlora_pl.tasks.losses import normalize, similarities
+from randlora_pl.tasks.images import ClipTask, SecondHead, normalize, similarities
 from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, log

@@ -14,18 +14,12 @@ from randlora_pl.adapters.described import Described, make
 from randlora_pl.models import ImageTower, load_tokenizer
 from randlora_pl.models.text import Tokenizer
 from randlora_pl.prompts import Fixed, PromptLearner
-from randlora_pl.tasks.images import ImageTask
-from randlora_pl.tasks.losses import (
-    class_losses,
-    logit_bias,
-    normalize,
-    pair_floor,
-    pair_losses,
-    similarities,
-)
+from randlora_pl.tasks.images import ImageTask, normalize, similarities
+from randlora_pl.tasks.losses import class_losses
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.tasks.prompt.parts import DePT, SelfRegulation, Teacher, TipAdapter
+from randlora_pl.tasks.vision_language import logit_bias, pair_floor, pair_losses
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative, Positive
 from randlora_pl.utils.run_files import flat
