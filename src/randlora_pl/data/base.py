@@ -176,7 +176,7 @@ class PlannedData(Declared, LightningDataModule):
         self._remarked = False
 
     def _check_run(self, without_classes: str) -> None:
-        """Check length, worker processes and balance of a run; ``without_classes`` names labels that are no classes."""
+        """Check length, worker processes and balance of a run; ``without_classes`` names labels other than classes."""
         if self.epochs is not None and self.steps is not None:
             raise UserError(
                 f"--data.epochs {self.epochs} and --data.steps {self.steps} exclude each other. Set only one of them"
