@@ -114,7 +114,7 @@ def main() -> None:
             words.append(f"--model.adapter.rank={RANK}")
         else:
             for split in ("train", "test"):
-                for index in range(2 * ROWS):
+                for index in range(3 * ROWS):  # so that no class, and no list of mistakes, has ROWS of them
                     file = Path(folder) / NAME / split / "ab"[index % 2] / f"{index}.png"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     pixels = numpy.random.default_rng(index).integers(0, 255, (*SIDES, 3), dtype=numpy.uint8)
