@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,28 +43,32 @@ def folder(tmp_path: Path) -> SweepFolder:
     return SweepFolder(tmp_path)
 
 
+def done(folder: SweepFolder) -> list[Cell]:
+    return [cell for cell in CELLS if folder.state(cell) == DONE]
+
+
 def test_each_cell_once(folder: SweepFolder) -> None:
     fake = Fake()
-    outcome = Loop(folder, CELLS, fake).work()
-    assert fake.ran == [str(cell.labels) for cell in CELLS] and outcome.done == CELLS
-    again = Loop(folder, CELLS, fake).work()
-    assert len(fake.ran) == 4 and again.done == []
+    Loop(folder, CELLS, fake).work()
+    assert fake.ran == [str(cell.labels) for cell in CELLS] and done(folder) == CELLS
+    Loop(folder, CELLS, fake).work()
+    assert len(fake.ran) == 4
     assert not list((folder.path / "locks").iterdir())
 
 
 def test_a_failed_cell_is_recorded_and_retried_on_request_only(folder: SweepFolder) -> None:
     fake = Fake(LoRA=UserError("no memory\nfor it"))
-    outcome = Loop(folder, CELLS, fake).work()
+    Loop(folder, CELLS, fake).work()
     failed = [cell for cell in CELLS if cell.labels.method == "LoRA-4"]
-    assert outcome.failed == failed and len(outcome.done) == 2
+    assert [cell for cell in CELLS if folder.state(cell) == FAILED] == failed and len(done(folder)) == 2
     assert folder.failure(failed[0])["reason"] == "no memory for it" and folder.failure(failed[0])["tries"] == 1
     Loop(folder, CELLS, fake).work()
     assert len(fake.ran) == 4
     Loop(folder, CELLS, fake, retry_failed=True).work()
     assert len(fake.ran) == 6 and folder.failure(failed[0])["tries"] == 2
     fake.errors = {}
-    assert Loop(folder, CELLS, fake, retry_failed=True).work().done == failed
-    assert all(folder.state(cell) == DONE for cell in CELLS) and not folder.failure(failed[0])
+    Loop(folder, CELLS, fake, retry_failed=True).work()
+    assert done(folder) == CELLS and not folder.failure(failed[0])
 
 
 def test_an_early_end_is_a_failure_and_an_unknown_error_keeps_its_traceback(folder: SweepFolder) -> None:
@@ -73,19 +79,20 @@ def test_an_early_end_is_a_failure_and_an_unknown_error_keeps_its_traceback(fold
     assert told["reason"] == "ZeroDivisionError: oh" and "test_loop.py" in told["traceback"]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt("later"), UserError("the disk is full")])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt("later"), OSError(errno.ENOSPC, "No space left on device")])
 def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: BaseException) -> None:
     def run(cell: Cell, place: Path) -> None:
         raise stop
 
     with pytest.raises(type(stop)):
-        Loop(folder, CELLS, run, fatal=lambda error: "full" in str(error)).work()
+        Loop(folder, CELLS, run).work()
     assert folder.state(CELLS[0]) == OPEN and acquire(lease_on(folder.lock(CELLS[0])))
 
 
 def test_neither_a_signal_in_a_finished_cell_nor_the_end_of_the_time_begins_another(folder: SweepFolder) -> None:
     fake = Fake()
-    late = Loop(folder, CELLS, fake, deadline=time.monotonic() + 10, seconds=lambda cell: 60.0 * (cell == CELLS[1]))
+    late = Loop(folder, CELLS, fake, deadline=time.monotonic() + 10)
+    late.watch.times = Mock(expected=lambda cell: 60.0 * (cell == CELLS[1]))
     assert late.work().stopped and fake.ran == [str(CELLS[0].labels)]
     with pytest.raises(Terminated):
         Loop(folder, CELLS, lambda cell, place: fake(cell, place) or True).work()
@@ -96,9 +103,9 @@ def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
     theirs = lease_on(folder.lock(CELLS[0]))
     assert acquire(theirs)
     outcome = Loop(folder, CELLS, Fake()).work()
-    assert outcome.elsewhere == 1 and len(outcome.done) == 3
+    assert outcome.elsewhere == 1 and done(folder) == CELLS[1:]
     theirs.release()
-    assert Loop(folder, CELLS, Fake()).work().done == CELLS[:1]
+    assert not Loop(folder, CELLS, Fake()).work().elsewhere and done(folder) == CELLS
 
 
 @pytest.mark.slow
@@ -107,7 +114,7 @@ def test_a_lock_without_a_living_owner_is_taken_over_after_a_lease(
     folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, age: int | None
 ) -> None:
     monkeypatch.setattr(leases, "LEASE", 3.0)
-    monkeypatch.setattr(module, "_PAUSE", 0.05)
+    monkeypatch.setattr(module, "PAUSE", 0.05)
     file = folder.lock(CELLS[0])
     file.parent.mkdir(parents=True)
     if age is None:  # a dead owner elsewhere
@@ -116,7 +123,8 @@ def test_a_lock_without_a_living_owner_is_taken_over_after_a_lease(
         file.touch()
         os.utime(file, (time.time() - age,) * 2)
     start = time.monotonic()
-    assert len(Loop(folder, CELLS, Fake()).work().done) == 4
+    Loop(folder, CELLS, Fake()).work()
+    assert done(folder) == CELLS
     assert (time.monotonic() - start >= 3) == (age != 100)
 
 
@@ -138,8 +146,7 @@ def test_a_retry_by_another_process_is_enough(folder: SweepFolder) -> None:
         folder.fail(other, "no, too")  # meanwhile, by another process
         raise UserError("no")
 
-    outcome = Loop(folder, CELLS, run, retry_failed=True).work()
-    assert len(outcome.failed) == 1
+    Loop(folder, CELLS, run, retry_failed=True).work()
     assert [folder.failure(cell)["tries"] for cell in CELLS if folder.state(cell) == FAILED] == [2, 2]
 
 
@@ -148,18 +155,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def progress_of(folder: SweepFolder, stream: io.StringIO) -> Progress:
-    return Progress(folder, CELLS, stream)
-
-
 def finish(folder: SweepFolder, cell: Cell) -> None:
     figures = {"finished": True, "test/acc": 0.5, "cell_seconds": 60.0}
     (folder.begin(cell) / "results.json").write_text(json.dumps(figures))
 
 
-def test_plain_lines_elsewhere(tmp_path: Path) -> None:
-    folder, stream = SweepFolder(tmp_path), io.StringIO()
-    progress = progress_of(folder, stream)
+def test_plain_lines_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = SweepFolder(tmp_path)
+    progress = Progress(folder, CELLS)
     with progress.shown():
         progress.started(CELLS[0])
         finish(folder, CELLS[0])
@@ -169,7 +172,7 @@ def test_plain_lines_elsewhere(tmp_path: Path) -> None:
         scores = {"finished": True, "test/pearson": 0.5, "data/metric": "pearson", "cell_seconds": 60.0}
         (folder.begin(CELLS[2]) / "results.json").write_text(json.dumps(scores))
         progress.ended(CELLS[2])
-    assert stream.getvalue().splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "1/4  tiny, digits, 2-shot, RandLoRA-6, seed 1: 50.0 % in 60 s; 3 min left",
         "2/4  tiny, digits, 2-shot, LoRA-4, seed 1: failed: no luck; 2 min left",
         "3/4  tiny, digits, 2-shot, RandLoRA-6, seed 2: pearson 0.500 in 60 s; 60 s left",
@@ -179,7 +182,7 @@ def test_plain_lines_elsewhere(tmp_path: Path) -> None:
 def test_processes_between_two_cells_are_counted_on(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     finish(folder, CELLS[0])
-    progress = Progress(folder, CELLS, io.StringIO(), jobs=2)
+    progress = Progress(folder, CELLS, jobs=2)
     assert progress.at_work() == 0 and progress.seconds_left() == pytest.approx(3 * 60 / 2)
 
 
@@ -191,7 +194,8 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lease = lease_on(folder.lock(CELLS[2]))
     assert acquire(lease)
     stream = Terminal()
-    progress = progress_of(folder, stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    progress = Progress(folder, CELLS)
     progress.started(CELLS[3])
     progress.print_line(CELLS[1])
     with progress.shown():
@@ -218,7 +222,9 @@ def test_times_are_of_the_nearest_finished_cells() -> None:
 
 
 @pytest.mark.parametrize("count", [30, 300])
-def test_progress_is_linear_in_cells(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_linear_in_cells(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Looks at cells, at their files and at those who run them, of a whole sweep."""
     cells = [replace(CELLS[0], labels=CELLS[0].labels._replace(seed=n), flat={"n": n}) for n in range(count)]
     folder = SweepFolder(tmp_path)
@@ -226,13 +232,12 @@ def test_progress_is_linear_in_cells(count: int, tmp_path: Path, monkeypatch: py
     def run(cell: Cell, place: Path) -> None:
         (place / "results.json").write_text('{"finished": true, "test/acc": 0.5, "cell_seconds": 1.0}')
 
-    stream = io.StringIO()
-    progress = Progress(folder, cells, stream)
+    loop = Loop(folder, cells, run)
     counted = {name: Mock(wraps=getattr(folder, name)) for name in ("state", "worker", "results", "failure")}
     for name, counting in counted.items():
         monkeypatch.setattr(folder, name, counting)
-    expected = counted["expected"] = Mock(wraps=progress.times.expected)
-    monkeypatch.setattr(progress.times, "expected", expected)
-    Loop(folder, cells, run, progress, seconds=lambda cell: expected(cell) or 0.0).work()
-    assert stream.getvalue().count("\n") == count and progress.count() == (count, 0, 0)
+    expected = counted["expected"] = Mock(wraps=loop.watch.times.expected)
+    monkeypatch.setattr(loop.watch.times, "expected", expected)
+    loop.work()
+    assert capsys.readouterr().out.count("\n") == count and loop.watch.count() == (count, 0, 0)
     assert max(counting.call_count for counting in counted.values()) <= 12 * count

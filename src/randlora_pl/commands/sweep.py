@@ -73,28 +73,27 @@ def _run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | 
         cells = plan(replace(description, root=typed.root))
         jobs.check_root_is_read(cells, typed.root)
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
-    job = Job(description, cells, cells, SweepFolder(path), same)
-    jobs.choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
+    job = Job(description, cells, SweepFolder(path), typed, same)
+    jobs.choose(job, typed.only, typed.shard)
     if typed.dry_run:
-        job.folder.check(job.cells)
         return jobs.dry_run(job), None
     jobs.begin(job)
     config = os.path.realpath(config) if Path(config).is_file() else config
-    words = jobs.child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
+    words = ["sweep", config]  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
+        command = jobs.child_words(job, words)
+        numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, typed.slurm)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {jobs.place_of(job)} --dry-run")
+        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {job.place} --dry-run")
         return 0, None
-    following = f"randlora-pl report {jobs.place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
-    if typed.jobs > 1:
-        return jobs.end(job, following, jobs.spawn(job, words, typed.jobs)), job
-    outcome = jobs.work(job, typed)
-    if job.description.baselines and not outcome.stopped and not outcome.elsewhere:  # after the last cell of all
+    following = f"randlora-pl report {job.place}{' --overwrite' * (job.folder.path / REPORT).exists()}"
+    jobs.run(job, words)
+    others = typed.jobs > 1 or job.outcome.elsewhere
+    if description.baselines and not job.outcome.stopped and not others:  # after the last cell of all
         from randlora_pl.lab.baselines import measure
 
         measure(job.folder.path, job.chosen)
-    return jobs.end(job, following, outcome.stopped, outcome.elsewhere), job
+    return jobs.end(job, following), job
 
 
 def run_in_job(words: list[str]) -> int:
@@ -214,8 +213,8 @@ def _tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wo
     job = _job_of(typed, file, description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
-    best = _run(job, typed, ["tune", str(file)], file)
-    if job.stopped:
+    best = _run(job, ["tune", str(file)], file)
+    if job.outcome.stopped:
         return 0
     print(f"Next: randlora-pl sweep {shlex.quote(str(job.folder.path / 'tuned.yaml'))}")
     return 1 if None in best.values() else 0
@@ -247,11 +246,11 @@ def _tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, Sweep
         jobs.dry_run(job)
         print("\nThen, with the best values:\n")
         return str(tuned) if tuned.is_file() else config, typed
-    _run(job, searched, [TUNE, str(file)], file)
+    _run(job, [TUNE, str(file)], file)
     if typed.max_hours is not None:
         left = typed.max_hours - (time.monotonic() - start) / 3600
         typed = replace(typed, max_hours=max(1e-9, left))
-    return None if job.stopped else (str(tuned), typed)
+    return None if job.outcome.stopped else (str(tuned), typed)
 
 
 def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
@@ -291,9 +290,9 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     job = _job_of(typed, Path(command.named[-1]), description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
-    ((method, chosen),) = _run(job, typed, ["tune", *others], None).items()
-    if job.stopped or chosen is None:
-        return 0 if job.stopped else 1
+    ((method, chosen),) = _run(job, ["tune", *others], None).items()
+    if job.outcome.stopped or chosen is None:
+        return 0 if job.outcome.stopped else 1
     best = []
     for option, value in chosen.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -304,7 +303,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     return 0
 
 
-def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) -> dict[str, Tree | None]:
+def _run(job: Job, words: list[str], config: Path | None) -> dict[str, Tree | None]:
     """Search, write and print the result, and return the best candidate of each method, None if none worked.
 
     ``words`` start each of several processes, without the options. The comments of ``config`` begin the config with the
@@ -333,10 +332,7 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
     # read before the search, which takes long
     comments = [] if config is None else config.read_text(encoding="utf-8").splitlines(True)
     jobs.begin(job)
-    if typed.jobs > 1:
-        job.stopped = jobs.spawn(job, jobs.child_words(words, typed, job), typed.jobs)
-    else:
-        job.stopped = jobs.work(job, typed).stopped
+    jobs.run(job, words)
     made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
     report = {"command": job.same} | made | search.report()
     table = markdown(report, search.measure)
@@ -350,11 +346,11 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
     first, *others = reversed(files)
     print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {jobs.summary(job)}")
     best = search.chosen()
-    if job.stopped:
-        print(f"Stopped, because {job.stopped}. Resume with: {job.same}")
+    if job.outcome.stopped:
+        print(f"Stopped, because {job.outcome.stopped}. Resume with: {job.same}")
     elif without := [method for method in search.names if method not in best]:
         kept = "" if config is None else "; the config keeps their values"
-        print(f"No candidate worked for: {', '.join(without)}{kept}. See {jobs.place_of(job)}/cells")
+        print(f"No candidate worked for: {', '.join(without)}{kept}. See {job.place}/cells")
     return {method: best.get(method) for method in search.names}
 
 
@@ -386,11 +382,10 @@ def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: st
             search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
         cells = search.known()
         jobs.check_root_is_read(cells, chosen.root)
-    job = Job(whole, cells, cells, folder, same, search=search)
-    jobs.choose(job, [], None, chosen.skip_missing, typed.dry_run)
+    job = Job(whole, cells, folder, typed, same, search)
+    jobs.choose(job)
     search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
     job.cells = job.chosen = search.known()
-    folder.check(job.cells)
     return job
 
 

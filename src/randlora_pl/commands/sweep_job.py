@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from randlora_pl.commands.common import spelled
 from randlora_pl.commands.data import absent as missing_file
 from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
@@ -14,8 +15,8 @@ from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep import FILE, RATES, SweepConfig, checked
-from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder, Times
-from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
+from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder
+from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Cell, is_text, only, shard
 from randlora_pl.utils.errors import UserError, errors_in, full_disk
 from randlora_pl.utils.files import parse_json
@@ -26,33 +27,6 @@ from randlora_pl.utils.text import byte_size, duration, log_to_terminal, table
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.search import Search
-
-
-@dataclass
-class Job:
-    """Sweep and the part of it that one command runs.
-
-    Attributes:
-        description: The sweep.
-        cells: Every cell of it.
-        chosen: The cells that this command runs.
-        folder: Its folder.
-        same: The typed command, for resuming.
-        absent: Labels of missing datasets.
-        sources: How to get the missing datasets: commands, or the missing files and their source.
-        search: The search that selects the cells, if any.
-        stopped: Reason of an early stop; empty without one.
-    """
-
-    description: SweepConfig
-    cells: list[Cell]
-    chosen: list[Cell]
-    folder: SweepFolder
-    same: str
-    absent: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    search: "Search | None" = None
-    stopped: str = ""
 
 
 @dataclass(kw_only=True)
@@ -114,6 +88,39 @@ class SweepOptions(CellOptions):
     slurm: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
 
 
+@dataclass
+class Job:
+    """Sweep and the part of it that one command runs.
+
+    Attributes:
+        description: The sweep.
+        cells: Every cell of it.
+        folder: Its folder.
+        typed: Options of the command.
+        same: The typed command, for resuming.
+        search: The search that selects the cells, if any.
+        chosen: The cells that this command runs.
+        absent: Labels of missing datasets.
+        sources: How to get the missing datasets: commands, or the missing files and their source.
+        outcome: What became of the cells.
+        place: The folder as an argument of a command.
+    """
+
+    description: SweepConfig
+    cells: list[Cell]
+    folder: SweepFolder
+    typed: WorkOptions
+    same: str
+    search: "Search | None" = None
+    chosen: list[Cell] = field(init=False)
+    absent: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def __post_init__(self) -> None:
+        self.chosen, self.place = self.cells, shlex.quote(str(self.folder.path))
+
+
 def find_sweep(config: str) -> tuple[Path, SweepConfig]:
     """Return the file of a config and the sweep in it."""
     file = find_config(config)
@@ -143,15 +150,16 @@ def check_root_is_read(cells: Iterable[Cell], root: str | None) -> None:
     raise UserError(f"--data.root {root} is not read: the datasets of this sweep ({names}) have no files.", own)
 
 
-def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
+def choose(job: Job, choices: Sequence[str] = (), part: str | None = None) -> None:
     """Choose the cells by the words of ``--only`` and the ``--shard``; but for a dry run, their datasets must be there.
 
     Raises:
         UserError: No cell is left, or a dataset is missing; one message names all of them.
     """
-    job.chosen = shard(only(job.chosen, choices), part)
+    job.chosen = shard(only(job.cells, choices), part)
     job.absent, job.sources = _absent(job.chosen)
-    if job.absent and not skip_missing and not dry:
+    skip_missing = isinstance(job.typed, CellOptions) and job.typed.skip_missing
+    if job.absent and not skip_missing and not job.typed.dry_run:
         count = "1 dataset is" if len(job.absent) == 1 else f"{len(job.absent)} datasets are"
         raise UserError(
             f"{count} not on this machine: {', '.join(job.absent)}. Skip them with --skip-missing, or get them:",
@@ -203,7 +211,6 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
 
 def begin(job: Job) -> None:
     """Check what can be checked without weights and images, and make the folder."""
-    job.folder.check(job.cells)
     check(job)
     job.folder.open(job.description, job.cells)
     if job.absent:
@@ -214,10 +221,11 @@ def check(job: Job) -> None:
     """Check that each method fits its model, and can start from its first stage, and the options of the data.
 
     Raises:
-        UserError: Names the model with the method or dataset.
+        UserError: Names the model with the method or dataset; or the folder holds another sweep.
     """
     from randlora_pl.sweep import expand
 
+    job.folder.check(job.cells)
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     different: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:  # a search changes more than rates
@@ -247,8 +255,9 @@ def summary(job: Job) -> str:
     return f"{states.count(DONE)} of {len(states)} cells are done{more} in {job.folder.path}"
 
 
-def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
+def end(job: Job, following: str) -> int:
     """Print the progress of a sweep and the next command; return 1 if cells have failed, else 0."""
+    stopped, elsewhere = job.outcome.stopped, job.outcome.elsewhere
     failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
     print(f"\n{summary(job)}" + (f"; other processes run {elsewhere}" if elsewhere else ""))
     for cell in failed[:5]:
@@ -264,25 +273,15 @@ def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
     return 1 if failed else 0
 
 
-def place_of(job: Job) -> str:
-    """Return the folder as an argument of a command."""
-    return shlex.quote(str(job.folder.path))
-
-
-def child_words(words: list[str], typed: WorkOptions, job: Job) -> list[str]:
+def child_words(job: Job, words: Sequence[str]) -> list[str]:
     """Return the command of one of several processes: with the typed options, this folder and without their number."""
     command = [*words, "--output", str(job.folder.path.resolve()), *import_words().split()]
-    for name in ("only", "seeds", "search", "shard", "max_hours", "sampler", "trials", "pruner"):
-        if value := getattr(typed, name, None):
-            command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    if isinstance(typed, CellOptions) and typed.root is not None:
-        command += ["--data.root", typed.root]
-    names = ("retry_failed", "skip_missing")
-    return command + [f"--{name.replace('_', '-')}" for name in names if getattr(typed, name, False)]
-
-
-_PAUSE = 1.0
-"""Seconds between two looks at what other processes find."""
+    for name, value in vars(job.typed).items():
+        if value not in (None, False, (), []) and name not in ("output", "jobs", "launcher", "slurm", "tune"):
+            command.append("--data.root" if name == "root" else spelled(name))
+            several = value if isinstance(value, list | tuple) else [value]
+            command += [str(each) for each in several if each is not True]
+    return command
 
 
 def dry_run(job: Job) -> int:
@@ -290,10 +289,7 @@ def dry_run(job: Job) -> int:
     check(job)
     if job.search is not None and job.search.sampler == "tpe":
         print(f"Optuna selects {job.search.trials} candidates of each method, such as:\n")
-    times, rows, seconds, unknown = Times(), [], 0.0, 0
-    for cell in job.cells:
-        if took := job.folder.results(cell).get("cell_seconds"):
-            times.add(cell, took)
+    times, rows, seconds, unknown = Progress(job.folder, job.cells).times, [], 0.0, 0
     for cell in job.chosen:
         state, done = job.folder.state(cell), job.folder.results(cell)
         took, memory = done.get("cell_seconds"), done.get("peak_memory_bytes")
@@ -317,74 +313,66 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def work(job: Job, typed: WorkOptions) -> Outcome:
-    """Run the cells in this process, and test them; the cells of a search are not tested.
+def run(job: Job, words: Sequence[str]) -> None:
+    """Run the cells in this process, or in several ones of the command that ``words`` are without its options.
 
     Raises:
         UserError: The disk is full.
         KeyboardInterrupt: With what is done and how to go on.
     """
-    end_with_parent()
-    log_to_terminal()
-    search = job.search
-    if search is not None:
-        job.chosen = search.known()
-    progress = Progress(job.folder, job.chosen)
-    runner = Runner() if search is None else Runner(test=False, watcher=search.watcher)
-    loop = Loop(
-        job.folder, job.chosen, runner, progress, lambda error: bool(full_disk(error)), typed.retry_failed,
-        deadline=None if typed.max_hours is None else time.monotonic() + 3600 * typed.max_hours,
-        seconds=lambda cell: progress.times.expected(cell) or 0.0,
-        keep_adapters=search is None and job.description.keep_adapters,
-    )  # fmt: skip
-    if search is not None:
-        loop.dropped = search.dropped
     try:
-        with progress.shown(), caching():
-            outcome = loop.work()
-            while search is not None and not outcome.stopped and not search.finished():
-                before, cells = {cell.hash for cell in job.chosen}, search.known()
-                if all(cell.hash in before for cell in cells):
-                    cells = search.known(ask=True)
-                if all(cell.hash in before for cell in cells):
-                    time.sleep(_PAUSE)
-                job.chosen = loop.cells = cells
-                progress.follow(cells)
-                outcome = loop.work()
+        job.outcome = spawn(job, child_words(job, words)) if job.typed.jobs > 1 else work(job)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{summary(job)}; resume with: {job.same}") from None
     except UserError as error:
         if full_disk(error):
             raise UserError(f"{full_disk(error)}. {summary(job)}; free some space, then: {job.same}") from error
         raise
+
+
+def work(job: Job) -> Outcome:
+    """Run the cells in this process, and test them; the cells of a search are not tested."""
+    end_with_parent()
+    log_to_terminal()
+    search, hours = job.search, job.typed.max_hours
+    runner, keep_adapters = Runner(), job.description.keep_adapters
+    if search is not None:
+        job.chosen = search.known()
+        runner, keep_adapters = Runner(test=False, watcher=search.watcher), False
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    loop = Loop(job.folder, job.chosen, runner, job.typed.retry_failed, deadline, keep_adapters)
+    if search is not None:
+        loop.dropped = search.dropped
+    with loop.watch.shown(), caching():
+        outcome = loop.work()
+        while search is not None and not outcome.stopped and not search.finished():
+            before, cells = {cell.hash for cell in job.chosen}, search.known()
+            if all(cell.hash in before for cell in cells):
+                cells = search.known(ask=True)
+            if all(cell.hash in before for cell in cells):
+                time.sleep(PAUSE)
+            job.chosen = loop.cells = cells
+            loop.watch.follow(cells)
+            outcome = loop.work()
     return outcome
 
 
-def spawn(job: Job, words: Sequence[str], jobs: int) -> str:
-    """Run the cells in several processes of this machine, and show their progress.
-
-    Returns:
-        The reason of an early stop; empty if all cells were run.
-
-    Raises:
-        KeyboardInterrupt: With what is done and how to go on.
-    """
+def spawn(job: Job, words: Sequence[str]) -> Outcome:
+    """Run the cells in several processes of this machine, by the command of each, and show their progress."""
     folder, search = job.folder, job.search
-    progress = Progress(folder, job.chosen, jobs=jobs)
+    progress = Progress(folder, job.chosen, jobs=job.typed.jobs)
 
     def look() -> None:
         if search is not None:
             job.chosen = search.known()
             progress.follow(job.chosen)
-        for cell in progress.look(_PAUSE):
+        for cell in progress.look(PAUSE):
             progress.print_line(cell)
 
-    try:
-        with progress.shown():
-            codes = local(words, folder.path, jobs, look)
-    except KeyboardInterrupt as stop:
-        raise type(stop)(f"{summary(job)}; resume with: {job.same}") from None
+    with progress.shown():
+        codes = local(words, folder.path, job.typed.jobs, look)
     if search.finished() if search is not None else all(folder.state(cell) != OPEN for cell in job.chosen):
-        return ""
-    lost = [code for code in codes if code not in (0, 1)]
-    return f"{len(lost)} of {len(codes)} processes ended early (see {folder.path}/logs)" if lost else "the time is up"
+        return Outcome()
+    lost = len([code for code in codes if code not in (0, 1)])
+    ended = f"{lost} of {len(codes)} processes ended early (see {folder.path}/logs)"
+    return Outcome(stopped=ended if lost else "the time is up")

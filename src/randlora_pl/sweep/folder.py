@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from rich.console import Console, Group, RenderableType
@@ -204,20 +204,16 @@ class Times:
 
 
 class Progress:
-    """Follows a sweep. A finished cell costs one look at it, however many others there are.
+    """Follows a sweep, on a terminal in a live table. A finished cell costs one look, however many others there are.
 
     Args:
         cells: The cells to count.
-        stream: Output stream; a terminal gets a live table.
         jobs: Processes that were started together; between two cells they are still counted on.
     """
 
-    def __init__(
-        self, folder: SweepFolder, cells: Sequence[Cell], stream: IO[str] | None = None, jobs: int = 1
-    ) -> None:
+    def __init__(self, folder: SweepFolder, cells: Sequence[Cell], jobs: int = 1) -> None:
         self.folder, self.jobs = folder, jobs
-        self.stream = sys.stdout if stream is None else stream
-        self.console = Console(file=self.stream)
+        self.console = Console(file=sys.stdout)  # also while the output of a cell goes elsewhere
         self.lines: list[str] = []
         self.own: tuple[Cell, float] | None = None
         self.times = Times()
@@ -271,7 +267,7 @@ class Progress:
         if self.console.is_terminal:
             self.lines = [*self.lines, line][-_SHOWN:]
         else:
-            print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
+            print(f"{line}; {self.time_left()}", flush=True)
 
     def look(self, every: float = 10.0) -> list[Cell]:
         """Scan, unless the last scan was a short time ago, in seconds or in units of its own time."""

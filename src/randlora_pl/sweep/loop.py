@@ -30,29 +30,27 @@ from randlora_pl.run.options.saved_config import check_run
 from randlora_pl.run.run_folder import FILE, acquire, lease_on, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, Progress, SweepFolder
 from randlora_pl.sweep.plan import Cell
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line, full_disk
 from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.machine import usable_cores
-from randlora_pl.utils.run_files import CONFIG, LAST
+from randlora_pl.utils.run_files import CONFIG, LAST, read_results, write_results
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-_PAUSE = 1.0
+PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
 
 
 @dataclass
 class Outcome:
-    """Results of one process: cells that it finished, and that failed here.
+    """End of one process.
 
     Attributes:
         elsewhere: Cells that another process was running at the end.
         stopped: Why it stopped before the end, empty where it did not.
     """
 
-    done: list[Cell] = field(default_factory=list)
-    failed: list[Cell] = field(default_factory=list)
     elsewhere: int = 0
     stopped: str = ""
 
@@ -64,27 +62,26 @@ class Loop:
     Attributes:
         cells: The process's part of the cells, in order.
         run: Runs a cell in its folder to its end, or raises; returns True after a SIGTERM that only Lightning saw.
-        watch: Progress to show.
-        fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.
-        deadline: Value of ``time.monotonic`` after which no cell begins.
-        seconds: Expected time of a cell, so that none begins that would end after the deadline.
+        deadline: Value of ``time.monotonic`` after which no cell begins, and none that is expected to end later.
         keep_adapters: Whether finished cells keep their adapter.
         dropped: Whether a cell is not needed any more.
+        watch: Progress to show.
     """
 
     folder: SweepFolder
     cells: Sequence[Cell]
     run: Callable[[Cell, Path], bool | None]
-    watch: Progress | None = None
-    fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
-    seconds: Callable[[Cell], float] = lambda cell: 0.0
     keep_adapters: bool = True
     dropped: Callable[[Cell], bool] = lambda cell: False
+    watch: Progress = field(init=False)
     _leases: dict[str, SoftFileLease] = field(default_factory=dict)
     _tries: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.watch = Progress(self.folder, self.cells)
 
     def work(self) -> Outcome:
         """Run every cell that is neither finished nor running elsewhere, until none is left.
@@ -96,28 +93,26 @@ class Loop:
         """
         for cell in self.cells:
             self._tries.setdefault(cell.hash, int(self.folder.failure(cell).get("tries", 0)))
-        outcome = Outcome()
         left, patience = list(self.cells), time.monotonic() + 2 * leases.LEASE
         while left:
             passed: list[Cell] = []
             for cell in left:
                 if self._settled(cell) or self.dropped(cell):
                     continue
-                if self.deadline is not None and time.monotonic() + self.seconds(cell) > self.deadline:
-                    outcome.stopped = "the time is up"
-                    return outcome
-                if not self._one(cell, outcome):
+                seconds = self.watch.times.expected(cell) or 0.0
+                if self.deadline is not None and time.monotonic() + seconds > self.deadline:
+                    return Outcome(stopped="the time is up")
+                if not self._one(cell):
                     passed.append(cell)
             if passed:
                 running = [bool(self.folder.worker(cell)) for cell in passed]
                 if any(running) or len(passed) < len(left):
                     patience = time.monotonic() + 2 * leases.LEASE  # by then every dead owner has been succeeded
                 if all(running) or time.monotonic() > patience:
-                    outcome.elsewhere = len(passed)
-                    return outcome
-                time.sleep(_PAUSE)
+                    return Outcome(elsewhere=len(passed))
+                time.sleep(PAUSE)
             left = passed
-        return outcome
+        return Outcome()
 
     def _settled(self, cell: Cell) -> bool:
         state = self.folder.state(cell)
@@ -125,32 +120,29 @@ class Loop:
             return bool(self.folder.failure(cell).get("tries", 0) != self._tries[cell.hash])
         return state in (DONE, FAILED)
 
-    def _one(self, cell: Cell, outcome: Outcome) -> bool:
+    def _one(self, cell: Cell) -> bool:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         with disk_errors(self.folder.path, ""):
             if not acquire(lease):
                 return False
-        failed, terminated = "", False
+        terminated = False
         try:
             if self._settled(cell):  # another process may have ended it before the lock was taken
                 return True
-            if self.watch:
-                self.watch.started(cell)
+            self.watch.started(cell)
             try:
                 terminated = bool(self.run(cell, self.folder.begin(cell)))
                 if not self.folder.results(cell):
                     raise UserError("it ended before its last step")
                 self.folder.succeed(cell, self.keep_adapters)
-            except Exception as error:  # whatever a cell dies of, the others can go on
-                if self.fatal(error):
+            except Exception as error:  # whatever else a cell dies of, the others can go on
+                if full_disk(error):
                     raise
                 ours = isinstance(error, UserError | LostProcessError)
-                failed = str(error) if ours else f"{type(error).__name__}: {error}"
-                self.folder.fail(cell, failed, "" if isinstance(error, UserError) else traceback.format_exc())
-            (outcome.failed if failed else outcome.done).append(cell)
-            if self.watch:
-                self.watch.ended(cell)
+                reason = str(error) if ours else f"{type(error).__name__}: {error}"
+                self.folder.fail(cell, reason, "" if isinstance(error, UserError) else traceback.format_exc())
+            self.watch.ended(cell)
         finally:
             lease.release()
         if terminated:
@@ -192,7 +184,6 @@ class Runner:
     def _run(self, cell: Cell, folder: Path, start: float) -> bool:
         from randlora_pl.run import lightning_cli, session, stages
         from randlora_pl.run.callbacks.summary import callbacks_of
-        from randlora_pl.utils.run_files import read_results, write_results
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)
@@ -280,7 +271,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         while running := [process for process in started if process.poll() is None]:
             look()
             with suppress(subprocess.TimeoutExpired):
-                running[0].wait(_PAUSE)
+                running[0].wait(PAUSE)
         look()
     finally:
         running = [process for process in started if process.poll() is None]
