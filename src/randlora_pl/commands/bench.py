@@ -1,6 +1,7 @@
 """Measure the speed of this machine. Everything compared is timed in turns, in one run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -63,17 +64,11 @@ def _machine_line(facts: dict[str, Any], device: str) -> str:
     return f"{name}, torch {facts['torch']}"
 
 
-def _in_folder(
-    output: str | None,
-    verb: str,
-    work: Callable[[Callable[[T], None]], T],
-    note: Callable[[T, Path], None],
-    finish: Callable[[T, Path], None],
-) -> None:
-    """Run the work and write its results to a new folder; an interruption keeps finished ones.
-
-    The work returns all results, and calls a function with intermediate ones, which ``note`` writes.
-    """
+@contextmanager
+def _new_folder(
+    output: str | None, verb: str, note: Callable[[T, Path], None], finish: Callable[[T, Path], None]
+) -> Iterator[Callable[[T], None]]:
+    """Yield a function that ``note`` writes the results so far with; the last ones are finished, even after Ctrl-C."""
     new = Path(output or f"runs/bench-{verb}").absolute()
     missing = missing_folders(new.parent if output else new)
     folder = output_folder(output, f"bench-{verb}")
@@ -84,7 +79,7 @@ def _in_folder(
         note(results, folder)
 
     try:
-        keep(work(keep))
+        yield keep
         finish(kept[0], folder)
     except BaseException as stop:
         if not kept:
@@ -248,26 +243,6 @@ def train(
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({adapted})")
     print(f"{len(names)} methods, {timing.rounds} rounds in turns: about {duration(estimate)}")
-    sets: dict[str, int | None] = {}
-
-    def work(keep: Callable[[list[steps.Measured]], None]) -> list[steps.Measured]:
-        cases, missing = training.cases(names)
-
-        def whole(results: list[steps.Measured]) -> list[steps.Measured]:
-            for one in results:
-                one.rss = sets.get(one.name)
-            return sorted([*results, *missing], key=lambda one: names.index(one.name))
-
-        with counting("measurements", steps.ticks(len(cases), timing.rounds) + len(cases) * rss) as tick:
-            if rss:
-                for case in cases:
-                    tick(1)
-                    sets[case.name] = rss_elsewhere(steps.one_training, setup, case.name)
-            measured = steps.measure(
-                cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results))
-            )
-        return whole(measured)
-
     about: dict[str, Any] = {
         "command": words.command("bench train", "--output"),
         "machine": facts,
@@ -291,7 +266,21 @@ def train(
         report.write_figure(report.bars(title, results), folder / PICTURE)
         print(f"\n{table(header, rows)}\n\n{remark}")
 
-    _in_folder(timing.output, "train", work, note, finish)
+    with _new_folder(timing.output, "train", note, finish) as keep:
+        cases, missing = training.cases(names)
+        sets: dict[str, int | None] = {}
+
+        def keep_all(results: list[steps.Measured]) -> None:
+            for one in results:
+                one.rss = sets.get(one.name)
+            keep(sorted([*results, *missing], key=lambda one: names.index(one.name)))
+
+        with counting("measurements", steps.ticks(len(cases), timing.rounds) + len(cases) * rss) as tick:
+            if rss:
+                for case in cases:
+                    tick(1)
+                    sets[case.name] = rss_elsewhere(steps.one_training, setup, case.name)
+            keep_all(steps.measure(cases, gemm, timing.rounds, lambda _: tick(1), keep_all))
     return 0
 
 
@@ -363,18 +352,6 @@ def adapters(
     typed = words.command("bench adapters", "--output")
     about = {"command": typed, "machine": facts, "gemm_flops_per_second": rate}
 
-    def work(keep: Callable[[list[report.Reading]], None]) -> list[report.Reading]:
-        finished: list[report.Reading] = []
-        total = sum(steps.ticks(len(report.methods_at(sweep, names)), timing.rounds) for sweep, _ in points)
-        with counting("measurements", total) as tick:
-            for sweep, point in points:
-                these = report.methods_at(sweep, names)
-                made, missing = report.cases(point, these, device, timing.precision)
-                measured = steps.measure(made, gemm, timing.rounds, lambda _: tick(1)) + missing
-                finished.append(report.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
-                keep(list(finished))
-        return finished
-
     def note(results: list[report.Reading], folder: Path) -> None:
         rows = [row for reading in results for row in reading.as_rows()]
         report.write_json(about | {"rows": rows}, folder / JSON)
@@ -394,5 +371,16 @@ def adapters(
         report.write_figure(report.curves(f"{what}\non {here}", results), folder / PICTURE)
         print("\n" + "\n\n".join([*shown, remark]))
 
-    _in_folder(timing.output, "adapters", work, note, finish)
+    finished: list[report.Reading] = []
+    total = sum(steps.ticks(len(report.methods_at(sweep, names)), timing.rounds) for sweep, _ in points)
+    with (
+        _new_folder(timing.output, "adapters", note, finish) as keep,
+        counting("measurements", total) as tick,
+    ):
+        for sweep, point in points:
+            these = report.methods_at(sweep, names)
+            made, missing = report.cases(point, these, device, timing.precision)
+            measured = steps.measure(made, gemm, timing.rounds, lambda _: tick(1)) + missing
+            finished.append(report.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
+            keep(list(finished))
     return 0
