@@ -207,7 +207,6 @@ class SweepConfig:
         models, methods = (_group(name, given[name]) for name in ("models", "methods"))
         for label, facts in models.items():
             fit(facts, _Model, f"models.{label}")
-            without_axes(f"models.{label}.set", facts.get("set", {}))
         grid: Any = {"datasets": _datasets(given["datasets"]), "budgets": budgets(given["budgets"])}
         _check_cases("cases", given, grid)
         for label, facts in methods.items():
@@ -215,7 +214,6 @@ class SweepConfig:
             for place, stage in ((f"methods.{label}", facts), (f"methods.{label}.first", facts.get("first", {}))):
                 _check_cases(f"{place}.cases", stage, grid)
         given |= {"tune": given.get("tune", {}), "options": without_axes("set", given.pop("set", {}))}
-        without_axes("tune.set", given["tune"].get("set", {}))
         trained = [label for label in methods if not is_zero_shot(label)]
         for pair in given.get("pairs", []):
             members("pairs", pair, trained, "trained methods")
@@ -303,15 +301,17 @@ def is_zero_shot(label: str) -> bool:
 
 
 def fit(value: Any, kind: Any, where: str) -> None:
-    """Refuse a value that does not have its type, or has a key that its type lacks.
+    """Refuse a value that does not have its type, has a key that its type lacks, or sets an axis of the grid.
 
     Raises:
         UserError: The type or a key is wrong; ``where`` names the value in the message.
     """
     if wrong := misfit(value, kind, where):
         raise UserError(f"{wrong}{f': give {wrong.wanted}' if wrong.wanted else ''}.")
-    if is_typeddict(kind) and kind is not _Method:  # whose other keys are options of its adapter
-        refuse_unknown(value, kind.__annotations__, where)
+    if is_typeddict(kind):
+        if kind is not _Method:  # whose other keys are options of its adapter
+            refuse_unknown(value, kind.__annotations__, where)
+        without_axes(f"{where}.set", value.get("set", {}))
 
 
 def refuse_unknown(value: Tree, known: Iterable[str], where: str) -> None:
@@ -333,14 +333,12 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     """Refuse options that no method has, and make ``models`` a list of labels."""
     where = f"methods.{label}"
     fit(facts, _Method, where)
-    without_axes(f"{where}.set", facts.get("set", {}))
     if is_zero_shot(label):
         refuse_unknown(facts, ("set", "models", "paper_name"), where)
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
     if (first := facts.get("first")) is not None:
         fit(first, _Method, f"{where}.first")
-        without_axes(f"{where}.first.set", first.get("set", {}))
         if str(first.get("adapter")).lower() != "lora":
             raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage starts from LoRA alone.")
         fit(first.get("form", FORMS[0]), Literal[FORMS], f"{where}.first.form")
@@ -355,7 +353,6 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
     """Refuse cases that no cell of the grid is, and give their budgets their labels."""
     for case in facts.get("cases", []):
         fit(case, _Case, where)
-        without_axes(f"{where}.set", case.get("set", {}))
         if "budgets" in case:
             case["budgets"] = budgets(case["budgets"])
         for axis, values in grid.items():
