@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from randlora_pl import adapters, tasks
 from randlora_pl.commands import common
+from randlora_pl.lab import analysis
 from randlora_pl.run.options.saved_config import config_beside, data_beside
 from randlora_pl.run.run_folder import check_new, new_folder, output_folder
 from randlora_pl.utils.errors import UserError, errors_in
@@ -262,9 +263,8 @@ def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "Updates":
     """Return the nonzero updates to express."""
     from randlora_pl.adapters.select import select
     from randlora_pl.interop.base_model import load_base
-    from randlora_pl.lab.analysis.weights import matrix_updates
 
-    updates = matrix_updates(run.file)
+    updates = analysis.matrix_updates(run.file)
     if run.file.adapter.trains_base:
         sites = select(load_base(run.file).submodule_for(run.file), list(targets) or None, False)
         wanted = [site.shape.layer for site in sites]
@@ -289,7 +289,6 @@ def _check_finite(run: AnalyzedRun, updates: "Updates") -> None:
 def _leads(run: AnalyzedRun, updates: "Updates", names: Sequence[str]) -> "dict[str, Updates]":
     """Return the matrices whose left singular vectors lead, by name and layer."""
     from randlora_pl.interop.base_model import load_base, same_base, site_weights
-    from randlora_pl.lab.analysis.weights import matrix_updates
 
     matrices = {}
     for name in names:
@@ -298,7 +297,7 @@ def _leads(run: AnalyzedRun, updates: "Updates", names: Sequence[str]) -> "dict[
             continue
         lead = open_run(find_run(name))
         same_base([run.file, lead.file])
-        mine = matrices[name] = matrix_updates(lead.file)
+        mine = matrices[name] = analysis.matrix_updates(lead.file)
         for layer in updates:
             if layer not in mine or not mine[layer].any():
                 raise UserError(f"--lead {name}: {lead.path} does not change {layer}. Give a run that does.")
@@ -353,27 +352,25 @@ def spectrum(runs: Runs, *, output: NewFolder = None) -> int:
         errors. Stable rank: sum of squares / largest square. Effective rank: exp of the entropy of the singular values
         over their sum. During training: fit --spectrum.every_n_steps N
     """
-    from randlora_pl.lab.analysis.weights import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
-
     opened = [open_run(path) for path in runs]
     spectra = {}
     for label, run in zip(labels_of(opened), opened, strict=True):
-        updates = matrix_updates(run.file)
+        updates = analysis.matrix_updates(run.file)
         if not updates:
             raise UserError(f"{run.path} changes no matrix of a layer ({label}), so it has no spectrum.")
         with errors_in(run.path):
-            spectra[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
-    shared = common_layers(list(spectra.values()))
+            spectra[label] = [analysis.layer_spectrum(layer, update) for layer, update in updates.items()]
+    shared = analysis.common_layers(list(spectra.values()))
     rows, cells, content = [], [], []
     for (label, layers), run in zip(spectra.items(), opened, strict=True):
         rows += [{"adapter": label} | one.as_row() for one in layers]
-        mean = means([one for one in layers if one.layer in shared])
+        mean = analysis.means([one for one in layers if one.layer in shared])
         facts = {"adapter": label, "path": str(run.path), "parameters": parameters(run), "mean": mean}
         content.append(facts | {"layers": [o.as_row() | {"singular_values": o.values.tolist()} for o in layers]})
         count = sum(one.layer in shared for one in layers)
         ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
         cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
-    folder = write_output(output, "spectrum", rows, content, spectrum_figure(spectra))
+    folder = write_output(output, "spectrum", rows, content, analysis.spectrum_figure(spectra))
     header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
     print(f"Means over the {len(shared)} layers that all of them change:\n")
     print(table(header, cells))

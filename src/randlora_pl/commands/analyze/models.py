@@ -12,10 +12,12 @@ from randlora_pl.commands import analyze
 from randlora_pl.commands.common import counting, pick_device
 from randlora_pl.commands.data import present_root
 from randlora_pl.data.catalog import find
+from randlora_pl.lab import analysis
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Check, Count, Device, Folder, Root, Runs, at_least, between
 from randlora_pl.utils.text import duration, table
+from randlora_pl.utils.weights_files import local_name
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +70,6 @@ def cka(
         labels |= dict(zip((run.path for run in members), analyze.labels_of(members), strict=True))
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
-    from randlora_pl.lab.analysis.models import cka_figure
-
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
@@ -90,7 +90,7 @@ def cka(
         mean[label] = {layer: sum(one[layer] for one in each) / len(each) for layer in each[0]}
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
-    figure = cka_figure(mean, reference, "; ".join(counts))
+    figure = analysis.cka_figure(mean, reference, "; ".join(counts))
     folder = analyze.write_output(output, "cka", rows, content, figure)
     print(f"CKA with {reference} on {'; '.join(counts)}:\n")
     columns = [(label, kind) for label in mean for kind in ("attention", "mlp")]
@@ -108,8 +108,7 @@ def _compare(
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     first, *others = runs
-    from randlora_pl.data.unlabelled import batches, random_samples
-    from randlora_pl.lab.analysis.models import compare
+    from randlora_pl.data.unlabelled import random_samples
 
     reference = analyze.task_of(first, device)
     data = analyze.data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
@@ -123,11 +122,12 @@ def _compare(
     with counting("images", len(samples), data.row.name) as tick:
 
         def images() -> "Iterator[torch.Tensor]":
-            for batch, _ in batches(data, samples, tested.batch_size, device):
+            for batch, _ in analysis.batches(data, samples, tested.batch_size, device):
                 yield batch
                 tick(len(batch))
 
-        return len(samples), compare(reference.model, {name: task.model for name, task in tasks.items()}, images())
+        models = {name: task.model for name, task in tasks.items()}
+        return len(samples), analysis.compare(reference.model, models, images())
 
 
 def forgetting(
@@ -188,14 +188,13 @@ def _tested(
 ) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
-    from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
+    from randlora_pl.data.unlabelled import frame_of, framed, random_samples
     from randlora_pl.interop.base_model import adapted, base_name, load_base
     from randlora_pl.lab.zeroshot import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
     from randlora_pl.tasks.images import ClipTask
-    from randlora_pl.utils.weights_files import local_name
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[tuple[str, ImageSpec], ImageData] = {}
@@ -224,7 +223,7 @@ def _tested(
             models = {"after": tuned} if key in known else {"before": base.model, "after": tuned}
             with counting("images", len(models) * len(samples), f"{run.path}, {dataset}") as tick:
                 for when, model in models.items():
-                    images = batches(data, samples, tested.batch_size, device)
+                    images = analysis.batches(data, samples, tested.batch_size, device)
                     if model is tuned and prompted is not None:
                         percent, count = prompted.percent_among(data.classnames, images, tick)
                     else:
@@ -317,19 +316,18 @@ def landscape(
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
     from randlora_pl.lab.analysis.figures import write_figure
-    from randlora_pl.lab.analysis.models import POSITIONS, Grid, Landscape, contour_figure
     from randlora_pl.lab.bench.report import write_json
 
     heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
     about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
     (one, two, three), (first, second, third) = state["labels"], state["losses"]
-    drawn = Landscape(
-        (one, two, three), POSITIONS[state["positions"]], (first, second, third),
-        Grid(state["grid"], state["margin"]), heights, about,
+    drawn = analysis.Landscape(
+        (one, two, three), analysis.POSITIONS[state["positions"]], (first, second, third),
+        analysis.Grid(state["grid"], state["margin"]), heights, about,
     )  # fmt: skip
     barriers = drawn.barriers()
     write_json(state | {"values": drawn.grid.values, "barriers": barriers}, folder / FILE)
-    write_figure(contour_figure(drawn), folder, "landscape")
+    write_figure(analysis.contour_figure(drawn), folder, "landscape")
     print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
     for pair, height in barriers.items():
         print(f"  {pair}: {height:.4f}")
@@ -370,9 +368,8 @@ def _compute(
     output: str | None,
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
-    from randlora_pl.data.unlabelled import batches
     from randlora_pl.interop.base_model import same_base
-    from randlora_pl.lab.analysis.models import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
+    from randlora_pl.lab.analysis.models import check_classes, stratified_fraction
     from randlora_pl.lab.bench.report import write_json
 
     where = pick_device(device)
@@ -391,14 +388,14 @@ def _compute(
         if task.has_classes:
             check_classes(data, task.classnames)
     chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
-    kept = list(batches(data, chosen, batch_size, where))
-    own = [loss(task, kept) for task in tasks]
-    corners = POSITIONS[state["positions"]]
-    plane = Plane.through(tasks, corners)
+    kept = list(analysis.batches(data, chosen, batch_size, where))
+    own = [analysis.loss(task, kept) for task in tasks]
+    corners = analysis.POSITIONS[state["positions"]]
+    plane = analysis.Plane.through(tasks, corners)
     at_corners = []
     for corner in corners:
         plane.write_point(*corner)
-        at_corners.append(loss(carrier, kept))
+        at_corners.append(analysis.loss(carrier, kept))
     apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
     if not apart <= AGREE:
         raise UserError(f"the plane's corners have the losses {at_corners}, the runs {own}: they do not fit.")
@@ -416,7 +413,7 @@ def _compute(
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
     folder = folder or analyze.new_output(output, "landscape")
     write_json(state, folder / FILE)
-    values = Grid(state["grid"], state["margin"]).values
+    values = analysis.Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]
     try:
         with counting("rows", len(missing)) as tick:
@@ -425,7 +422,7 @@ def _compute(
                 row = []
                 for x in values:
                     plane.write_point(x, values[number])
-                    row.append(loss(carrier, kept))
+                    row.append(analysis.loss(carrier, kept))
                 state["rows"][number] = [value if value < float("inf") else None for value in row]
                 write_json(state, folder / FILE)
                 if not done:
