@@ -26,9 +26,7 @@ from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text import escape_unprintable_output, log_to_terminal, printable, silence_library_warnings
 
 RUN: Mapping[str, str | Mapping[str, str]] = {
-    "fit": "fit",
-    "test": "fit",
-    "validate": "fit",
+    **dict.fromkeys(("fit", "test", "validate"), "fit"),
     "predict": "predict",
     "adapter": {
         **dict.fromkeys(("info", "diff"), "adapter"),
@@ -40,19 +38,15 @@ RUN: Mapping[str, str | Mapping[str, str]] = {
         **dict.fromkeys(("cka", "landscape", "forgetting"), "analyze.models"),
     },
     "serve": "serve",
-    "sweep": "sweep",
-    "tune": "sweep",
-    "compare-methods": "sweep",
-    "report": "results",
-    "compare": "results",
+    **dict.fromkeys(("sweep", "tune", "compare-methods"), "sweep"),
+    **dict.fromkeys(("report", "compare"), "results"),
     "zeroshot": "zeroshot",
     "bench": dict.fromkeys(("data", "train", "adapters"), "bench"),
 }
 LOOK_UP: Mapping[str, str | Mapping[str, str]] = {
     "datasets": "inspect",
     "data": dict.fromkeys(("get", "check", "show"), "data"),
-    "models": "inspect",
-    "adapters": "inspect",
+    **dict.fromkeys(("models", "adapters"), "inspect"),
     "config": dict.fromkeys(("list", "cat", "cp", "check"), "config"),
     "doctor": "inspect",
     "completion": "main",

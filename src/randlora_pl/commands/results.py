@@ -12,7 +12,7 @@ from randlora_pl.run.options.saved_config import check_run
 from randlora_pl.run.run_folder import is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files import parse_yaml, read_mapping
-from randlora_pl.utils.options import Folder, Json, Option, Overwrite, Runs
+from randlora_pl.utils.options import Folder, Json, Option, Overwrite, Runs, is_number
 from randlora_pl.utils.run_files import CONFIG
 from randlora_pl.utils.text import table
 
@@ -133,7 +133,7 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
     shown = [key for key in first if key in keys]
     above = ("adapter/", "base/", "data/", "version/")  # shown with the configs
     others = [key for key in keys if key not in shown and key != "seed" and not key.startswith(above)]
-    others = [key for key in others if any(_numeric(metrics.get(key)) for metrics in results)]
+    others = [key for key in others if any(is_number(metrics.get(key)) for metrics in results)]
     shown += [key for key in others if len({_text(metrics.get(key, "")) for metrics in results}) > 1]
     pair = len(results) == 2
     rows = []
@@ -143,18 +143,14 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
         title = f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else title
         row = [title, *(_formatted(key, value) for value in values)]
         if pair:  # the second minus the first
-            change = values[1] - values[0] if all(map(_numeric, values)) else None
+            change = values[1] - values[0] if all(map(is_number, values)) else None
             row.append(f"{'+' if change is not None and change > 0 else ''}{_formatted(key, change)}")
         rows.append(row)
     return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
 
 
-def _numeric(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _formatted(key: str, value: Any) -> str:
-    if not _numeric(value):
+    if not is_number(value):
         return "" if value is None else _text(value)[:10] if key == "git_commit" else _text(value)
     if key.endswith("/acc"):
         return f"{100 * value:.2f}"

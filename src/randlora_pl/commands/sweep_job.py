@@ -176,11 +176,19 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     absent: list[str] = []
     commands: list[str] = []
     by_root: dict[Path, list[str]] = {}
-    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+    by_source: dict[str, dict[str, None]] = {}  # the first missing file of each text dataset, by where to get it
+    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
+        label, data = cell.labels.dataset, cell.tree.get("data", {})
+        given = data.get("root")
+        if label in absent:
+            continue
         if is_text(cell.tree):
+            root = default_root() if given is None else Path(given).expanduser()
+            if error := missing_file(data["dataset"], root, data.get("tests"), not cell.untrained):
+                absent.append(label)
+                by_source.setdefault(error.hint, {})[error.what] = None
             continue
         row = CATALOG[cell.flat["data.dataset"]]
-        given = cell.tree.get("data", {}).get("root")
         root = default_root() if given is None else root_of(str(given))
         if present(row, root):
             continue
@@ -194,15 +202,6 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     for root, names in by_root.items():
         place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
         commands.append(f"randlora-pl data get {' '.join(names)}{place}")
-    by_source: dict[str, dict[str, None]] = {}  # the first missing file of each text dataset, by where to get it
-    texts = [cell for cell in cells if is_text(cell.tree)]
-    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in texts}.values():
-        data = cell.tree["data"]
-        root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
-        error = missing_file(data["dataset"], root, data.get("tests"), not cell.untrained)
-        if error and cell.labels.dataset not in absent:
-            absent.append(cell.labels.dataset)
-            by_source.setdefault(error.hint, {})[error.what] = None
     for source, whats in by_source.items():
         more = f" ({len(whats) - 2} more like these)" if len(whats) > 2 else ""
         commands.append(f"{'; '.join(list(whats)[:2])}{more}. {source}")

@@ -37,6 +37,7 @@ from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Cell, cell_config, digest, plan
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.utils.options import is_number
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.study import Pruning, Study
@@ -388,7 +389,7 @@ class Search:
 def _values(option: str, values: Any, sampler: str) -> Any:
     """Return the values of an option, checked: a list without doubles, in rising order if it has numbers."""
     where = f"tune.search.{option}"
-    numbers = [value for value in (values.values() if isinstance(values, dict) else values or []) if _number(value)]
+    numbers = [value for value in (values.values() if isinstance(values, dict) else values or []) if is_number(value)]
     match values:
         case None if option == RATES[0] and sampler == CLIMB:
             return None
@@ -399,13 +400,9 @@ def _values(option: str, values: Any, sampler: str) -> Any:
         case [_, *_] if all(isinstance(value, str | int | float | None) for value in values):
             return list(dict.fromkeys(values))
         case {"low": low, "high": high, **more} if (
-            _number(low) and _number(high) and low < high and (more.keys() <= {"log"})
+            is_number(low) and is_number(high) and low < high and (more.keys() <= {"log"})
         ):
             if sampler != TPE:
                 raise UserError(f"{where} is a range, which needs sampler: tpe. Add it, or give a list of values.")
             return {"low": low, "high": high, "log": bool(more.get("log", low > 0))}
     raise UserError(f"{where} is {values!r}: give a list of values, or {{low: 1e-4, high: 1e-1}} with sampler: tpe.")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

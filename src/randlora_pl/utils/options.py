@@ -84,6 +84,11 @@ Count = Annotated[int, Positive]
 """A positive whole number."""
 
 
+def is_number(value: object) -> bool:
+    """Return True for a number; the truth values are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class Misfit(NamedTuple):
     """Part of a value that does not have its type.
 
