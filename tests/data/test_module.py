@@ -116,6 +116,13 @@ def test_length_of_the_run(options: dict[str, Any], steps: int, drawn: int) -> N
     assert data.plan is not None and (data.plan.steps, data.plan.samples_drawn) == (steps, drawn)
 
 
+def test_plan_in_a_checkpoint_keeps_its_keys() -> None:
+    data = ImageData(shots=1, steps=7, sampling="epochs")
+    data.setup("fit")
+    plan = {"num_samples": 10, "total_draws": 7 * 128, "window": 128, "seed": 0, "sampling": "epochs"}
+    assert data.state_dict() == plan | {"balance": None, "images": data.state_dict()["images"]}
+
+
 def test_validation_and_test_are_the_same_for_every_seed_and_subset() -> None:
     def keys(split: str, **options: Any) -> list[str]:
         data = ImageData(**options)
@@ -251,6 +258,28 @@ def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
     assert data._late(data.samples("test")) == "crops"
     data.device_transforms = False
     assert data._late(data.samples("test")) == "nothing"
+
+
+def test_ranks_share_a_step() -> None:
+    def batches(world: int, rank: int, batch_size: int) -> tuple[list[Batch], list[Batch]]:
+        data = ImageData(shots=1, epochs=1, min_batches_per_epoch=2, batch_size=batch_size, eval_batch_size=50)
+        fake = {"world_size": world, "global_rank": rank, "accumulate_grad_batches": 1, "max_epochs": 1}
+        data.trainer = MagicMock(**fake, global_step=0, num_devices=1)
+        data.trainer.lightning_module.objective.image_spec = SPEC
+        data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = 0
+        data.setup()
+        return list(data.train_dataloader()), list(data.test_dataloader())
+
+    alone, ranks = batches(1, 0, 12), [batches(3, rank, 4) for rank in range(3)]
+    for number, batch in enumerate(alone[0]):
+        together = [rank[0][number] for rank in ranks]
+        real = torch.cat([part["weight"] for part in together]) > 0
+        for key in ("position", "index", "label", "image"):
+            assert torch.equal(torch.cat([part[key] for part in together])[real], batch[key])
+        assert all(torch.equal(part["step_classes"], batch["step_classes"]) for part in together)
+    tested = torch.cat([part["index"][part["weight"] > 0] for rank in ranks for part in rank[1]])
+    assert sorted(tested.tolist()) == list(range(360))
+    assert len({len(rank[1]) for rank in ranks}) == 1
 
 
 def test_shots_file_is_written_once_and_then_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
+    from randlora_pl.data.loader import DrawPlan
     from randlora_pl.data.module import ImageData
     from randlora_pl.data.unlabelled import open_images
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from randlora_pl.utils import __version__
@@ -128,7 +129,7 @@ def forget(target: Path) -> None:
 
 def host(url: str) -> str:
     """Return the server name of a URL for messages."""
-    return Request(url).host
+    return urlsplit(url).netloc
 
 
 def _marker(target: Path) -> Path:

@@ -412,13 +412,13 @@ class ImageData(PlannedData):
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
         if not self.few and self.fraction is None:
             return None
-        path = folder / "shots.json"
+        path = Path(folder) / "shots.json"
         splits.write_index(path, self._key, self.samples("train"), self.classnames)
         return path
 
     def reuse_index(self, folder: Path) -> None:
         """Use the training images of an interrupted run if it chose them with the same options."""
-        path = folder / "shots.json"
+        path = Path(folder) / "shots.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
             if self.shots_file is None and parse_json(path.read_text(encoding="utf-8"))["key"] == self._key:
                 self.shots_file = str(path)

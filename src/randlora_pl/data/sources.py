@@ -255,7 +255,11 @@ class EncodedImages(Images):
         return decode(path, short, content, most_pixels=self.most_pixels, background=self.background)
 
     def stored(self, index: int) -> tuple[Path | str, bytes | None]:
-        """Return the path of image ``index`` and None, or its name for messages and the bytes of its file."""
+        """Return the path of image ``index`` and None, or its name for messages and the bytes of its file.
+
+        Raises:
+            UserError: The file, shard or cell cannot be read; the message names it.
+        """
         raise NotImplementedError
 
     def suffix(self, index: int) -> str:

@@ -76,7 +76,7 @@ class ExternalAdapter:
                 )
         needed = operations.with_bases(deltas.values()).values()
         if self.bases is not None and (problem := operations.basis_size_error(self.bases, needed)):
-            raise UserError(f"{self.source}: {problem}.")
+            raise UserError(f"{self.source}: {problem} for this model.")
 
     def owned(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's own tensors for the imported, completely trained modules, by name.

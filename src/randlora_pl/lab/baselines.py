@@ -129,14 +129,14 @@ def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[st
         raise UserError(f"{data.root} has no test texts. Set data.root to a folder with {files}.")
     texts = {split: [" ".join(parts) for parts in splits[split].sentences] for split in ("train", "test")}
     if data.scores:
-        models = {"mean score": dummy.DummyRegressor(), "ridge regression": linear_model.Ridge()}
+        names = "mean score", "ridge regression (words)"
+        constant, regression = dummy.DummyRegressor(), linear_model.Ridge()
     else:
-        logistic = linear_model.LogisticRegression(max_iter=2000)
-        models = {"largest class": dummy.DummyClassifier(), "logistic regression": logistic}
-    (constant, baseline), (trained, words) = models.items()
+        names = "largest class", "logistic regression (words)"
+        constant, regression = dummy.DummyClassifier(), linear_model.LogisticRegression(max_iter=2000)
     labels, count = splits["train"].labels, len(texts["train"])
-    pairs = ((constant, baseline), (f"{trained} (words)", pipeline.make_pipeline(TfidfVectorizer(), words)))
-    for name, model in pairs:
+    on_words = pipeline.make_pipeline(TfidfVectorizer(), regression)
+    for name, model in zip(names, (constant, on_words), strict=True):
         predicted = _fitted(model, texts["train"], labels).predict(texts["test"][:tests])
         yield name, grades(data.metric, predicted.tolist(), splits["test"].labels[:tests])[data.metric], count, count
 

@@ -43,7 +43,7 @@ def test_every_format_has_a_builder() -> None:
     on_disk = {row.name for row in ROWS if row.layout and not row.own}
     clothes = {name for name in on_disk if name.startswith("fashion_mnist")}  # MNIST's format: test_dispatch.py
     shifted = {row.name for row in ROWS if row.trains_on}  # test_shifts.py
-    drawn = {"emoji_names", "emoji_names_mixed", "emoji_groups", "emoji_subgroups"}  # test_shifts.py
+    drawn = {"emoji_names", "emoji_names_mixed", "emoji_groups", "emoji_subgroups"}  # test_emoji.py
     assert set(BUILDERS) == on_disk - clothes - shifted - drawn
 
 

@@ -361,7 +361,8 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the two sums, transposed if the weight is wider than tall."""
-        (count, rank), dtype, basis = self.lambdas.shape, self.lambdas.dtype, self.basis()
+        count, rank = self.lambdas.shape
+        dtype, basis = self.lambdas.dtype, self.basis()
         if isinstance(basis, Hadamard):
             b = basis.matrix(dtype).view(self.large, count, rank)
         else:

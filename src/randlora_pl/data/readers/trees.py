@@ -189,8 +189,10 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         labels: list[int] = []
         ignored: Counter[str] = Counter()
         for label, name in enumerate(classes):
-            files, others = image_names(here[name], watch) if name in here else ([], Counter())
-            ignored += others
+            files: list[str] = []
+            if name in here:
+                files, others = image_names(here[name], watch)
+                ignored += others
             if not files and split == "train":
                 raise UserError(f"The class folder {home / name} has no images (.jpg, .png ...). Add some or delete it")
             paths += [f"{here[name].name}/{file}" for file in files]
