@@ -1,6 +1,7 @@
 """Injection: the paper's parameter counts, the report, and a model that stays as it was when anything is wrong."""
 
 import copy
+import itertools
 from typing import Any, ClassVar
 
 import pytest
@@ -130,6 +131,15 @@ def test_a_plain_mlp_and_a_bare_layer_are_adapted() -> None:
         expected = model(x)
         assert_close(merge_and_unload(model)(x), expected)
         assert type(model) is type(plain)
+
+
+def test_a_long_preparation_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("randlora_pl.adapters.injection.time.monotonic", itertools.count(0, 11).__next__)
+    with caplog.at_level("INFO", "randlora_pl"):
+        inject(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRA(rank=1), [".*"])
+    assert "LoRA: 1 of 2 weights are prepared" in caplog.text
 
 
 def test_methods_draw_nothing_from_the_global_generator() -> None:

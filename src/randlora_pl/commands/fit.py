@@ -135,7 +135,7 @@ def describe(kind: type, prefix: str) -> str:
 
 def _short(option: Option) -> str:
     """Return the first sentence of an option's explanation, with its default if it has one."""
-    default = "" if option.default is None else f" (default: {(option.written or '').strip(chr(39))})"
+    default = "" if option.default in (None, "") else f" (default: {(option.written or '').strip(chr(39))})"
     return f"{option.sentence.replace('``', '')}{default}"
 
 

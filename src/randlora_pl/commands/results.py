@@ -129,7 +129,7 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
     keys = list(dict.fromkeys(key for metrics in results for key in metrics))
     counting = dict.fromkeys(str(metrics.get("data/metric") or metrics.get("metric", "acc")) for metrics in results)
     stages = ("test", "zeroshot", "val", "best/val")
-    first = (*(f"{stage}/{name}" for name in counting for stage in stages), *FIRST)
+    first = dict.fromkeys((*(f"{stage}/{name}" for name in counting for stage in stages), *FIRST))
     shown = [key for key in first if key in keys]
     above = ("adapter/", "base/", "data/", "version/")  # shown with the configs
     others = [key for key in keys if key not in shown and key != "seed" and not key.startswith(above)]

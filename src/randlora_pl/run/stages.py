@@ -173,7 +173,9 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     procedure = task.report.procedure
     facts = procedure.finish() if procedure else {}  # before the test, which may load the best adapter
     tested = _tested(app) if test else {}
-    _write(app, tested | facts | fit_metrics(trainer, task, data) | {"config": configs, "finished": False})
+    ranks = trainer.strategy.metrics() if isinstance(trainer.strategy, AdapterDDP) else {}
+    results = tested | facts | fit_metrics(trainer, task, data) | ranks
+    _write(app, results | {"config": configs, "finished": False})
     if finished:
         if trainer.is_global_zero:
             log_end(trainer, data.unit)

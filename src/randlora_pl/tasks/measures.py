@@ -73,7 +73,7 @@ class Answers:
 
 def number_answers(predictions: Tensor, answer: str) -> Answers:
     """Return predicted numbers (b, 1) for a person, in a column with the name ``answer``."""
-    return Answers([answer], [[f"{value:.6f}"] for value in predictions[:, 0].tolist()], f"a {answer} of each")
+    return Answers([answer], [[f"{value:.6f}"] for value in predictions[:, 0].tolist()], f"the {answer} of each")
 
 
 def class_answers(predictions: Tensor, classnames: Sequence[str], most: int) -> Answers:

@@ -6,6 +6,7 @@ from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -458,6 +459,10 @@ _INSTEAD = {
 }
 """Hooks of Lightning, and the methods of an objective that `AdaptationModule` calls there."""
 
+_HOOKS = {name for base in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(base) if name[0] != "_"}
+_HOOKS |= {*_INSTEAD, "backward", "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad"}
+_HOOKS |= {"configure_callbacks", "configure_gradient_clipping"}
+
 
 def check_hooks(kind: type[Objective]) -> None:
     """Refuse a task that defines a hook of Lightning, which nothing calls.
@@ -465,8 +470,8 @@ def check_hooks(kind: type[Objective]) -> None:
     Raises:
         UserError: It does; the message has the hook, and what takes its place.
     """
-    for hook in dir(LightningModule):
-        if (hook in _INSTEAD or hook.startswith(("on_", "configure_"))) and hasattr(kind, hook):
+    for hook in sorted(_HOOKS):
+        if hasattr(kind, hook):
             place = f"define {_INSTEAD[hook]} instead" if hook in _INSTEAD else "move it to a callback of Lightning"
             raise UserError(
                 f"{kind.__name__} defines {hook}, which Lightning calls in AdaptationModule only, never in a task: "

@@ -277,7 +277,7 @@ class Objective(Declared, nn.Module):
     @property
     def label_names(self) -> list[str]:
         """Name of each label of the data; none for captions, and without classes."""
-        return [] if self.retrieval else self.classnames
+        return self.classnames if self.has_classes and not self.retrieval else []
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""

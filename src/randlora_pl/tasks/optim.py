@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -87,10 +86,10 @@ def epoch_factor(epoch: int, epochs: int, learning_rate: float) -> float:
 def epoch_factors(finished: Callable[[int], int], epochs: int, rates: Iterable[float]) -> list[Factor]:
     """Return the factors of learning rates per epoch; ``finished`` gives the finished epochs after some steps."""
 
-    def factor(rate: float, step: int) -> float:
-        return epoch_factor(finished(step), epochs, rate)
+    def of_rate(rate: float) -> Factor:  # a function has no state, which the scheduler would store
+        return lambda step: epoch_factor(finished(step), epochs, rate)
 
-    return [partial(factor, rate) for rate in rates]
+    return [of_rate(rate) for rate in rates]
 
 
 def check_epochs(epochs: int | None) -> None:

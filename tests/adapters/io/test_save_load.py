@@ -31,7 +31,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.save_load import DTYPES, copy_adapter
+from randlora_pl.adapters.save_load import DTYPES, copy_adapter, save_tensors
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
@@ -459,3 +459,10 @@ def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> N
     edit(path, lambda config: config.update(fingerprint=narrow.fingerprint))
     assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small")
     assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small", adapted())
+
+
+def test_the_error_of_a_file_that_cannot_be_written_is_that_of_the_system(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "adapter.safetensors"
+    with pytest.raises(FileNotFoundError) as told:
+        save_tensors({"a": torch.zeros(1)}, file)
+    assert told.value.filename == str(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -9,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
 
 from tests.support.cli import Run
@@ -176,6 +178,23 @@ def test_a_missing_picture_ends_both(tmp_path: Path, split: str) -> None:
     removed = sorted((tmp_path / "two").rglob(f"{split}/**/*.png"))[0]
     removed.unlink()
     refused_by_both([[*TWO, own], [*TWO, other]], tmp_path, f"the {split} samples differ", removed.name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
+def test_testing_other_weights_ends_both(tmp_path: Path, run: Run) -> None:
+    assert run(*FIT, "--run.root", str(tmp_path / "runs")).code == 0
+    (own,) = tmp_path.glob("runs/*/2*/adapter")
+    other = shutil.copytree(own.parent, tmp_path / "other") / "adapter"
+    file = other / "adapter.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file, metadata)
+    config = json.loads((other / "adapter_config.json").read_text())
+    config.pop("sha256", None)
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    words = [["test", "--adapter", str(folder), "--trainer.accelerator", "cpu"] for folder in (own, other)]
+    refused_by_both(words, tmp_path, "the adapter is '", within=PATIENCE)
 
 
 @pytest.mark.slow

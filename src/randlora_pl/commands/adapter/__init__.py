@@ -249,7 +249,7 @@ def _convert(
 ) -> str:
     """Convert an adapter, print the comparison, and write it; return the next command.
 
-    The options are the same as in `import_`, and ``name`` is the adapter in messages.
+    ``source`` is `from_` of `import_`, the other options are the same, and ``name`` is the adapter in messages.
     """
     import torch
 

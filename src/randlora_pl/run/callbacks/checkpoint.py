@@ -1,4 +1,4 @@
-"""Validations of a run, and checkpoints of trainable parameters: the last one, the best by validation, adapter folders.
+"""Validations of a run, checkpoints of what trains (the last, the best, adapter folders), and the mean over epochs.
 
 Files are written atomically, and verified before they are read.
 """
@@ -121,9 +121,9 @@ class AdapterCheckpoint(Declared, Callback):
     every_n_steps: Count = 50
     """Optimizer steps between two checkpoints. A resumed run repeats at most this many."""
     monitor: str = ""
-    """Validation metric that selects the best adapter. Default: the one that counts for the task."""
+    """Validation metric that selects the best adapter (default: the one that counts for the task)."""
     mode: Literal["max", "min"] | None = None
-    """``max`` or ``min``: direction of the metric. Default: the task's for the one that counts."""
+    """``max`` or ``min``: direction of the metric (default: the task's)."""
     patience: Count | None = None
     """Stop the training after this many validations without improvement; ``null`` disables it."""
     test: Literal["last", "best"] | None = None
@@ -370,8 +370,8 @@ class GaussianAverage(Declared, Callback):
     and checkpoints do not. Frozen weights are left alone, and sums are in float32. Of a weight update it averages the
     trained factors; their product differs from the mean of the products in second order.
 
-    Few-shot training of PromptSRC has 50 epochs with mean 30 and deviation 30, or 45 and 5 for some datasets. The
-    callback precedes `AdapterCheckpoint` in the list.
+    Few-shot training of PromptSRC (arXiv 2307.06948) has 50 epochs with mean 30 and deviation 30, or 45 and 5
+    for some datasets. The callback precedes `AdapterCheckpoint` in the list.
 
     Examples:
         >>> trainer = make_trainer(callbacks=[GaussianAverage(mu=15, sigma=1)])

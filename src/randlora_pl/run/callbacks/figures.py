@@ -311,10 +311,6 @@ def write_plots(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> N
             board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
 
 
-if TYPE_CHECKING:  # needed at the end of a run only
-    from matplotlib.figure import Figure
-
-
 class Gates(Callback):
     """Plot the mean gate of each head of HydraLoRA by class, or by dataset where the tests are questions.
 

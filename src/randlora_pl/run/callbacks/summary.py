@@ -237,7 +237,6 @@ def fit_metrics(trainer: Trainer, task: Objective, data: PlannedData) -> dict[st
         "batch_size": data.batch_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
-        **getattr(trainer.strategy, "metrics", dict)(),  # of `AdapterDDP`
         "device": str(task.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),
