@@ -52,7 +52,7 @@ def test_restored_task_gives_the_same_logits(kind: str, method: str, tmp_path: P
     assert not any(module.training for module in restored.modules())
     found, expected = logits_of(restored), logits_of(task)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # merged against unmerged
-    assert not torch.allclose(found, logits_of(built(kind, method)), atol=1e-3)  # one output of features of length 1 moves little
+    assert not torch.allclose(found, logits_of(built(kind, method)), atol=1e-3)  # one output moves little
     assert {name: value.tolist() for name, value in trained(restored).items()} == {
         name: value.tolist() for name, value in trained(task).items()
     }
