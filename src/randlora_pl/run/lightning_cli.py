@@ -177,9 +177,8 @@ class App(LightningCLI):
         parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
         for group, kind in callback_classes().items():
             parser.add_lightning_class_args(kind, group)
-        flat = self.command.flat()
-        task = task_of(str(flat["model"])) or Objective
-        monitor = flat.get("checkpoint.monitor") or f"val/{task.measure().name}"
+        task = task_of(str(self.command.flat()["model"])) or Objective
+        monitor = self.command.flat().get("checkpoint.monitor") or f"val/{task.measure().name}"
         mode = task.measure(monitor.removeprefix("val/")).mode
         parser.set_defaults({"checkpoint.monitor": monitor, "checkpoint.mode": mode})
         parser.link_arguments("seed_everything", "model.init_args.seed")
