@@ -178,7 +178,7 @@ class App(LightningCLI):
         for group, kind in callback_classes().items():
             parser.add_lightning_class_args(kind, group)
         task = task_of(str(self.command.flat()["model"])) or Objective
-        monitor = self.command.flat().get("checkpoint.monitor") or f"val/{task.measure().name}"
+        monitor = str(self.command.flat().get("checkpoint.monitor") or f"val/{task.measure().name}")
         mode = task.measure(monitor.removeprefix("val/")).mode
         parser.set_defaults({"checkpoint.monitor": monitor, "checkpoint.mode": mode})
         parser.link_arguments("seed_everything", "model.init_args.seed")
