@@ -1,4 +1,4 @@
-"""``sweep``: all cells of a grid. ``compare-methods``: a sweep of all methods. ``tune``: a search of their options."""
+"""``sweep``: all cells of a grid. ``tune``: a search of their options."""
 
 import argparse
 import copy
@@ -53,10 +53,10 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
     Args:
         config: Sweep to run: a bundled config (randlora-pl config list) or a file
     """
-    return _run_sweep(config, options, words.command("sweep"))[0]
+    return run_sweep(config, options, words.command("sweep"))[0]
 
 
-def _run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
+def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
     """Run, or list, the cells of a sweep; return the exit code, and the job, which is None if nothing was run."""
     if typed.tune:
         tuned = _tune_first(config, typed, same)
@@ -107,40 +107,6 @@ def run_in_job(words: list[str]) -> int:
     code = main(words)
     if code > 1:  # 1: some cells failed, which the sweep has recorded
         raise RuntimeError(f"randlora-pl {shlex.join(words)} ended with {code}")
-    return code
-
-
-def compare_methods(
-    words: Words,
-    *,
-    config: Annotated[str, Option("SWEEP")] = "compare_methods",
-    methods: Sequence[str] = (),
-    options: SweepOptions,
-) -> int:
-    """Compare all methods on one few-shot dataset over several seeds.
-
-    The command runs a sweep, then prints the mean and standard error of each method and of two classifiers of raw
-    pixels, also to DIR/table.md. Run the same command again to resume after Ctrl-C.
-
-    Examples:
-        randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
-        randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
-
-    Args:
-        config: Sweep to run: a bundled one or a file
-        methods: Run only these methods
-    """
-    if methods:
-        options = replace(options, only=[*options.only, f"method={','.join(methods)}"])
-    code, job = _run_sweep(config, options, words.command("compare-methods"))
-    if job is None or not any(map(job.folder.results, job.chosen)):
-        return code
-    from randlora_pl.lab.baselines import method_tables
-    from randlora_pl.lab.report.collect import read_sweep
-
-    text = method_tables(read_sweep(job.folder.path), job.chosen)
-    write_text(job.folder.path / "table.md", text)
-    print(f"\n{text}\nAlso in {job.folder.path / 'table.md'}")
     return code
 
 
@@ -210,10 +176,10 @@ def parser(name: str) -> argparse.ArgumentParser:
 def _tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:
     """Search for the methods of a sweep, and write the result; return 1 if a method has no candidate that worked."""
     file, description = jobs.find_sweep(config)
-    job = _job_of(typed, file, description, words.command("tune"))
+    job = search_job(typed, file, description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
-    best = _run(job, ["tune", str(file)], file)
+    best = run_search(job, ["tune", str(file)], file)
     if job.outcome.stopped:
         return 0
     print(f"Next: randlora-pl sweep {shlex.quote(str(job.folder.path / 'tuned.yaml'))}")
@@ -240,13 +206,13 @@ def _tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, Sweep
     kept = [word for word in kept if not is_zero_shot(word.removeprefix("method="))]
     shared = {each.name: getattr(typed, each.name) for each in fields(CellOptions)}
     searched = TuneOptions(**shared | {"only": kept, "output": typed.output / TUNE})
-    job = _job_of(searched, file, description, same)
+    job = search_job(searched, file, description, same)
     tuned = job.folder.path / "tuned.yaml"
     if typed.dry_run:
         jobs.dry_run(job)
         print("\nThen, with the best values:\n")
         return str(tuned) if tuned.is_file() else config, typed
-    _run(job, [TUNE, str(file)], file)
+    run_search(job, [TUNE, str(file)], file)
     if typed.max_hours is not None:
         left = typed.max_hours - (time.monotonic() - start) / 3600
         typed = replace(typed, max_hours=max(1e-9, left))
@@ -287,10 +253,10 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
             "monitor": monitor or f"val/{task.measure(task.tuned_by).name}",
         },
     })  # fmt: skip
-    job = _job_of(typed, Path(command.named[-1]), description, words.command("tune"))
+    job = search_job(typed, Path(command.named[-1]), description, words.command("tune"))
     if typed.dry_run:
         return jobs.dry_run(job)
-    ((method, chosen),) = _run(job, ["tune", *others], None).items()
+    ((method, chosen),) = run_search(job, ["tune", *others], None).items()
     if job.outcome.stopped or chosen is None:
         return 0 if job.outcome.stopped else 1
     best = []
@@ -303,7 +269,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     return 0
 
 
-def _run(job: Job, words: list[str], config: Path | None) -> dict[str, Tree | None]:
+def run_search(job: Job, words: list[str], config: Path | None) -> dict[str, Tree | None]:
     """Search, write and print the result, and return the best candidate of each method, None if none worked.
 
     ``words`` start each of several processes, without the options. The comments of ``config`` begin the config with the
@@ -354,7 +320,7 @@ def _run(job: Job, words: list[str], config: Path | None) -> dict[str, Tree | No
     return {method: best.get(method) for method in search.names}
 
 
-def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: str) -> Job:
+def search_job(typed: SearchOptions, file: Path, description: SweepConfig, same: str) -> Job:
     """Return the search of the options without running it."""
     from randlora_pl.sweep.search import Search
 

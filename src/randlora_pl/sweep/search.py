@@ -11,7 +11,7 @@ number of processes. `grid` tries all values, and `tpe` leaves the choice to Opt
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -32,6 +32,7 @@ from randlora_pl.sweep import (
     with_values,
     without_axes,
 )
+from randlora_pl.sweep.climb import FINALISTS, climbed
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Cell, cell_config, digest, plan
@@ -42,39 +43,12 @@ from randlora_pl.utils.options import is_number
 if TYPE_CHECKING:
     from randlora_pl.sweep.study import Pruning, Study
 
-FINALISTS = 2
 CLIMB, TPE = "climb", "tpe"
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""
 Values = tuple[Any, ...]
 """A candidate: a value of each option."""
-
-
-def climbed(grid: Sequence[float], low: int, high: int, score: Callable[[float], float | None]) -> tuple[int, int]:
-    """Extend a part of a grid while its best value is at an end of it.
-
-    Args:
-        grid: Values in rising order.
-        low: First index of the part.
-        high: Last index of the part.
-        score: The higher the better, None where it is not known yet; of equal ones the lowest value counts.
-
-    Returns:
-        The part to try so far: it only ever grows as scores become known, until its best has a neighbour on both sides
-        or is an end of the grid.
-    """
-    while True:
-        scores = [known for value in grid[low : high + 1] if (known := score(value)) is not None]
-        if len(scores) <= high - low:
-            return low, high
-        best = low + scores.index(max(scores))
-        if best == low > 0:
-            low -= 1
-        elif best == high < len(grid) - 1:
-            high += 1
-        else:
-            return low, high
 
 
 class Search:

@@ -19,8 +19,9 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep import SweepConfig, chosen_for
+from randlora_pl.sweep.climb import climbed
 from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.search import Search, climbed
+from randlora_pl.sweep.search import Search
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import covering, in_one_item
