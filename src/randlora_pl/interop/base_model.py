@@ -13,6 +13,7 @@ from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.models import ImageTower, ModelIdentity, catalog, library_of, load_clip, load_vit
 from randlora_pl.tasks.losses import check_numbers
+from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.weights_files import base_arguments, base_words, without_local_paths
 
@@ -151,15 +152,30 @@ class Base:
         )
 
 
-def refuse_texts(file: AdapterFile, what: str) -> None:
-    """Raise for an adapter of a language model where only image models are supported; ``what`` is a verb phrase.
+def is_encoder(file: AdapterFile) -> bool:
+    """Return True for an adapter of a language model that writes no texts."""
+    texts = file.config.get("base_model", {}).get("library") == "transformers"
+    return texts and not getattr(task_class(file), "generates", False)
+
+
+def refuse_texts(file: AdapterFile, what: str, decoders: bool = False) -> None:
+    """Raise for an adapter of a language model where only image models are supported.
+
+    Args:
+        file: Adapter.
+        what: Verb phrase, what supported models do.
+        decoders: True if decoders are supported as well.
 
     Raises:
-        UserError: The adapter belongs to a language model; the message has the command for merged weights.
+        UserError: The model is not supported; the message has the command for merged weights.
     """
-    if file.config.get("base_model", {}).get("library") == "transformers":
+    kind, supported = "a language model", "image models"
+    refused = file.config.get("base_model", {}).get("library") == "transformers"
+    if decoders:
+        kind, supported, refused = "an encoder of texts", "image models and decoders", is_encoder(file)
+    if refused:
         raise UserError(
-            f"{file.path} belongs to a language model, and only image models {what}. For merged weights, run: "
+            f"{file.path} belongs to {kind}, and only {supported} {what}. For merged weights, run: "
             f"randlora-pl adapter merge {file.path} --output FOLDER"
         )
 

@@ -35,7 +35,7 @@ class Layer:
 class Converted:
     """Result of a conversion: layers in the model's order, trainable parameters, and bytes on disk.
 
-    ``difference`` is the largest absolute difference of outputs on random images from the exact sum of updates,
+    ``difference`` is the largest absolute difference of outputs on random ``inputs`` from the exact sum of updates,
     ``relative`` the same relative to the largest output.
     """
 
@@ -44,6 +44,7 @@ class Converted:
     size: int
     difference: float
     relative: float
+    inputs: str
 
     @property
     def error(self) -> float:
@@ -123,6 +124,7 @@ def write_lora(
         disk_size(path),
         absolute,
         relative,
+        "tokens" if base.generates_text else "images",
     )
 
 

@@ -326,9 +326,8 @@ def _refusing(file: AdapterFile) -> Iterator[None]:
 def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
     """Return the error for an adapter that PEFT cannot represent, with alternatives."""
     merged = "`randlora-pl adapter merge` for the merged weights"
-    texts = file.config.get("base_model", {}).get("library") == "transformers"
     ways = f"--to lora --rank K for a plain LoRA with its error, or {merged}"
-    if texts or file.adapter.trains_base:
+    if base_model.is_encoder(file) or file.adapter.trains_base:
         ways = merged
     what = f"{file.path} ({file.adapter.method()}) cannot be a PEFT adapter: {why}."
     return UserError(what, f"{'; or '.join(filter(None, (f'Use {ways}', remedy)))}.", str(file.path))

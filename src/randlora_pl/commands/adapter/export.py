@@ -95,7 +95,7 @@ def export(
 
         file = adapters.read_adapter(adapter)
         file.adapter.require_matrix("the export to LoRA", file.path)
-        base_model.refuse_texts(file, "are written as a plain LoRA")
+        base_model.refuse_texts(file, "are written as a plain LoRA", decoders=True)
         base = base_model.load_base(file)
         origin = {"adapters": [low_rank.label(file)], "methods": [file.adapter.method()]}
         total = base_model.updates(base, file)
@@ -167,7 +167,8 @@ def _print_converted(path: Path, made: "Converted", file: "adapters.AdapterFile"
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
     worst = max(made.layers, key=lambda layer: layer.error)
     print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
-    print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
+    inputs = f"largest difference of outputs on random {made.inputs}"
+    print(f"{inputs}: {made.difference:.1e}, {made.relative:.1e} of the largest")
     print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
     print(f"  randlora-pl predict --adapter {path} {given_to(file.metadata.get('task'))}{import_words()}")
 
@@ -312,7 +313,9 @@ def add(
     files = [adapters.read_adapter(path) for path in paths]
     for file in files:
         file.adapter.require_matrix("the sum", file.path)
-        base_model.refuse_texts(file, "have their updates added up")
+        if as_ == "merged":
+            base_model.refuse_texts(file, "have their sum merged (--as lora --rank K takes decoders, too)")
+        base_model.refuse_texts(file, "have their updates added up", decoders=True)
         summary.check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
     base_model.same_base(files)
     first = files[head - 1]
