@@ -217,14 +217,17 @@ def config_names() -> list[str]:
 
 
 def resolved(name: str) -> Results:
-    """Resolve a config of `fit`, a fragment together with a model, and images that may not be here as the digits.
+    """Resolve a config of `fit`, a fragment together with a model, and data that may not be here as other ones.
 
     The Trainer's options that are null are left out: they depend on Lightning's version.
     """
     base = "commonsense_qwen2" if re.search("commonsense|llama3", name) else "tiny_clip"
     words = ["--config", base] if "/" in name else []
-    images = ["--data.dataset", "digits"] if name.startswith(("clip", "dinov2")) else []
-    tree = yaml.safe_load(cli("fit", *words, "--config", name, *images, "--print_config"))
+    if name.startswith(("clip", "dinov", "metaclip2", "mobileclip2", "pe_core", "siglip2")):
+        words = ["--data.dataset", "digits"]
+    elif name.startswith(("qwen3", "smollm2")):
+        words = ["--data.root", "."]
+    tree = yaml.safe_load(cli("fit", *words, "--config", name, "--print_config"))
     return {key: value for key, value in flat(tree) if value is not None or not key.startswith("trainer.")}
 
 

@@ -29,6 +29,12 @@ COUNTS = {
     "clip_vision_vitb32": 3_566_592,
     "clip_vision_vitl14": 9_510_912,
     "dinov2_vitb14": 3_566_592,
+    "siglip2_vitb16": 7_529_472,
+    "pe_core_vitb16": 16_644_240,
+    "metaclip2_vith14": 23_519_664,
+    "mobileclip2_s2": 2_156_704,
+    "dinov3_vits16": 898_560,
+    "dinov3_vitb16": 3_566_592,
 }
 
 BUILT = {"clip_vitb32", "clip_vision_vitb32", "commonsense_phi3", "commonsense_llama3", "dinov2_vitb14"}
@@ -52,9 +58,11 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
 
 @pytest.mark.parametrize(("name",), marked(zip(BASES), lambda row: row[0] not in BUILT))
 def test_every_config_builds(build: Build, name: str) -> None:
-    app = build("--config", name)
+    own = ["--data.root", "."] if name.startswith(("qwen3", "smollm2")) else []
+    app = build("--config", name, *own)
     assert app.folder.is_dir()
-    global_batch = {"commonsense": 16, "glue": 64, "e2e": 8}.get(name.partition("_")[0], 128)
+    batches = {"commonsense": 16, "glue": 64, "e2e": 8, "qwen3": 16, "smollm2": 16}
+    global_batch = batches.get(name.partition("_")[0], 128)
     found = app.trainer.accumulate_grad_batches * app.datamodule.batch_size
     assert found == global_batch or name in ("quickstart", "tiny_clip")
 
@@ -93,7 +101,10 @@ def test_one_line_trains_prompts_and_randlora_by_adamw(build: Build) -> None:
     assert build(*papers, "--model.learning_rate", "0.1").task.optimizer == "sgd"
 
 
-@pytest.mark.parametrize(("name", "count"), marked(COUNTS.items(), lambda row: row[0].endswith(("b32", "b14"))))
+@pytest.mark.parametrize(
+    ("name", "count"),
+    marked(COUNTS.items(), lambda row: row[0].endswith(("b32", "b14", "v3_vits16", "mobileclip2_s2"))),
+)
 def test_every_model_is_counted_on_the_meta_device(build: Build, name: str, count: int) -> None:
     task = build("--config", name).task
     model = meta_clip(task.name) if library_of(task.name) == "open_clip" else meta_vit(task.name, task.img_size)

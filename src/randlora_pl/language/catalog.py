@@ -74,10 +74,18 @@ _LLAMA3 = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336
 _LLAMA3 |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
 _PHI3 = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32}
 _PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window": 2047}
+_QWEN3 = {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+_QWEN3 |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
+_QWEN3 |= {"max_position_embeddings": 40960, "rope_theta": 1e6}
+_SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+_SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+_SMOLLM2 |= {"max_position_embeddings": 8192, "rope_theta": 1e5, "rms_norm_eps": 1e-5}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
 KNOWN: dict[str, KnownModel] = {
     "Qwen/Qwen2-0.5B-Instruct": KnownModel("qwen2", 494_032_768, "commonsense_qwen2", "Apache-2.0", _QWEN2),
+    "Qwen/Qwen3-0.6B": KnownModel("qwen3", 596_049_920, "qwen3_0.6b", "Apache-2.0", _QWEN3),
+    "smollm2": KnownModel("llama", 134_515_008, "smollm2_135m", "Apache-2.0", _SMOLLM2),
     "microsoft/Phi-3-mini-4k-instruct": KnownModel("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
     "meta-llama/Meta-Llama-3-8B": KnownModel(
         "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 licence, gated", _LLAMA3

@@ -17,7 +17,8 @@ from randlora_pl.utils.options import misfit
 from randlora_pl.utils.weights_files import LOCAL, hub_file, looks_like_file, remember
 
 _CLIP_LICENSE = "OpenAI, LAION, DataComp: MIT; MetaCLIP: CC-BY-NC-4.0; DFN: Apple's own"
-_TIMM_LICENSE = "Apache-2.0"
+_APACHE = "Apache-2.0"
+_DINOV3_LICENSE = "DINOv3-license"
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,19 @@ MODELS: tuple[ModelRow, ...] = (
     ModelRow("ViT-L-14-336", "open_clip", ("openai",), "", 427_944_193, 336, _CLIP_LICENSE),
     ModelRow("ViT-H-14", "open_clip", ("laion2b_s32b_b79k", "metaclip_fullcc", "dfn5b"),
              "clip_vith14", 986_109_441, 224, _CLIP_LICENSE),
-    ModelRow("vit_small_patch14_dinov2", "timm", ("lvd142m",), "", 21_628_800, 224, _TIMM_LICENSE),
-    ModelRow("vit_base_patch14_dinov2", "timm", ("lvd142m",), "dinov2_vitb14", 85_724_928, 224, _TIMM_LICENSE),
-    ModelRow("vit_large_patch14_dinov2", "timm", ("lvd142m",), "", 303_227_904, 224, _TIMM_LICENSE),
-    ModelRow("vit_tiny_patch16_224", "timm", ("augreg_in21k",), "", 5_524_416, 224, _TIMM_LICENSE),
-    ModelRow("vit_small_patch16_224", "timm", ("augreg_in21k", "dino"), "", 21_665_664, 224, _TIMM_LICENSE),
-    ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _TIMM_LICENSE),
+    ModelRow("ViT-B-16-SigLIP2", "open_clip", ("webli",), "siglip2_vitb16", 375_187_970, 224, _APACHE),
+    ModelRow("PE-Core-B-16", "open_clip", ("meta",), "pe_core_vitb16", 447_660_545, 224, _APACHE),
+    ModelRow("ViT-H-14-worldwide-quickgelu", "open_clip", ("metaclip2_worldwide",), "metaclip2_vith14",
+             1_858_783_745, 224, "CC-BY-NC-4.0"),
+    ModelRow("MobileCLIP2-S2", "open_clip", ("dfndr2b",), "mobileclip2_s2", 99_243_329, 256, "apple-amlr"),
+    ModelRow("vit_small_patch14_dinov2", "timm", ("lvd142m",), "", 21_628_800, 224, _APACHE),
+    ModelRow("vit_base_patch14_dinov2", "timm", ("lvd142m",), "dinov2_vitb14", 85_724_928, 224, _APACHE),
+    ModelRow("vit_large_patch14_dinov2", "timm", ("lvd142m",), "", 303_227_904, 224, _APACHE),
+    ModelRow("vit_small_patch16_dinov3", "timm", ("lvd1689m",), "dinov3_vits16", 21_586_944, 256, _DINOV3_LICENSE),
+    ModelRow("vit_base_patch16_dinov3", "timm", ("lvd1689m",), "dinov3_vitb16", 85_641_216, 256, _DINOV3_LICENSE),
+    ModelRow("vit_tiny_patch16_224", "timm", ("augreg_in21k",), "", 5_524_416, 224, _APACHE),
+    ModelRow("vit_small_patch16_224", "timm", ("augreg_in21k", "dino"), "", 21_665_664, 224, _APACHE),
+    ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _APACHE),
 )  # fmt: skip
 """The tested base models, in the order of the listing."""
 

@@ -195,7 +195,10 @@ def test_what_is_no_config_of_a_run_is_one_line(refused: Refused, tmp_path: Path
 
 @in_one_item("name", [name for name in config_names() if not name.startswith("sweeps/")])
 def test_shipped_configs_have_no_mistakes(name: str) -> None:
-    assert mistakes_in(config_names()[name]) == []
+    found = mistakes_in(config_names()[name])
+    if name in ("qwen3_0.6b", "smollm2_135m"):  # of the user's own texts, whose place only the user knows
+        assert "needs --data.root: a folder" in found.pop()
+    assert found == []
 
 
 def test_lines_of_options_leave_out_the_words_that_only_yaml_needs(tmp_path: Path) -> None:
