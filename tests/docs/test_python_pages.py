@@ -61,5 +61,5 @@ def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pyt
 def test_the_extras_are_those_of_the_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (`.*?`) \| ", PAGES["docs/install.md"].partition("## Extras")[2], flags=re.M)
-    shown = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    shown = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert shown == settings["project"]["optional-dependencies"].keys()

@@ -19,6 +19,7 @@ from randlora_pl.commands import data
 from randlora_pl.commands.common import entry, print_json
 from randlora_pl.commands.fit import describe
 from randlora_pl.data.catalog import CATALOG, default_root
+from randlora_pl.language import offline
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED
 from randlora_pl.models.catalog import MODELS, matrix
 from randlora_pl.run.options.classes import classes, options_of, summary
@@ -208,6 +209,7 @@ OPTIONAL = {
     "datasets": ("--data.dataset hf", "hf"),
     "pyarrow": ("tables as Parquet files", "parquet"),
     "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
+    "gguf": ("--model.name smollm2", "language-offline"),
     "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
     "liger-kernel": ("--model.liger, on a GPU", "liger"),
     "triton": ("RandLoRA's own kernels on a GPU (CUDA builds of PyTorch bring it)", "triton"),
@@ -309,8 +311,9 @@ def weights() -> dict[str, str]:
         entries[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
-        here = any(map(is_whole, snapshots(name)))
-        entries[name] = "cached" if here else "not cached" + (gate if known.gated else "")
+        here = offline.cached() if name == offline.NAME else any(map(is_whole, snapshots(name)))
+        missing = f": {offline.DOWNLOAD}" if name == offline.NAME else gate if known.gated else ""
+        entries[name] = "cached" if here else f"not cached{missing}"
     if importlib.util.find_spec("transformers") is None:
         entries["language models"] = (
             f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"

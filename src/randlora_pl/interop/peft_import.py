@@ -23,6 +23,7 @@ from randlora_pl.adapters import Adapter, methods, save_load
 from randlora_pl.adapters.base import Layers, PeftContent, PeftForm
 from randlora_pl.adapters.sites import Site
 from randlora_pl.interop.external import TASK, ExternalAdapter, sites_by_name
+from randlora_pl.language import offline
 from randlora_pl.utils.adapter_schema import BaseModel
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import atomic_folder, disk_errors, parse_json
@@ -142,7 +143,7 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
 def base_name(base: Mapping[str, Any]) -> str | None:
     """Return the base model's id on the Hugging Face Hub, or None."""
     name, tag = base.get("name"), base.get("pretrained")
-    if not name or tag == "random":
+    if not name or tag in ("random", offline.NAME):
         return None
     if base.get("library") == "transformers":
         return str(name) if tag == name else None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.offline import source_of
 from randlora_pl.language.prompt_sets import Sample
 from randlora_pl.utils.errors import UserError, first_line, log, near
 from randlora_pl.utils.weights_files import asking_hub, no_code_of_others
@@ -90,7 +91,7 @@ def model_config(
                 "--model.config_overrides needs --model.pretrained random: pretrained weights fix the shapes."
             )
         with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
-            return AutoConfig.from_pretrained(pretrained or name)
+            return AutoConfig.from_pretrained(source_of(pretrained or name))
     if name in KNOWN:
         config = AutoConfig.for_model(KNOWN[name].kind, **KNOWN[name].shape)
     elif name in CONFIG_MAPPING:
@@ -400,6 +401,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
         with reached(source, option):
             if Path(source).is_file():
                 return PreTrainedTokenizerFast(tokenizer_file=source, eos_token=END, pad_token=PAD)
+            source = source_of(source)
             try:  # AutoTokenizer would ask for a configuration that cannot be had a second time, with all its tries
                 config = AutoConfig.from_pretrained(source)
             except ValueError:  # a kind of model that transformers does not know

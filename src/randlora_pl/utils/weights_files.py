@@ -80,7 +80,8 @@ def register_weights(files: Sequence[Path]) -> None:
     os.environ[WEIGHTS_VARIABLE] = os.pathsep.join(str(file.absolute()) for file in files)
 
 
-def _registered() -> list[Path]:
+def registered() -> list[Path]:
+    """Return the files and folders of weights that the user named in ``RANDLORA_PL_WEIGHTS``."""
     return [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
 
 
@@ -93,7 +94,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     Raises:
         UserError: The file is not on this machine; the message names it and the option.
     """
-    given = _registered()
+    given = registered()
     name, digest = str(base.get("pretrained")), base.get("sha256")
     if not digest:
         alone = len(given) == 1 and given[0].is_file() and name != "random"
@@ -129,7 +130,7 @@ def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
         arguments["pretrained"] = "own"  # of a repository of the Hub
     if not name.startswith(LOCAL):
         return arguments
-    folders = [path if path.is_dir() else path.parent for path in _registered()]
+    folders = [path if path.is_dir() else path.parent for path in registered()]
     noted = _stored_path(digest) or _here.get(digest)
     files = [file for folder in folders for file in folder.glob("*config.json")] + ([noted] if noted else [])
     for file in files:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from randlora_pl import adapters, models
 from randlora_pl.commands.common import check_output, layer_table
 from randlora_pl.language.catalog import given_to
+from randlora_pl.language.offline import source_of
 from randlora_pl.run.options.saved_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_size, parse_json, refuse_inputs
@@ -141,7 +142,7 @@ def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
 def _code(identity: "models.ModelIdentity", task: Path | None) -> str:
     """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
-        return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
+        return f'AutoModelForCausalLM.from_pretrained("{source_of(identity.pretrained)}")'
     if identity.config_sha256 and identity.library == "open_clip":
         return f'open_clip.create_model("{identity.name}")'
     if identity.library == "timm":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.offline import NAME, source_of
 from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
 from randlora_pl.models.weights import ModelIdentity, seeded
 from randlora_pl.tasks.objective import Objective
@@ -103,8 +104,9 @@ class TextTask(Objective):
 
     def pretrained_model(self, auto: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Return a model of transformers with pretrained weights, and its loading info."""
-        with reached(self.pretrained or self.name, "--model.pretrained" if self.pretrained else "--model.name"):
-            model, info = auto.from_pretrained(self.pretrained or self.name, output_loading_info=True, **options)
+        source = self.pretrained or self.name
+        with reached(source, "--model.pretrained" if self.pretrained else "--model.name"):
+            model, info = auto.from_pretrained(source_of(source), output_loading_info=True, **options)
         return model, info
 
     def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
@@ -114,7 +116,7 @@ class TextTask(Objective):
             UserError: The extra is missing, or an option of the model is wrong.
         """
         source = self.pretrained or self.name
-        if self.pretrained == RANDOM or Path(source).is_dir():
+        if self.pretrained == RANDOM or (source != NAME and Path(source).is_dir()):
             config = model_config(self.name, self.pretrained, self.config_overrides)
         elif source in KNOWN:
             config = model_config(source, RANDOM, None)
