@@ -7,13 +7,14 @@ import torch
 import yaml
 from torch import nn
 
-from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
+from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA, inject
 from randlora_pl.adapters.select import select
 from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.common import TARGETS
 from randlora_pl.language.tokenization import model_config
 from randlora_pl.run.options.shipped import find_config
-from tests.support.products import marked
+from tests.support.products import in_one_item, marked
 
 transformers = pytest.importorskip("transformers", reason="transformers, of the extra `language`, is missing")
 
@@ -117,6 +118,68 @@ def test_the_layers_of_each_family(name: str) -> None:
     assert sorted(chosen) == sorted(LAYERS[name])
     if family not in ("roberta", "gpt2"):
         assert chosen == layers(name, None)  # the program's own default
+
+
+SEVEN = ["self_attn.o_proj", "mlp.gate_proj", *LAYERS["qwen2-0.5b"]]
+OF_DENSE = {
+    "qwen3": SEVEN, "gemma3_text": SEVEN, "olmo2": SEVEN, "smollm3": SEVEN, "mistral": SEVEN,
+    "gpt_neox": ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
+}  # fmt: skip
+"""Every linear layer of a block, in families that no list has."""
+
+
+def small(family: str) -> tuple[CausalLMTask, Any]:
+    """A task, and a decoder of two blocks without storage."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    config = transformers.AutoConfig.for_model(family, **sizes, pad_token_id=0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return CausalLMTask(family, "random", adapter=LoRA(rank=2)), model
+
+
+@in_one_item("family", OF_DENSE)
+def test_a_family_without_a_list_is_adapted_as_a_whole(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    task, model = small(family)
+    caplog.clear()
+    with caplog.at_level("INFO", "randlora_pl"):
+        task.take_targets(model)
+    (line,) = caplog.messages
+    assert line.startswith(f"No targets are listed for {family}: every linear layer of the blocks is adapted.")
+    report = inject(model, task.adapter, task.targets)
+    adapted = {".".join(row.layer.split(".0.")[1:]) for row in report.rows if ".0." in row.layer}
+    assert adapted == set(OF_DENSE[family]) and len(report.rows) == 2 * len(adapted)
+    assert report.coverage.share == 1 and "100" in report.coverage.line and not report.coverage.warning
+
+
+def test_targets_of_listed_families_and_given_ones_are_logged_by_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "randlora_pl"):
+        for family in ("qwen2", "llama"):
+            task, model = small(family)
+            task.take_targets(model)
+            assert task.targets == TARGETS[family] and task.targets is not TARGETS[family]
+        task, model = small("qwen3")
+        given = CausalLMTask("qwen3", "random", targets=["all"])
+        given.take_targets(model)
+        whole = CausalLMTask("qwen3", "random", adapter=FullFineTuning())
+        whole.take_targets(model)
+    assert given.targets == ["all"] and whole.targets is None and not caplog.messages
+
+
+def test_routers_stay_as_they_are_and_experts_are_said_to_be_frozen() -> None:
+    task, model = small("qwen3_moe")
+    report = inject(model, task.adapter, task.default_targets(model))
+    assert {row.layer.partition(".self_attn.")[2] for row in report.rows} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    warning = report.coverage.warning
+    assert report.coverage.share < 0.5 and "mlp.gate.weight" in warning and "experts, cannot be adapted" in warning
+
+
+def test_the_layers_of_minilm_are_those_of_the_published_sweeps() -> None:
+    """They ran without a list, by the default of `select`."""
+    config = transformers.AutoConfig.for_model("bert", num_hidden_layers=1)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    chosen = [[site.shape.layer for site in select(model, targets, False)] for targets in (TARGETS["bert"], None)]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 5
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -77,8 +77,8 @@ class CausalLMTask(TextTask):
     """The method and its options."""
     targets: list[str] | None = None
     """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all``.
-    Default: the paper's for this family of models (q, k, v, and the MLP's up and down projections; q, v and both of the
-    MLP in GPT-2), or every linear layer of the blocks."""
+    Default: the paper's for its families of models (q, k, v, and the MLP's up and down projections; q, v and both of
+    the MLP in GPT-2), and every linear layer of the blocks in other families."""
     adam_eps: Annotated[float, Positive] = 1e-8
     """Epsilon of AdamW."""
     loss_average: Literal["tokens", "samples"] = "tokens"
@@ -127,7 +127,7 @@ class CausalLMTask(TextTask):
             if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
                 raise UserError(f"--model.liger: Liger-Kernel has no kernels for {kind}. Remove the option.")
             monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-        self.targets = self.default_targets(model)
+        self.take_targets(model)
         decoder: nn.Module = model
         return decoder
 

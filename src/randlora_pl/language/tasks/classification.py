@@ -61,8 +61,8 @@ class TextClassificationTask(TextTask):
     """The method and its options."""
     targets: list[str] | None = None
     """Layers to adapt: regular expressions over layer names of the encoder or the aliases ``qkv q k v kv o fc1 fc2 attn
-    mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or q, k, v and the MLP's
-    projections, or every linear layer of the blocks."""
+    mlp all``. Default: the paper's for RoBERTa (all dense layers); q, k, v and the MLP's projections in BERT;
+    every linear layer of the blocks in other families."""
     warmup_steps: int = field(init=False, default=0)
     warmup_fraction: Annotated[float, Probability] = 0.06
     """Fraction of the optimizer steps for a linear warm-up."""
@@ -124,7 +124,7 @@ class TextClassificationTask(TextTask):
             if isinstance(module, nn.Dropout):
                 module.p = self.head_dropout
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
-        self.targets = self.default_targets(whole)
+        self.take_targets(whole)
         most = most_tokens(encoder)
         data = self.run.data
         if most is not None and data is not None and data.longest > most:

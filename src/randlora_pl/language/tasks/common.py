@@ -17,7 +17,7 @@ from randlora_pl.models.weights import ModelIdentity, seeded
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.optim import TEXTS
 from randlora_pl.tasks.restore import make_ready, make_task
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.options import Fraction, NotNegative
 
 
@@ -63,11 +63,23 @@ class TextTask(Objective):
             self.tokenizer = BYTES
 
     def default_targets(self, model: Any) -> list[str] | None:
-        """Return the targets of the adapter: the given ones, or the paper's for this kind of model, or None."""
+        """Return the targets of the adapter: the given ones, its family's, or every linear layer.
+
+        They are None if none are given and the method chooses its tensors.
+        """
         if self.targets is not None or self.adapter.trains_base:
             return self.targets
-        known = TARGETS.get(str(getattr(model.config, "model_type", "")))
-        return known and list(known)
+        return list(TARGETS.get(model.config.model_type, EVERY))
+
+    def take_targets(self, model: Any) -> None:
+        """Set the targets of the adapter to their default, and log it if the model's family has no list."""
+        given, self.targets = self.targets, self.default_targets(model)
+        if given is None and self.targets == EVERY:
+            log.info(
+                "No targets are listed for %s: every linear layer of the blocks is adapted. --model.targets names "
+                "others.",
+                model.config.model_type,
+            )
 
     @cached_property
     def vocabulary(self) -> Any:
@@ -185,9 +197,11 @@ TARGETS: dict[str, list[str]] = {
     # "dense" as well, would be 9,984 parameters more than the paper's 0.72M for RandLoRA-64 of the base model.
     "roberta": ["qkv", "o", "fc1", "fc2"],
     "gpt2": ["q", "v", "fc1", "fc2"],  # E2E: two thirds of c_attn
+    "bert": ["qkv", "fc1", "fc2"],  # not in the paper: the layers of the published sweeps on texts (MiniLM)
 }
-"""Layers that the paper adapts in each family of language models, by the ``model_type`` of transformers' configs.
+"""Layers to adapt in each family of language models, by the ``model_type`` of transformers' configs: the paper's.
 
+Other families have `EVERY`, because the layers that a list leaves out may hold most of their weights.
 Targets are aliases of `adapters.targets`, and so fit separate and fused projections alike:
 
 | ``model_type`` | ``qkv``, or ``q`` and ``v`` | ``fc1``, ``fc2`` | ``o`` |
@@ -196,7 +210,11 @@ Targets are aliases of `adapters.targets`, and so fit separate and fused project
 | phi3 | qkv_proj | gate_up_proj, down_proj | o_proj |
 | roberta | query, key, value | intermediate.dense, output.dense | attention.output.dense |
 | gpt2 | rows of attn.c_attn | mlp.c_fc, mlp.c_proj | attn.c_proj |
+| bert | query, key, value | intermediate.dense, output.dense | attention.output.dense |
 """
+
+EVERY = ["all"]
+"""Targets of a family without a list: every linear layer of the blocks, without routers, embeddings and heads."""
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> TextTask:
