@@ -80,7 +80,7 @@ def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     kind, _, short = name.rpartition("/")
     recipe = "commonsense_qwen2" if short.startswith(("commonsense", "llama3")) else "clip_vitb32"
     app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
-    names = {"full": "fullfinetuning", "linear_probe": "linearprobe", "clip_lora": "lora"}
+    names = {"full": "fullfinetuning", "linear_probe": "linearprobe", "clip_lora": "lora", "lora_plus": "lora"}
     expected = {"recipes": "randlora", "prompts": "frozen"}.get(kind, names.get(short, short))
     assert app.task.adapter.method().lower() == expected
 

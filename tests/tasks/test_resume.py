@@ -89,8 +89,8 @@ def test_resumed_run_ends_with_the_same_bits(
     data = {"steps": STEPS, "batch_size": 4, "sampling": sampling}
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     adapter: Adapter = RandLoRA(rank=16, dropout=0.2)
-    if accumulate > 1:  # with two groups of the optimizer, or one
-        adapter = Together([LoRA(rank=2, dropout=0.1), adapter], rates=[5, 0.5])
+    if accumulate > 1:  # with three groups of the optimizer, or one
+        adapter = Together([LoRA(rank=2, dropout=0.1, rate_ratio=4), adapter], rates=[5, 0.5])
     whole, path = task(adapter=adapter), tmp_path / "middle.ckpt"
     _, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)], **options)
     torch.manual_seed(123)  # another process has another state

@@ -39,7 +39,7 @@ from randlora_pl.adapters.random_bases import (
     trainable,
 )
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Count, NotNegative
+from randlora_pl.utils.options import Count, NotNegative, Positive
 
 PEFT_FORM = PeftForm(
     "LORA",
@@ -74,7 +74,10 @@ class LoRA(Adapter):
     """``kaiming`` starts with B at zero and A uniform up to 1 / sqrt(in). ``official`` is the start in the code of the
     RandLoRA paper: A at zero and B uniform up to 1 / sqrt(r out); for packed attention B at zero and A up to 1 / sqrt(r
     in)."""
+    rate_ratio: Annotated[float, Positive] = 1.0
+    """Learning rate of B divided by the one of A (LoRA+, Hayou et al., 2024), which is ``--model.learning_rate``."""
 
+    neutral = ("rate_ratio",)  # affects training only
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
     trains_factors = True
     inside = True  # the method inside another one, if a config names none
@@ -93,7 +96,9 @@ class LoRA(Adapter):
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRADelta":
         """Create the update of one weight, with A (r, in) and B (out, r)."""
-        return LoRADelta(self, shape, weight)
+        delta = LoRADelta(self, shape, weight)
+        delta.rates = rates_of_factors(self.rate_ratio)
+        return delta
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
         """Convert A and B: packed attention becomes ``target_parameters``, blocks become one larger rank."""
@@ -168,6 +173,11 @@ class LoRADelta(FactoredDelta):
         return self.B * self.scaling, self.A
 
 
+def rates_of_factors(ratio: float) -> dict[str, float]:
+    """Return the factors of the learning rate (`DeltaWeight.rates`) of A and B: ``ratio`` for B (LoRA+)."""
+    return {} if ratio == 1 else {"B": ratio}
+
+
 def with_ranks(ranks: Mapping[str, int], scalings: Mapping[str, float], **options: Any) -> LoRA:
     """Return a LoRA with ranks and scalings by layer, by default 1, and further options."""
     alphas = {layer: scalings.get(layer, 1.0) * rank for layer, rank in ranks.items()}
@@ -239,7 +249,11 @@ class HydraLoRA(Adapter):
     balance: Annotated[float, NotNegative] = 0.0
     """Coefficient of a term of the loss for an even use of the heads: the squared coefficient of variation of a layer's
     mean gates, averaged over layers. The released code has none, as 0."""
+    rate_ratio: Annotated[float, Positive] = 1.0
+    """Learning rate of the matrices B divided by A's and the router's (LoRA+, Hayou et al., 2024), which is
+    ``--model.learning_rate``."""
 
+    neutral = ("rate_ratio",)
     learning_rates = (2e-4, 2e-4, 2e-4)  # its code, for language models
     fixed = False
 
@@ -271,6 +285,7 @@ class HydraLoRADelta(DeltaWeight):
         self.balanced, self.heads = adapter.balance > 0, adapter.heads
         self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, columns)  # as LoRA has it
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
+        self.rates = rates_of_factors(adapter.rate_ratio)
         self.router = kaiming(weight, adapter.key, f"router/{shape.layer}", adapter.heads, columns)
 
     def columns(self) -> Tensor:

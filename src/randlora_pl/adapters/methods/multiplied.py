@@ -25,9 +25,10 @@ from randlora_pl.adapters.base import (
     like,
 )
 from randlora_pl.adapters.kernels.common import added, built_again, compute_dtype, without_autocast
+from randlora_pl.adapters.methods.lora import rates_of_factors
 from randlora_pl.adapters.random_bases import Bases, WeightShape, kaiming, per_layer, trainable
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import at_least
+from randlora_pl.utils.options import Positive, at_least
 
 
 class HiRA(Adapter):
@@ -43,7 +44,10 @@ class HiRA(Adapter):
 
     rank: Rank = 32
     """Rank r of B A. A number, or numbers by pattern of layer names."""
+    rate_ratio: Annotated[float, Positive] = 1.0
+    """Learning rate of B divided by the one of A (LoRA+, Hayou et al., 2024), which is ``--model.learning_rate``."""
 
+    neutral = ("rate_ratio",)
     learning_rates = (4.5e-3, 4.5e-3, 4.5e-3)  # PEFT's benchmark, on a language model
     group = "full rank"
     reads_weight = True
@@ -88,6 +92,7 @@ class HiRADelta(DeltaWeight):
     def __init__(self, adapter: HiRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
+        self.rates = rates_of_factors(adapter.rate_ratio)
         self.A = kaiming(weight, adapter.key, f"hira/{shape.layer}", rank, shape.in_features)
         self.B = trainable(weight, shape.out_features, rank, fill=0.0)
 

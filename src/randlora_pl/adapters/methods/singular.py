@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, FactoredDelta, Layers, PeftContent, Rank, like, plus_product
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
-from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
+from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA, rates_of_factors
 from randlora_pl.adapters.methods.shira import distinct
 from randlora_pl.adapters.random_bases import Bases, WeightShape, draw_parameter, per_layer, trainable
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import NotNegative
+from randlora_pl.utils.options import NotNegative, Positive
 
 
 class PiSSA(DerivedAdapter):
@@ -47,7 +47,10 @@ class PiSSA(DerivedAdapter):
     """``pissa``: B0 A0 is the best approximation of W0 of rank r (equation 2 of arXiv 2404.02948). ``olora``: Q and R
     of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r smallest singular
     values as a frozen B, and a trained A that starts at zero (MiCA)."""
+    rate_ratio: Annotated[float, Positive] = 1.0
+    """Learning rate of B divided by the one of A (LoRA+, Hayou et al., 2024), which is ``--model.learning_rate``."""
 
+    neutral = (*DerivedAdapter.neutral, "rate_ratio")
     learning_rates = (1e-4, 1e-4, 2e-5)  # a first value; published for language models only
 
     exports_factors = True  # of rank 2r
@@ -58,6 +61,11 @@ class PiSSA(DerivedAdapter):
         starts=("pissa", "olora"),
         when=lambda config: config.get("init_lora_weights") in ("pissa", "olora"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "minor" and self.rate_ratio != 1:
+            raise UserError("PiSSA: B is frozen with start minor, so that it has no rate. Remove rate_ratio.")
 
     def scaling_of(self, shape: WeightShape) -> float:
         """Return alpha / r for one layer.
@@ -104,6 +112,7 @@ class PiSSADelta(DerivedDelta, FactoredDelta):
     def __init__(self, adapter: PiSSA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, self.scaling = adapter.rank_of(shape), adapter.scaling_of(shape)
+        self.rates = rates_of_factors(adapter.rate_ratio)
         recipe: RecipeName = "gram/1" if adapter.start == "pissa" else "qr/1"
         left, values, right = self.decompose(adapter, recipe, shape, weight, rank)
         # OLoRA's Q and R are not divided by the scaling, as in PEFT; the values are ones there.
