@@ -8,6 +8,7 @@ from statistics import fmean, mode
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from randlora_pl.lab.report import (
     Crossed,
@@ -121,6 +122,31 @@ class Versus:
     def difference(self) -> Estimate | Crossed:
         """Mean difference in points, over datasets, or over the test samples and seeds of the only one."""
         return self.crossed or Estimate(tuple(self.by_dataset.values()))
+
+    @property
+    def alike(self) -> bool:
+        """True if nothing but the small number of test samples on which the methods differ prevents a verdict."""
+        one = self.crossed
+        few = one is not None and one.samples >= SAMPLES and one.differing < DIFFERING
+        return few and self.planned and self.seeds >= SEEDS and not (self.untuned or self.correlation)
+
+    def span(self, count: int) -> tuple[float, float] | None:
+        """Return the interval of the difference in points if 95 % must hold for several pairs at once.
+
+        If the methods differ on too few test samples for Student's t, it is as wide as the share of samples on which
+        they may differ (Clopper and Pearson, 1934).
+
+        Returns:
+            Its ends; None without records of the same test samples.
+        """
+        if self.crossed is None:
+            return None
+        samples, differing = self.crossed.samples, self.crossed.differing
+        if differing < min(DIFFERING, samples):
+            share = 100 * float(stats.beta.ppf(1 - 0.025 / count, differing + 1, samples - differing))
+            return -share, share
+        half = self.crossed.half_among(count)
+        return self.crossed.mean - half, self.crossed.mean + half
 
     @property
     def lacking(self) -> str:
