@@ -41,10 +41,10 @@ def set_screen(driver: Any, width: int, height: int, scheme: str = "light") -> N
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
-def contrast(one: Sequence[int], other: Sequence[int]) -> float:
+def contrast(one: Sequence[float], other: Sequence[float]) -> float:
     """The contrast of two colors by WCAG 2, each as red, green and blue up to 255."""
 
-    def luminance(color: Sequence[int]) -> float:
+    def luminance(color: Sequence[float]) -> float:
         linear = [part / 3294.6 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in color]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

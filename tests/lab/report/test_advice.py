@@ -8,88 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.lab.report.advice import Contest, recommend
-from randlora_pl.lab.report.cells import FINISHED, Sweep
-from randlora_pl.lab.report.collect import read_sweep
+from randlora_pl.lab.report import markdown
+from randlora_pl.lab.report.advice import build, confusion_table, recommend, write
+from randlora_pl.lab.report.contest import Contest
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text import csv_text, pack_bits
-from tests.lab.report.sweeps import sweep_yaml
+from tests.lab.report.advised import COMMANDS, FULL, HIRA, KINDS, LORA, PROBE, answers, changed, made, near, stored
+from tests.lab.report.test_document import Page
 from tests.support.products import in_one_item
-
-KINDS = {
-    "linear probe": ("LinearProbe", 1_290, 9.0),
-    "LoRA": ("LoRA", 19_000, 21.0),
-    "HiRA": ("HiRA", 18_000, 25.0),
-    "full fine-tuning": ("FullFineTuning", 1_500_000, 40.0),
-}
-PROBE, LORA, HIRA, FULL = KINDS
-RATE = 0.01
-
-
-def facts_of(kind: str) -> dict[str, Any]:
-    if kind == "LinearProbe":
-        return {"adapter": kind, "task": "LinearHeadTask", "head_learning_rate": RATE}
-    return {"adapter": kind, "learning_rate": RATE}
-
-
-def answers(accuracy: float, samples: int, seeds: int = 5, jitter: float = 0.0) -> np.ndarray:
-    """Which test pictures each seed gets right, (seeds, samples): the easiest ones, with some luck at the limit."""
-    luck = np.random.default_rng(0).normal(0, jitter, (seeds, samples)) if jitter else 0.0
-    hard = np.random.default_rng(1).permutation(samples) + 0.5
-    right: np.ndarray = (hard + luck)[None].reshape(-1, samples) < accuracy / 100 * samples
-    return np.broadcast_to(right, (seeds, samples))
-
-
-def made(
-    folder: Path,
-    runs: dict[str, np.ndarray],
-    zero: float | None = None,
-    failed: dict[str, str] | None = None,
-    **changes: Any,
-) -> Sweep:
-    """A sweep by its table, as a report has it; rates are tuned, but for the methods of ``untuned``."""
-    untuned, kinds = changes.pop("untuned", ()), KINDS | changes.pop("kinds", {})
-    columns = ["model", "dataset", "budget", "method", "seed", "state", "reason", "accuracy", "zeroshot_accuracy"]
-    columns += ["learning_rate", "adapter", "task", "trainable_parameters", "fit_seconds", "device", "test/right"]
-    rows = []
-    for method, right in runs.items():
-        kind, size, seconds = kinds[method]
-        rest = [RATE, kind, facts_of(kind).get("task", "VisionLanguageTask"), size, seconds, "cpu"]
-        for seed, bits in enumerate(right, 1):
-            scores = [100 * bits.mean(), zero]
-            rows.append(["CLIP", "birds", "100%", method, seed, FINISHED, "", *scores, *rest, pack_bits(bits.tolist())])
-    for method, reason in (failed or {}).items():
-        rows.append(["CLIP", "birds", "100%", method, 1, "failed", reason, *[None] * 9])
-    methods = {method: facts_of(kinds[method][0]) for method in [*runs, *(failed or {})]}
-    entries = {
-        name: {"method": facts, "chosen": {key: RATE for key in facts if key.endswith("rate")}, "tried": []}
-        for name, facts in methods.items()
-        if name not in untuned
-    }
-    models = {"CLIP": {"config": "clip_vitb32"}}
-    tuned = {"finished": True, "split": "val", "monitor": "val/acc", "seeds": [9], "models": models, "methods": entries}
-    content = {"models": models, "datasets": ["birds"], "budgets": ["100%"], "methods": methods, "tuned": tuned}
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = list(range(1, 1 + max(map(len, runs.values()))))
-    (folder / "sweep.yaml").write_text(sweep_yaml(content | {"seeds": seeds} | changes))
-    (folder / "cells.csv").write_text(csv_text([columns, *rows]))
-    return read_sweep(folder)
-
-
-def near(accuracy: float, samples: int = 4_000) -> np.ndarray:
-    return answers(accuracy, samples, jitter=4)
 
 
 def few(accuracy: float, seeds: int = 5) -> np.ndarray:
     return answers(accuracy, 360, seeds, jitter=4)
-
-
-def changed(right: np.ndarray, gained: int, lost: int) -> np.ndarray:
-    """The same answers but for some pictures that no seed had right, and some that each had."""
-    right, never, always = right.copy(), ~right.any(0), right.all(0)
-    right[:, never.nonzero()[0][:gained]] = True
-    right[:, always.nonzero()[0][:lost]] = False
-    return right
 
 
 def alone(*numbers: int) -> np.ndarray:
@@ -271,3 +200,65 @@ def test_a_sweep_without_a_trained_method_is_refused(tmp_path: Path) -> None:
     sweep = made(tmp_path, runs, failed=failed, kinds={"zero-shot": ("Frozen", 0, None)})
     with pytest.raises(UserError, match="No method has a result: LoRA failed: out of"):
         recommend(sweep, 1.0)
+
+
+def test_page(tmp_path: Path) -> None:
+    """Every part is there, in one file that needs nothing else; the first tables are in Markdown, too."""
+    runs = {PROBE: few(90), LORA: changed(few(90), gained=18, lost=15), HIRA: few(90.4), FULL: few(70)}
+    sweep = stored(tmp_path / "sweep", runs, {"DoRA": "out of <memory>"})
+    file = write(sweep, tmp_path / "new" / "page", 1.0, COMMANDS)
+    assert file == tmp_path / "new/page/index.html"
+    text = file.read_text(encoding="utf-8")
+    page = Page(text)
+    sections = ["short", "methods", "train", "differences", "confusion", "training", "rates", "cost", "elsewhere"]
+    assert [link[1:] for link in page.links[: len(sections) + 2]] == [*sections, "missing", "made"]
+    assert not page.stack and not [tag for tag in ("link", "img", "iframe", "object") if page.tags[tag]]
+    assert page.tags["svg"] == 3 and all(link.startswith("#") for link in page.links)
+    assert not [value for _, name, value in page.attributes if name == "src"] and "@import" not in text
+    assert "out of &lt;memory&gt;" in text
+    short = (file.parent / "table.md").read_text(encoding="utf-8")
+    assert recommend(sweep, 1.0).sentence in text and recommend(sweep, 1.0).sentence in short
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in short.splitlines() if line.startswith("| ")}
+    assert list(rows) == ["Method", PROBE, LORA, HIRA, FULL, "pretrained model", "DoRA"], "the simplest first"
+    assert {name: cells[1] for name, cells in rows.items() if name in KINDS} == {
+        PROBE: "take it today",
+        LORA: "no difference found",
+        HIRA: "no verdict",
+        FULL: "worse",
+    }
+    assert rows[LORA][3].startswith("+0.8<br>-") and rows[LORA][4:] == ["19,000", "21.3", "76.0 kB |"]
+    assert rows["pretrained model"][2] == "60.0" and rows["DoRA"][1] == "failed"
+    assert "No verdict on HiRA: 4 test samples on which the methods differ, 10 are needed." in short
+    commands = text[text.index("<pre>") : text.index("</pre>")]
+    assert commands.startswith(f"<pre># {PROBE}\n{COMMANDS[PROBE]}\n\n# "), "the winner first"
+    assert all(command in commands for command in COMMANDS.values())
+    assert write(sweep, file.parent, 1.0, COMMANDS).read_text(encoding="utf-8") == text, "replaces its own files"
+
+
+def test_confusion_of_the_winner(tmp_path: Path) -> None:
+    runs = {PROBE: few(93), LORA: few(90)}
+    contest = Contest(stored(tmp_path / "few", runs, {}, ["a", "b", "c"]), 1.0)
+    found = confusion_table(contest)
+    assert found is not None and [cell.text for cell in found.header] == ["True class", "Pictures", "a", "b", "c"]
+    for true, cells in enumerate(found.rows):
+        shares = [cell.sort or 0 for cell in cells[2:]]
+        assert sum(shares) == pytest.approx(100) and shares[true] == max(shares)
+        assert all((cell.tint > 0) == (guess == true) for guess, cell in enumerate(cells[2:]))
+    for file in (contest.sweep.folder / "cells").glob("*/figures/confusion.csv"):
+        file.write_text("true/predicted,a\nb,x\n")
+    assert confusion_table(contest) is None, "damaged files are left out"
+
+    large = Contest(stored(tmp_path / "many", runs, {}, [f"class {number}" for number in range(30)]), 1.0)
+    pairs = confusion_table(large)
+    assert pairs is not None and len(pairs.rows) == 20
+    assert all(cells[0].text != cells[1].text for cells in pairs.rows), "right answers are not confusions"
+    percents = [cells[3].sort or 0 for cells in pairs.rows]
+    assert min(percents) > 1.5 and max(percents) < 10
+
+
+def test_page_of_few_facts(tmp_path: Path) -> None:
+    """Without curves, confusion matrices, memory and commands: these parts are missing, not empty."""
+    text = markdown(build(Contest(made(tmp_path, {PROBE: few(90), LORA: few(90)}), 1.0), {}))
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    last = "How this was made, and what it does not say"
+    assert titles == ["In short", "All methods", "Differences", "Learning rates", "Time and memory", last]

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.browser import NEEDED, opened_browser, set_screen
-from tests.support.products import covering
+from randlora_pl.lab.report.advice import write
+from tests.lab.report.advised import COMMANDS, FULL, HIRA, LORA, PROBE, near, stored
+from tests.support.browser import NEEDED, contrast, opened_browser, set_screen
+from tests.support.products import covering, marked
 
 pytestmark = NEEDED
 
@@ -30,9 +33,9 @@ def driver(report: Path) -> Iterator[Any]:
         yield opened
 
 
-def show(driver: Any, width: int, scheme: str = "light") -> None:
+def show(driver: Any, width: int, scheme: str = "light", page: str = "") -> None:
     set_screen(driver, width, 900, scheme)
-    driver.get(driver.page)
+    driver.get(page or driver.page)
 
 
 def pixels(png: bytes) -> Any:
@@ -42,9 +45,8 @@ def pixels(png: bytes) -> Any:
 WIDTHS = [390, pytest.param(1280, marks=pytest.mark.full)]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_is_as_wide_as_the_screen_and_no_block_lies_on_another(driver: Any, width: int) -> None:
-    show(driver, width)
+def check_layout(driver: Any, width: int) -> None:
+    """The page is as wide as the screen, loads nothing, and no block lies on another."""
     wide, screen = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert screen == width and wide <= width
     assert driver.get_log("browser") == []
@@ -58,14 +60,19 @@ def test_the_page_is_as_wide_as_the_screen_and_no_block_lies_on_another(driver: 
             assert across <= 1 or down <= 1, f"{one[0]!r} lies on {other[0]!r}"
 
 
-@pytest.mark.parametrize(("width", "scheme"), covering([390, 1280], ["light", "dark"], strength=1))
-def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
-    show(driver, width, scheme)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_as_wide_as_the_screen_and_no_block_lies_on_another(driver: Any, width: int) -> None:
+    show(driver, width)
+    check_layout(driver, width)
+
+
+def check_figures(driver: Any, width: int, scheme: str, count: int) -> None:
+    """The page has the colors of the screen, and none of its figures is empty."""
     styles = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
     page, ink = ([int(n) for n in value[4:-1].split(",")] for value in driver.execute_script(styles))
     assert (max(page) < 50 and min(ink) > 200) == (scheme == "dark")
     drawings = driver.find_elements("css selector", "figure svg")
-    assert len(drawings) == 5
+    assert len(drawings) == count
     for drawing in drawings:
         driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", drawing)  # a part in view is not enough
         image = pixels(drawing.screenshot_as_png)
@@ -73,6 +80,46 @@ def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
         assert (image.max(2) - image.min(2) > 40).mean() > 0.003  # colours, not only axes
         corner = image[2, 2].mean()
         assert corner > 240 if scheme == "light" else corner < 60
+
+
+@pytest.mark.parametrize(("width", "scheme"), covering([390, 1280], ["light", "dark"], strength=1))
+def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
+    show(driver, width, scheme)
+    check_figures(driver, width, scheme, 5)
+
+
+@pytest.fixture(scope="module")
+def advice(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a recommendation among four methods, one of which is a probe, and a failed one."""
+    folder = tmp_path_factory.mktemp("advice")
+    runs = {PROBE: near(82.1), LORA: near(92.2), HIRA: near(91.9), FULL: near(92.5)}
+    return write(stored(folder / "sweep", runs, {"DoRA": "out of memory"}), folder, 1.0, COMMANDS).as_uri()
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), marked(product([390, 1280], ["light", "dark"]), lambda row: row == (390, "light"))
+)
+def test_a_recommendation_can_be_read(driver: Any, advice: str, width: int, scheme: str) -> None:
+    show(driver, width, scheme, advice)
+    check_layout(driver, width)
+    check_figures(driver, width, scheme, 3)
+    sentence = driver.find_element("css selector", "#short > h2 + p")
+    assert sentence.text.startswith("Take LoRA: it is ") and sentence.is_displayed()
+    assert sentence.location["y"] + sentence.size["height"] < 900, "on the first screen"
+    size, page, ink = driver.execute_script("""
+    const [own, body] = [arguments[0], document.body].map(node => getComputedStyle(node));
+    return [own.fontSize, body.backgroundColor, own.color];
+    """, sentence)  # fmt: skip
+    colors = [[int(part) for part in color[4:-1].split(",")] for color in (page, ink)]
+    assert float(size.removesuffix("px")) >= 16 and contrast(*colors) > 7
+    found = driver.execute_script("""
+    const cells = [...document.querySelectorAll("#confusion-matrix td.tint")];
+    return cells.map(cell => getComputedStyle(cell).backgroundColor);
+    """)
+    shades = [[float(part) for part in color[5:-1].split(",")] for color in found]
+    mixed = [[part * own + (1 - part) * below for own, below in zip(shade, colors[0], strict=True)]
+             for *shade, part in shades]  # fmt: skip
+    assert len(mixed) >= 5 and min(contrast(shade, colors[1]) for shade in mixed) > 4.5, "numbers on their shade"
 
 
 def test_headers_stay_and_no_table_is_stretched_or_cut(driver: Any) -> None:

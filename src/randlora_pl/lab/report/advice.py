@@ -1,37 +1,37 @@
-"""Recommendation of a method for one dataset: a sentence, its reasons, and the page that shows them.
+"""Recommendation of a method for one dataset, and the page that shows it with its reasons and costs."""
 
-The simplest method is recommended unless another one is shown to be better. All tests and intervals are from
-`comparisons`.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, inf, isfinite
+import csv
+from collections.abc import Mapping
+from math import isfinite, sqrt
+from pathlib import Path
 from statistics import fmean
 
-from randlora_pl.adapters import methods
-from randlora_pl.lab.report import formatted, many
-from randlora_pl.lab.report.cells import Key, Sweep
-from randlora_pl.lab.report.comparisons import EQUAL, LEVEL, Versus, comparisons
-from randlora_pl.sweep import is_zero_shot
-from randlora_pl.utils.errors import UserError
+import numpy as np
+from matplotlib import rc_context
+from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Advice:
-    """A recommendation.
-
-    Attributes:
-        sentence: What to take, or what is undecided, and by how much.
-        details: Its reasons and limits, a sentence or two each.
-        winner: The method to take today, also if nothing is decided.
-        decided: Whether the runs show it.
-    """
-
-    sentence: str
-    details: list[str]
-    winner: str
-    decided: bool
+from randlora_pl.lab.report import (
+    Document,
+    Picture,
+    Section,
+    Table,
+    TableCell,
+    formatted,
+    many,
+    markdown,
+    mean_cell,
+    missing_cell,
+    row,
+)
+from randlora_pl.lab.report.accuracy import Beside, elsewhere_table
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.comparisons import EQUAL, LEVEL, RULE_ONE
+from randlora_pl.lab.report.contest import Advice, Contest
+from randlora_pl.lab.report.files import cells_csv, draw, how_made, html, missing_tables
+from randlora_pl.lab.report.plots import curve_picture, interval_picture, memory_picture
+from randlora_pl.lab.report.training import cost_table, logged_runs, rate_table
+from randlora_pl.utils.files import disk_errors, write_text
+from randlora_pl.utils.text import byte_size
 
 
 def recommend(sweep: Sweep, margin: float) -> Advice:
@@ -50,201 +50,181 @@ def recommend(sweep: Sweep, margin: float) -> Advice:
     return Contest(sweep, margin).advice()
 
 
-class Contest:
-    """The trained methods of a sweep that have results, compared with each other.
+PAGE = "index.html"
+
+
+def write(sweep: Sweep, output: Path, margin: float, commands: Mapping[str, str]) -> Path:
+    """Write the recommendation as one page that needs nothing else, its first tables as Markdown, and all cells.
 
     Args:
         sweep: Runs of one model on one dataset with one amount of data.
+        output: Folder of ``index.html``, ``table.md`` and ``cells.csv``; older ones are replaced.
         margin: Difference in points that does not matter.
+        commands: Command that trains each method on all data, by label.
 
-    Attributes:
-        order: The methods, the simplest first: those that leave the model as it is, then by trained parameters, and
-            of about equally many the fastest.
-        failed: The other methods, with the reason.
-        winner: The recommended one.
+    Returns:
+        The page.
 
     Raises:
-        UserError: There are several models, datasets or amounts of data, or no method has a result.
+        UserError: There are several models, datasets or amounts of data, no method has a result, or the files cannot
+            be written.
     """
-
-    def __init__(self, sweep: Sweep, margin: float) -> None:
-        self.sweep, self.margin = sweep, margin
-        self.model = _only(list(sweep.plan.models), "model", sweep)
-        self.dataset = _only(list(sweep.plan.datasets), "dataset", sweep)
-        self.budget = _only(sweep.trained_budgets(self.model), "amount of data", sweep)
-        trained = [method for method in sweep.plan.methods if not is_zero_shot(method)]
-        finished = [method for method in trained if sweep.by_seed(self.key(method))]
-        self.failed = {m: sweep.why_missing(self.key(m)) for m in trained if m not in finished}
-        if not finished:
-            reasons = "; ".join(f"{method} {why}" for method, why in self.failed.items())
-            raise UserError(f"No method has a result: {reasons}.", where=str(sweep.folder))
-        found = comparisons(sweep)
-        self.pairs = {(one.first, one.second): one for pair in found for one in (pair, pair.turned())}
-        self.order = self._by_cost(finished)
-        left = [method for method in self.order if not self._beaten(method)]
-        self.winner = [*left, *self.order][0]
-
-    def key(self, method: str) -> Key:
-        """Return the cell of a method."""
-        return Key(self.model, self.dataset, self.budget, method)
-
-    def others(self, method: str) -> list[str]:
-        """Return the other methods with results."""
-        return [other for other in self.order if other != method]
-
-    def named(self, method: str) -> str:
-        """Return a method for a sentence, with an article if it leaves the model as it is, like a probe."""
-        return method if self._changes(method) else f"the {method}"
-
-    def span(self, one: str, other: str) -> tuple[float, float] | None:
-        """Return the interval in points of the gain by one method over another; all with the other hold together."""
-        pair = self.pairs.get((one, other))
-        return pair.span(len(self.order) - 1) if pair else None
-
-    def better(self, one: str, other: str) -> bool:
-        """Return True if one method is shown to be better than another."""
-        pair = self.pairs.get((one, other))
-        return pair is not None and pair.p is not None and pair.p < LEVEL and pair.difference.mean > 0
-
-    def most(self, one: str, other: str) -> float:
-        """Return the most in points by which one method may be better; infinity if too little is known."""
-        pair, span = self.pairs.get((one, other)), self.span(one, other)
-        if pair is None or span is None or (pair.p is None and not pair.alike):
-            return inf
-        return max(0.0, span[1])
-
-    def regret(self, method: str) -> float:
-        """Return the most in points by which any other method may be better."""
-        return max((self.most(other, method) for other in self.others(method)), default=0.0)
-
-    def advice(self) -> Advice:
-        """Return the recommendation."""
-        winner, others = self.winner, self.others(self.winner)
-        wins = bool(others) and all(self.better(winner, other) for other in others)
-        decided = bool(others) and (wins or self.regret(winner) <= self.margin)
-        sentence = self._decided(wins) if decided else self._undecided()
-        details = [self._measured(), *([] if decided else self._what_decides())]
-        if slightly := [other for other in others if self.better(other, winner)]:
-            points = f"{self.margin:g} point{'s' * (self.margin != 1)}"
-            details.append(f"Shown to be better, but by less than the margin of {points}: {', '.join(slightly)}.")
-        if self.failed:
-            reasons = ", ".join(f"{method} ({why})" for method, why in self.failed.items())
-            details.append(f"Left out, without a result: {reasons}.")
-        return Advice(f"{sentence} {self._pretrained()}".strip(), details, winner, decided)
-
-    def _changes(self, method: str) -> bool:
-        """Return True if a method changes the model, as its class says; a class of another program may."""
-        return bool(getattr(getattr(methods, self.sweep.kinds[method], None), "updates", True))
-
-    def _by_cost(self, finished: Sequence[str]) -> list[str]:
-        cost = {method: (self._changes(method), self.sweep.parameters(self.model, method) or 0) for method in finished}
-        groups: list[list[str]] = []
-        for method in sorted(finished, key=cost.__getitem__):
-            changes, size = cost[groups[-1][0]] if groups else (None, 0)
-            if changes == cost[method][0] and cost[method][1] <= EQUAL * size:
-                groups[-1].append(method)
-            else:
-                groups.append([method])
-        return [method for group in groups for method in sorted(group, key=self._seconds)]
-
-    def _seconds(self, method: str) -> float:
-        seconds = self.sweep.select(**self.key(method)._asdict())["fit_seconds"]
-        return fmean(known) if len(known := seconds[seconds > 0]) else inf
-
-    def _beaten(self, method: str) -> bool:
-        """Return True if another method is shown to be better, and may be better by more than the margin."""
-        others = self.others(method)
-        return any(self.better(other, method) and self.most(other, method) > self.margin for other in others)
-
-    def _decided(self, wins: bool) -> str:
-        winner, regret = self.winner, self.regret(self.winner)
-        simpler = self.order[: self.order.index(winner)]
-        behind = [method for method in simpler if self.better(winner, method)]
-        if not behind:
-            reason = "it is better than every other method" if wins else "nothing else is better"
-        else:
-            spans = {method: span for method in behind if (span := self.span(winner, method))}
-            best = min(spans, key=lambda method: sum(spans[method]))
-            low, high = spans[best]
-            reason = f"it is {(low + high) / 2:.1f} ± {(high - low) / 2:.1f} points better than {self.named(best)}"
-            if behind == simpler:
-                reason += ", the simpler one" if len(behind) == 1 else ", the best of the simpler ones"
-            if len(self.order) > 1 + len(behind):
-                reason += ", and better than every other method" if wins else ", and nothing else is better than it"
-        if not wins and regret:
-            reason += f" by more than {ceil(10 * regret - 1e-9) / 10:.1f} points"
-        return f"Take {self.named(winner)}: {reason}."
-
-    def _rival(self) -> Versus | None:
-        """Return the pair of the winner with the method that may be better by most; None without common seeds."""
-        here = [pair for other in self.others(self.winner) if (pair := self.pairs.get((other, self.winner)))]
-        key = lambda pair: (self.most(pair.first, self.winner), pair.difference.mean)  # noqa: E731
-        return max(here, key=key, default=None)
-
-    def _undecided(self) -> str:
-        winner, rival = self.named(self.winner), self._rival()
-        if rival is None:
-            return f"Undecided: no other method has a result of the same seed to compare {winner} with."
-        start = f"Undecided: {self.named(rival.first)} against {winner} is {formatted(rival.difference.mean)} points"
-        span, crossed = self.span(rival.first, self.winner), rival.crossed
-        if span and crossed and isfinite(self.most(rival.first, self.winner)):
-            low, high = map(formatted, span)
-            units = f"{many(crossed.samples, 'test picture')} and {many(crossed.runs, 'seed')}"
-            start += f", and {low} to {high} are possible with {units}."
-        else:
-            start += f", without a verdict ({rival.obstacle.removeprefix('no verdict: ')})."
-        simpler = self.order.index(self.winner) < self.order.index(rival.first)
-        return f"{start} If it must be one today, take {winner}{', the simpler one' if simpler else ''}."
-
-    def _what_decides(self) -> list[str]:
-        """Return about how many test pictures or seeds would be enough if the difference stays as it is."""
-        rival = self._rival()
-        crossed, span = (rival.crossed, self.span(rival.first, self.winner)) if rival else (None, None)
-        if rival is None or crossed is None or span is None or self.most(rival.first, self.winner) == inf:
-            return []
-        # an interval that is this narrow excludes either zero or what matters
-        room = max(crossed.mean, self.margin - crossed.mean)
-        if room <= 0:
-            return ["No number of test pictures shows that two methods are exactly equal. Set a --margin above 0."]
-        half, total = span[1] - crossed.mean, crossed.error**2
-        factor = max(1.1, half / room if rival.alike else (half / room) ** 2)
-        units = {"test pictures": (crossed.samples, crossed.of_samples), "seeds": (crossed.runs, crossed.of_runs)}
-        larger = "test pictures" if rival.alike else max(units, key=lambda unit: units[unit][1])
-        left = total / factor - (total - units[larger][1])  # of the larger variance, while the smaller one stays
-        if rival.alike:
-            more = {larger: factor}
-        elif 2 * factor * left > units[larger][1]:
-            more = {larger: units[larger][1] / left}
-        else:
-            more = dict.fromkeys(units, factor)
-        counts = [f"{float(f'{ceil(units[unit][0] * share):.2g}'):,.0f} {unit}" for unit, share in more.items()]
-        return [f"About {' and '.join(counts)} would decide it, if the difference stays the same."]
-
-    def _measured(self) -> str:
-        estimate = self.sweep.estimate(self.key(self.winner))
-        counts = {pair.crossed.samples for pair in self.pairs.values() if pair.crossed}
-        on = many(max(counts), "test picture") if counts else "the test pictures"
-        mean, seeds = (estimate.mean, len(estimate.values)) if estimate else (0.0, 0)
-        text = f"On {on}, {self.named(self.winner)} has {mean:.1f} %, the mean of {many(seeds, 'seed')}."
-        return f"{text} That holds for new pictures of this kind."
-
-    def _pretrained(self) -> str:
-        """Return the comparison with the model before the training, if it matters."""
-        zero, key = self.sweep.pretrained.get((self.model, self.dataset)), self.key(self.winner)
-        estimate = self.sweep.estimate(key)
-        if zero is None or estimate is None:
-            return ""
-        mend = "Train for more steps, or take it as it is."
-        if zero > estimate.mean + (estimate.half or 0):
-            return f"But the pretrained model has {zero:.1f} %, which is more. {mend}"
-        if not self.sweep.idle(key):
-            return ""
-        every = all(self.sweep.idle(self.key(method)) for method in self.order)
-        who = "no method is" if every else f"{self.named(self.winner)} is not"
-        return f"But {who} shown to differ from the pretrained model ({zero:.1f} %). {mend}"
+    document = build(Contest(sweep, margin), commands)
+    pictures = [part for section in document.sections for part in section.parts if isinstance(part, Picture)]
+    drawings = {picture.name: draw(picture.figure, "svg", picture.name).decode("utf-8") for picture in pictures}
+    short = [
+        Section(one.name, one.title, one.text, one.points, [part for part in one.parts if isinstance(part, Table)])
+        for one in document.sections[:2]
+    ]
+    texts = {PAGE: html(document, drawings), "cells.csv": cells_csv(sweep)}
+    texts["table.md"] = markdown(Document(document.title, document.lead, short, []))
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_text(output / name, text)
+    return output / PAGE
 
 
-def _only(labels: Sequence[str], what: str, sweep: Sweep) -> str:
-    if len(labels) != 1:
-        raise UserError(f"A recommendation is for one {what}, and {sweep.folder} has {len(labels)}.")
-    return labels[0]
+@rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula
+def build(contest: Contest, commands: Mapping[str, str]) -> Document:
+    """Return the page of a recommendation."""
+    sweep, model, winner, advice = contest.sweep, contest.model, contest.winner, contest.advice()
+    spans = {
+        other: (pair.difference.mean, *span)
+        for other in contest.others(winner)
+        if (pair := contest.pairs.get((other, winner))) and (span := contest.span(other, winner))
+    }
+    logged = {*logged_runs(sweep, model)["method"]}
+    curves = curve_picture(sweep, model, [method for method in contest.order if method in logged][:8])
+    limits = [
+        f"It holds for new pictures of this kind, for {model}, and for these sizes of the adapters and this number of "
+        "steps. It says nothing about other pictures, models, sizes and numbers of steps.",
+        "Simpler is a method that leaves the model as it is, then one with fewer trained parameters. Of numbers within "
+        f"a factor of {EQUAL:g}, the faster method is the simpler one.",
+        f"The simplest method is recommended that no other is shown to beat by possibly more than {contest.margin:g} "
+        "points. This is decided if no other can be better by more than that, or if it beats every other.",
+        RULE_ONE,
+    ]
+    train = "On all pictures but the test ones, so that the accuracy on these can be checked."
+    lines = [line for method in dict.fromkeys((winner, *commands)) if method in commands
+             for line in (f"# {method}", commands[method], "")][:-1]  # fmt: skip
+    beside, memory = Beside(sweep.plan), memory_picture(sweep, model)
+    picture = interval_picture(sweep, winner, spans, contest.margin) if spans else None
+    sections = [
+        Section("short", "In short", [advice.sentence], advice.details),
+        Section("methods", "All methods", parts=[methods_table(contest)]),
+        Section("train", "Train it on your data", [train] * bool(lines), commands=lines),
+        Section("differences", "Differences", parts=_known(picture)),
+        Section("confusion", "Which classes are confused", parts=_known(confusion_table(contest))),
+        Section("training", "Training", parts=_known(curves)),
+        Section("rates", "Learning rates", parts=_known(rate_table(sweep))),
+        Section("cost", "Time and memory", parts=_known(cost_table(sweep, beside, model), memory)),
+        Section("elsewhere", "Forgetting", parts=_known(elsewhere_table(sweep, model))),
+        Section("missing", "Runs without a result", parts=missing_tables(sweep)),
+        Section("unread", "What could not be read", points=sweep.warnings),
+        Section("made", "How this was made, and what it does not say", points=[*limits, *how_made(sweep)]),
+    ]
+    budget = "" if contest.budget == "100%" else f" ({contest.budget})"
+    lead = f"{many(len(contest.order), 'trained method')} on {contest.dataset}{budget} with {model}, "
+    lead += f"{many(len(sweep.plan.seeds), 'seed')}."
+    title = sweep.plan.title or f"Which method for {contest.dataset}?"
+    return Document(title, lead, [one for one in sections if one.text or one.points or one.parts], [])
+
+
+def _known(*parts: Table | Picture | None) -> list[Table | Picture]:
+    return [part for part in parts if part]
+
+
+def methods_table(contest: Contest) -> Table:
+    """Return accuracy, verdict and cost of each method, the simplest first, and the pretrained model."""
+    sweep, winner = contest.sweep, contest.winner
+    own, decided = sweep.estimate(contest.key(winner)), contest.advice().decided
+    sizes = sweep.finished.get("adapter_bytes", sweep.finished["fit_seconds"] * float("nan"))
+    rows = []
+    below = [
+        "Accuracies are means over seeds with the 95 % confidence interval over seeds. Differences are in points, "
+        "paired by test picture and seed. Below each is its interval. These intervals hold for all methods at once."
+    ]
+    for method in contest.order:
+        pair, span = contest.pairs.get((method, winner)), contest.span(method, winner)
+        difference, verdict = TableCell(""), TableCell("no verdict")
+        if method == winner:
+            verdict = TableCell("take it" if decided else "take it today", best=decided)
+        elif pair:
+            mean = pair.difference.mean
+            between = f"{formatted(span[0])} to {formatted(span[1])}" if span else ""
+            difference = TableCell(formatted(mean), between, sort=mean)
+        if pair and pair.p is not None:
+            verdict.text = "no difference found" if pair.p >= LEVEL else "better" if mean > 0 else "worse"
+        elif pair:
+            below.append(f"No verdict on {method}: {pair.obstacle.removeprefix('no verdict: ')}.")
+        of_file, seconds = sizes[sweep.finished["method"] == method].dropna(), contest.seconds(method)
+        rows.append(row(
+            method,
+            verdict,
+            mean_cell(sweep.estimate(contest.key(method))),
+            difference,
+            sweep.parameters(contest.model, method),
+            TableCell(f"{seconds:,.1f}", sort=seconds) if isfinite(seconds) else missing_cell("not measured"),
+            TableCell(byte_size(fmean(of_file)), sort=fmean(of_file)) if len(of_file) else missing_cell("not kept"),
+        ))  # fmt: skip
+    zero = sweep.pretrained.get((contest.model, contest.dataset))
+    if zero is not None and own:
+        untrained = [TableCell(f"{zero:.1f}", sort=zero), TableCell(formatted(zero - own.mean), sort=zero - own.mean)]
+        rows.append(row("pretrained model", "not trained", *untrained, 0, "", ""))
+    rows += [row(method, missing_cell(why.partition(":")[0]), *[""] * 5) for method, why in contest.failed.items()]
+    titles = ["Accuracy, %", f"Difference to {winner}", "Trained parameters", "Seconds per run", "Saved adapter"]
+    return Table(
+        "methods-all", "Every method, the simplest first", row("Method", "Verdict", *titles), rows, below, left=2
+    )
+
+
+MATRIX = 20
+"""Largest number of classes for a whole confusion matrix; of more, as many pairs of classes are shown."""
+
+
+def confusion_table(contest: Contest) -> Table | None:
+    """Return the predicted classes of each true one by the winner, or the most confused pairs; None without records."""
+    cells = contest.sweep.select(**contest.key(contest.winner)._asdict())["cell"]
+    tables = [table for cell in cells if (table := _confusion(contest.sweep.folder / "cells" / str(cell)))]
+    tables = [table for table in tables if table[0] == tables[0][0]]
+    if not tables:
+        return None
+    names, counts = tables[0][0], np.sum([table[1] for table in tables], axis=0)
+    of_class = counts.sum(1)
+    shares = counts / np.maximum(of_class, 1)[:, None]
+    pictures = [int(count) // len(tables) for count in of_class]
+    over = f"{contest.winner}, {many(len(tables), 'seed')}"
+    if len(names) <= MATRIX:
+        rows = [
+            row(name, pictures[true], *(_share(share, true == guess) for guess, share in enumerate(shares[true])))
+            for true, name in enumerate(names)
+        ]
+        caption = f"Predicted classes in percent of the test pictures of each class: {over}"
+        return Table("confusion-matrix", caption, row("True class", "Pictures", *names), rows)
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, counts)
+    largest = [divmod(int(place), len(names)) for place in np.argsort(-wrong, axis=None, kind="stable")[:MATRIX]]
+    rows = [
+        row(names[true], names[guess], pictures[true], _share(shares[true, guess], False))
+        for true, guess in largest
+        if wrong[true, guess]
+    ]
+    caption = f"Most frequent confusions in percent of the test pictures of the true class: {over}"
+    return Table("confusion-pairs", caption, row("True class", "Predicted", "Pictures", "Percent"), rows, left=2)
+
+
+def _share(share: float, right: bool) -> TableCell:
+    """Return a share as percent: blue where it is right, orange where it is wrong."""
+    text = "" if not share else f"{100 * share:.0f}" if share >= 0.005 else "<1"
+    return TableCell(text, sort=100 * float(share), tint=float(share) if right else -sqrt(share))
+
+
+def _confusion(cell: Path) -> tuple[list[str], NDArray[np.int64]] | None:
+    """Return class names and counts (true, predicted) of a run; None if its file is missing or damaged."""
+    try:
+        with (cell / "figures" / "confusion.csv").open(encoding="utf-8", newline="") as stream:
+            (_, *names), *rows = csv.reader(stream)
+            counts = np.array([[int(count) for count in line[1:]] for line in rows], dtype=np.int64)
+    except (OSError, ValueError):
+        return None
+    return (names, counts) if counts.shape == (len(names), len(names)) else None

@@ -71,9 +71,9 @@ def build(sweep: Sweep) -> Document:
         Section("rates", "Learning rates", parts=[*filter(None, [rate_table(sweep)])]),
         Section("cost", "Parameters, time and memory", parts=[*costs, *filter(None, pictures)]),
         Section("elsewhere", "Forgetting", parts=[*filter(None, (accuracy.elsewhere_table(sweep, m) for m in models))]),
-        Section("missing", "Runs without a result", parts=_missing(sweep)),
+        Section("missing", "Runs without a result", parts=missing_tables(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
-        Section("made", "How this was made", points=_made(sweep), commands=commands),
+        Section("made", "How this was made", points=how_made(sweep), commands=commands),
     ]
     names: Counter[str] = Counter()
     for part in (part for section in sections for part in section.parts):
@@ -159,7 +159,7 @@ def _reading(sweep: Sweep) -> list[str]:
     ]
 
 
-def _made(sweep: Sweep) -> list[str]:
+def how_made(sweep: Sweep) -> list[str]:
     """Return device, machine and versions, as far as the runs know them, and the command that chose the rates."""
     facts = []
     columns = {"device": "device", "machine": "machine", "CPU threads": "cpu_threads", "randlora-pl": "version"}
@@ -174,7 +174,7 @@ def _made(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _missing(sweep: Sweep) -> list[Table | Picture]:
+def missing_tables(sweep: Sweep) -> list[Table | Picture]:
     """Return every run without a result; runs of one cell with the same reason share a row."""
     missing = sweep.cells[sweep.cells["accuracy"].isna()]
     rows = []

@@ -1,7 +1,7 @@
 """Plots: differences to a reference, accuracy against parameters as the paper's Figure 1, memory, and curves."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import filterfalse
 from statistics import fmean
@@ -84,6 +84,37 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
     caption += f"intervals over {over}; a dot without one has a single value."
     described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
     return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
+
+
+def interval_picture(
+    sweep: Sweep, reference: str, spans: Mapping[str, tuple[float, float, float]], margin: float
+) -> Picture:
+    """Draw how much better each method is than one of them, with its interval; what does not matter is shaded.
+
+    Args:
+        sweep: Sweep with these methods.
+        reference: Method that the others are compared with.
+        spans: Mean difference of each other method in points, and the ends of its interval.
+        margin: Difference in points that does not matter.
+    """
+    figure, names = _rows(list(spans), 1, 0.8)
+    panel = figure.subplots()
+    panel.axvspan(-margin, margin, color=INK, alpha=0.15, linewidth=0)
+    for place, (method, (mean, low, high)) in enumerate(spans.items()):
+        look = style(sweep, method) | {"linestyle": "none", "linewidth": 1.5, "capsize": 3, "markersize": 6}
+        panel.errorbar([mean], [place], xerr=[[mean - low], [high - mean]], **look)
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.set_xlabel(fill(f"better than {reference} by, points", 44))
+    legend(figure, [], grid="x")
+    caption = f"Difference of each method to {reference} in points of {sweep.measured}. The 95 % confidence intervals "
+    caption += (
+        f"hold for all methods at once. Gray is the margin ({margin:g}), up to which a difference does not matter."
+    )
+    lines = (f"{method} {mean:+.1f}, from {low:+.1f} to {high:+.1f}" for method, (mean, low, high) in spans.items())
+    return Picture("intervals", caption, f"{'; '.join(lines)}.", figure)
 
 
 def memory_picture(sweep: Sweep, model: str) -> Picture | None:
@@ -225,15 +256,23 @@ def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
                 joined |= more
             methods = joined & alike
         others = [m for m in sweep.plan.methods if m in methods and m != reference]
-        if others and (picture := _picture(sweep, model, reference, others[:7])):  # more lines cannot be followed
+        chosen = "methods that planned pairs join with" if sweep.plan.pairs else "methods of about the size of"
+        shown_methods = [reference, *others[:7]]  # more lines cannot be followed
+        if others and (picture := curve_picture(sweep, model, shown_methods, f", with {chosen} {reference}")):
+            picture.name += f"-{identifier(reference)}"
             left = len(others) - 7
             picture.caption += f" The last {many(left, 'method')} of the sweep are left out." if left > 0 else ""
             pictures.append(picture)
     return pictures
 
 
-def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) -> Picture | None:
-    methods = [method for method in sweep.plan.methods if method in (reference, *others)]
+def curve_picture(sweep: Sweep, model: str, methods: Sequence[str], about: str = "") -> Picture | None:
+    """Draw validation metric and training loss of some methods against steps; None if no seed has all of them.
+
+    Losses are drawn if they are of one kind. The caption gets a phrase about the methods.
+    """
+    methods = [method for method in sweep.plan.methods if method in methods]
+    alike = len({str(kind_of_loss(sweep, method)) for method in methods}) == 1
     runs = logged_runs(sweep, model)
     runs = runs[runs["method"].isin(methods)]
     runs = runs[runs.groupby(["dataset", "budget", "seed"])["method"].transform("nunique") == len(methods)]
@@ -243,7 +282,7 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     total = steps.pop() if len(steps) == 1 else 0
     parts = runs["losses"].map(len).min()
     shares = [Fraction(number, parts) for number in range(1, parts + 1)]  # after each part that all runs have
-    of_loss = [{float(share): at(curve, share) for share in shares} for curve in runs["losses"]]
+    of_loss = [{float(share): at(curve, share) for share in shares if alike} for curve in runs["losses"]]
     of_score: list[dict[float, float | None]] = []
     for text, last in zip(runs[VALIDATED], runs["steps"], strict=True):
         by_step = scores(text)
@@ -271,14 +310,12 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
         panel.yaxis.set_major_locator(MaxNLocator(5))
     drawn[-1].set_xlabel("steps" if total else "steps, % of the run")
     legend(figure, handles)
-    chosen = "methods that planned pairs join with" if sweep.plan.pairs else "methods of about the size of"
     drawings, count = " and ".join(title.removesuffix(", %") for title in panels), runs["dataset"].nunique()
-    caption = f"{model}: {drawings} against steps, with {chosen} {reference}. Means over {many(count, 'dataset')} "
+    caption = f"{model}: {drawings} against steps{about}. Means over {many(count, 'dataset')} "
     caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."
     described_lines = []
     for method in methods:
         ends = {title: lines.loc[method].iloc[[0, -1]] for title, lines in panels.items()}
         ranges = ", ".join(f"{title} from {first:.3g} to {last:.3g}" for title, (first, last) in ends.items())
         described_lines.append(f"{method} {ranges}")
-    name, described = f"curves-{identifier(model)}-{identifier(reference)}", "; ".join(described_lines)
-    return Picture(name, caption, f"{described}.", figure)
+    return Picture(f"curves-{identifier(model)}", caption, f"{'; '.join(described_lines)}.", figure)
