@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from randlora_pl.lab.report import markdown
 from randlora_pl.lab.report.advice import build, confusion_table, recommend, write
@@ -149,7 +150,7 @@ def test_recommendation(tmp_path: Path, name: str, case: Any) -> None:
 VALUES = st.lists(st.sampled_from([88, 90, 90.5, 91, 94]), min_size=2, max_size=4)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), VALUES, st.sampled_from([300, 3_000]), st.sampled_from([0.0, 0.5, 2.0]))
 def test_a_recommendation_is_the_simplest_that_is_not_beaten(
     tmp_path_factory: pytest.TempPathFactory, seed: int, values: list[float], samples: int, margin: float
@@ -202,6 +203,16 @@ def test_a_sweep_without_a_trained_method_is_refused(tmp_path: Path) -> None:
         recommend(sweep, 1.0)
 
 
+def test_the_interval_of_methods_that_hardly_differ_is_that_of_the_share_of_pictures(tmp_path: Path) -> None:
+    """Clopper and Pearson's interval of 5 in 1,000, at the level of one and of three pairs; both signs are possible."""
+    contest = Contest(made(tmp_path, {PROBE: alone(), LORA: alone(1, 2, 3, 4, 5)}), 1.0)
+    pair = contest.pairs[LORA, PROBE]
+    assert pair.alike and pair.p is None and pair.difference.mean == pytest.approx(0.5)
+    for count in (1, 3):
+        most = 100 * binomtest(5, 1_000).proportion_ci(1 - 0.05 / count, "exact").high
+        assert pair.span(count) == pytest.approx((-most, most)) and pair.turned().span(count) == pair.span(count)
+
+
 def test_page(tmp_path: Path) -> None:
     """Every part is there, in one file that needs nothing else; the first tables are in Markdown, too."""
     runs = {PROBE: few(90), LORA: changed(few(90), gained=18, lost=15), HIRA: few(90.4), FULL: few(70)}
@@ -216,6 +227,7 @@ def test_page(tmp_path: Path) -> None:
     assert page.tags["svg"] == 3 and all(link.startswith("#") for link in page.links)
     assert not [value for _, name, value in page.attributes if name == "src"] and "@import" not in text
     assert "out of &lt;memory&gt;" in text
+    assert "CLIP: validation accuracy against steps." in text, "a probe has another loss, which is not drawn"
     short = (file.parent / "table.md").read_text(encoding="utf-8")
     assert recommend(sweep, 1.0).sentence in text and recommend(sweep, 1.0).sentence in short
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in short.splitlines() if line.startswith("| ")}
