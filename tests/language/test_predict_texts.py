@@ -148,6 +148,56 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
     assert [line["written"]] == task.write([instruction_prompt("Is water wet?")]) != task.write(["Is water wet?"])
 
 
+def chats(root: Path) -> Path:
+    """Conversations to train on, some with a system, and to test with, all of two questions."""
+    root.mkdir()
+    for split, numbers in (("train", range(24)), ("test", range(24, 30))):
+        with (root / f"{split}.jsonl").open("w") as file:
+            for number in numbers:
+                words = [f"{number}+1", f"{number + 1}", f"{number}+2", f"{number + 2}"]
+                roles = ["user", "assistant"] * 2
+                if number % 2:
+                    roles, words = ["system", *roles], ["Count.", *words]
+                turns = [{"role": role, "content": text} for role, text in zip(roles, words, strict=True)]
+                file.write(json.dumps({"messages": turns}) + "\n")
+    return root
+
+
+def test_answers_of_conversations_are_those_of_the_test(
+    run: Run, refused: Refused, repeater: Path, tmp_path: Path
+) -> None:
+    """The test file as it is, answers.jsonl, and questions alone; a line of text is a message of the user."""
+    data = chats(tmp_path / "data")
+    folder = decoder(
+        tmp_path / "runs", data, "bytes", "--data.steps", "20", "--model.learning_rate", "0.05",
+        "--model.max_new_tokens", "5", size=260,
+    )  # fmt: skip
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["data/dataset"], results["data/mask_prompt"], results["data/test"]) == ("chat", True, 6)
+    tested = answers(folder)
+    assert len(tested) == 6 and tested[1]["messages"][0] == {"role": "system", "content": "Count."}
+    expected = [(row["messages"][-1]["content"], row["written"]) for row in tested]
+    files = [str(data / "test.jsonl"), str(folder / "answers.jsonl")]
+    rows = predicted(run, folder, "--texts", *files)
+    assert [(row["prompt"], row["written"]) for row in rows] == expected * 2
+    (tmp_path / "one.txt").write_text("24+1\n")
+    (tmp_path / "two.jsonl").write_text('{"prompt": "24+1"}\n')
+    alone = predicted(run, folder, "--texts", "one.txt", "two.jsonl")
+    task = load_language_task(folder / "adapter")
+    messages = [{"role": "user", "content": "24+1"}]
+    assert [row["written"] for row in alone] == task.write([messages]) * 2
+    assert task.write(
+        [messages, "user: 24+1<|end|>assistant: ", [*messages, {"role": "assistant", "content": "9"}]]
+    ) == (task.write([messages]) * 3)
+    base = ("predict", "--adapter", str(folder / "adapter"), "--texts")
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": "a"}\n')
+    assert "bad.jsonl, line 2: 'messages' must be a list" in refused(*base, "bad.jsonl")
+    (tmp_path / "end.txt").write_text("fine\n24<|end|>\n")
+    assert "prompt 2, message 1: the text has <|end|>" in refused(*base, "end.txt")
+    other = ("predict", "--adapter", str(repeater / "adapter"), "--texts", files[0])
+    assert "test.jsonl, line 1: 'messages' is for models that were trained on conversations" in refused(*other)
+
+
 @pytest.mark.slow
 def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An end of text behind each, one paragraph of each answer, and the references of test.txt left out."""

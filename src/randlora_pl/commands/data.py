@@ -37,7 +37,7 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
             lacking = [glue.missing(root, dataset, "train")] * trains + [glue.missing(root, dataset, "validation")]
             return next((UserError(f"{each} does not exist", glue.GET) for each in lacking if each), None)
         if dataset in OWN_TEXTS:
-            name = f"train.{dataset}"
+            name = f"train.{OWN_TEXTS[dataset]}"
             how = "your own texts, see docs/prompts.md and docs/labelled_texts.md; of a bundled sweep, by the commands "
             how += "in the first lines of its config (randlora-pl config cat sweeps/NAME)"
             if not root.is_file():
@@ -138,7 +138,7 @@ def datasets() -> dict[str, str]:
         if name not in OWN_TEXTS:
             steps = f"missing: randlora-pl datasets {name} (prints the steps)"
             states[name] = steps if absent(name, root) else f"found below {root}"
-    return states | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
+    return states | {"your own": "--data.dataset folder --data.root PATH; of texts csv, jsonl or chat"}
 
 
 Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]

@@ -46,7 +46,7 @@ class PredictOptions:
         images: Image files, and folders to search.
         classnames: Other classes than the adapter's, one name per line. Only prompts (PromptTask) can name them.
         texts: .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt, text, or
-            text_a and text_b. Labels and completions are ignored.
+            text_a and text_b, or .jsonl with messages. Labels, completions and last answers are ignored.
         output: CSV file to write, or - to print it.
         top_k: Number of classes listed per image or text (default: 5).
         max_new_tokens: Most tokens to generate per prompt (default: as in training).

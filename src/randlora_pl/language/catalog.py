@@ -11,6 +11,7 @@ DATASETS = {
     "commonsense_170k": "170,000 questions with their answers to learn, and the same eight tests",
     "e2e": "descriptions of restaurants to write from their facts, scored by BLEU, NIST, METEOR, ROUGE-L and CIDEr",
     "jsonl": "your own prompts and completions",
+    "chat": "your own conversations, in the template of the model",
 }
 
 OWN_LABELLED = {
@@ -28,8 +29,8 @@ LABELLED = {
 }
 
 
-OWN_TEXTS = ("jsonl", "csv")
-"""Datasets of a user's own texts, of unknown size, which differ by their path only."""
+OWN_TEXTS = {"jsonl": "jsonl", "csv": "csv", "chat": "jsonl"}
+"""Datasets of a user's own texts, of unknown size, which differ by their path only: the extension of their files."""
 
 
 def given_to(task: str | None) -> str:

@@ -1,7 +1,7 @@
 """The data modules of texts, encoded once and handed over in numbered batches: labelled ones, and prompts."""
 
 import hashlib
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,10 +12,19 @@ from randlora_pl.data.catalog import default_root
 from randlora_pl.data.loader import Loader, TrainSchedule
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
-from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
+from randlora_pl.language.catalog import OWN_LABELLED, OWN_TEXTS, check_dataset
+from randlora_pl.language.chat_template import encode_chats, encode_question
 from randlora_pl.language.metrics import need_scorers
-from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_items, read_training
-from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences, pad_id
+from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_chats, read_items, read_training
+from randlora_pl.language.tokenization import (
+    Encoded,
+    Lengths,
+    encode_all,
+    encode_prompt,
+    encode_sentences,
+    keep,
+    pad_id,
+)
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import NotNegative, at_least
 
@@ -48,9 +57,8 @@ class TokenData(PlannedData):
         scores = getattr(self, "scores", False) or self.dataset == "stsb"
         self._check_run("scores" if scores else "")
         if self.dataset in self.own_datasets and self.root is None:
-            raise UserError(
-                f"The dataset {self.dataset!r} needs --data.root: a folder with train.{self.dataset}, or one file"
-            )
+            file = f"train.{OWN_TEXTS[self.dataset]}"
+            raise UserError(f"The dataset {self.dataset!r} needs --data.root: a folder with {file}, or one file")
         self.epochs = self.usual_epochs if self.epochs is self.steps is None else self.epochs
         self.root = default_root() if self.root is None else Path(self.root).expanduser()
         self.lengths: dict[str, Lengths] = {}
@@ -143,7 +151,7 @@ class TokenData(PlannedData):
         """Return the start summary's lines about the data, from the result of `summary`."""
         splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         absent = self._tests_read and "test" not in facts
-        none = f"; none to test (no test.{self.dataset} in --data.root)" if absent else ""
+        none = f"; none to test (no test.{OWN_TEXTS[self.dataset]} in --data.root)" if absent else ""
         return {
             "data": f"{self.dataset}: {self.kind}{splits} samples{none}{self.notes}",
             "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
@@ -289,13 +297,13 @@ class TextData(TokenData):
         items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch has their numbers.
     """
 
-    own_datasets = ("jsonl",)
+    own_datasets = ("jsonl", "chat")
     limit = "cutoff"
 
     dataset: str = "commonsense_15k"
     """`commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt with lines
-    'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl and test.jsonl (or
-    one file to train on alone)."""
+    'meaning || reference', or your own train.jsonl, val.jsonl and test.jsonl (or one file to train on alone): `jsonl`
+    with prompts and completions, `chat` with conversations (messages), in the model's chat template."""
     tests: list[str] | None = None
     """Commonsense tests to evaluate, for example `[boolq, piqa]`. Default: all eight."""
     validation: Annotated[int, NotNegative] | None = None
@@ -304,8 +312,8 @@ class TextData(TokenData):
     cutoff: Annotated[int, at_least(2)] = 256
     """Maximum number of tokens per sample. Longer samples are truncated, and their number is logged."""
     mask_prompt: bool | None = None
-    """Learn the completion only. Default: only for e2e. Otherwise the loss covers the whole text, as in the paper's
-    scripts."""
+    """Learn the completion only, or the answers of a chat. Default: only for e2e and chat. Otherwise the loss covers
+    the whole text, as in the paper's scripts."""
     batch_size: BatchSize = 16
     """Samples of a micro-batch on each device."""
     eval_batch_size: BatchSize = 16
@@ -327,28 +335,52 @@ class TextData(TokenData):
             raise UserError(f"--data.tests is {self.tests}: name each test once, or remove the option for all tests")
         # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
         self.separate = self.dataset == "e2e"
-        self.mask_prompt = self.separate if self.mask_prompt is None else self.mask_prompt
+        self.chats = self.dataset == "chat"
+        self.mask_prompt = self.separate or self.chats if self.mask_prompt is None else self.mask_prompt
         self.items: list[Item] = []
 
     def read(self, learns: bool, tests: bool) -> None:
         """Read and encode what is needed."""
         if learns:
-            train, val = read_training(self.dataset, self.root, self.validation)
-            self._digest = hashlib.sha256(repr(train).encode()).hexdigest()[:12]
-            how = {"mask_prompt": bool(self.mask_prompt), "separate": self.separate}
-            encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
-            if not encoded:
-                raise UserError(f"No training sample has a token to learn within --data.cutoff {self.cutoff}. Raise it")
-            self._held["train"] = Tokens(encoded, self.pad)
-            if val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, val, self.cutoff, **how)[0], self.pad)
+            self._read_samples()
+            if self.chats:  # what the template refuses of the questions is reported before the training
+                self._questions()
         if tests:
             self.check_test()
             if self.items:
-                prompts = [encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items]
+                prompts = self._questions()
                 if empty := sum(not ids for ids in prompts):
                     raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
                 self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad, "left")
+
+    def _read_samples(self) -> None:
+        """Read and encode the training and validation samples."""
+        limit, masked = self.cutoff, bool(self.mask_prompt)
+        if self.chats:
+            chats = read_chats(self.root, self.validation)
+            text = repr(chats[0])
+            parts = [keep(encode_chats(self._tokenizer, some, limit, masked), limit) for some in chats]
+        else:
+            samples = read_training(self.dataset, self.root, self.validation)
+            text, how = repr(samples[0]), {"mask_prompt": masked, "separate": self.separate}
+            parts = [encode_all(self._tokenizer, some, limit, **how) for some in samples]
+        self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        (train, self.lengths["train"]), (val, _) = parts
+        if not train:
+            raise UserError(f"No training sample has a token to learn within --data.cutoff {limit}. Raise it")
+        self._held |= {split: Tokens(kept, self.pad) for split, kept in (("train", train), ("val", val)) if kept}
+
+    def _questions(self) -> list[list[int]]:
+        """Return the tokens of the tests' prompts; answers of conversations become what the template makes of them."""
+        prompts = []
+        for number, item in enumerate(self.items):
+            if item.chat is None:
+                prompts.append(encode_prompt(self._tokenizer, item.prompt, self.separate))
+                continue
+            ids, answer = encode_question(self._tokenizer, item.chat)
+            prompts.append(ids)
+            self.items[number] = replace(item, answer=answer)
+        return prompts
 
     def parts(self) -> dict[str, Part]:
         """Return the samples, and the questions with what scores them."""

@@ -1,4 +1,4 @@
-"""Prompts and completions: commonsense (section 5.4, Table 15), the E2E challenge (B.2), and a user's own JSON lines.
+"""Prompts and completions: commonsense (section 5.4, Table 15), the E2E challenge (B.2), and a user's own texts.
 
 The commonsense files come from LLM-Adapters: ``commonsense_15k.json`` and ``commonsense_170k.json`` to train on and
 ``NAME/test.json`` for the eight tests; their prompt, and what counts as an answer, is here. E2E has one line ``meaning
@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from randlora_pl.language.chat import Conversation, Turn, Turns, asked_of, has_conversations, read_conversations
 from randlora_pl.language.text_files import (
     TEXTS,
     csv_rows,
     decoded,
     first_file,
     lines_of,
+    own_file,
     read_records,
     read_text,
+    read_values,
     texts_of,
 )
 from randlora_pl.utils.errors import UserError
@@ -186,12 +189,13 @@ class Item:
 
     Attributes:
         task: The test that it belongs to.
-        prompt: Input of the model.
+        prompt: Input of the model, or of a conversation the last message before the answer.
         answer: The right answer.
         answers: Words to search for in the generated text; empty: the whole text is the answer.
         options: The answers that this question offers.
         completions: Text of the model for each option.
         references: Texts written by people; all texts of such a test are scored together, none alone.
+        chat: The conversation that the answer ends, which is the model's input in its chat template.
     """
 
     task: str
@@ -201,6 +205,7 @@ class Item:
     options: tuple[str, ...] = ()
     completions: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    chat: Conversation | None = None
 
     def find_answer(self, text: str) -> str | None:
         """Return the answer that occurs first in a generated text, None if there is none.
@@ -218,8 +223,17 @@ class Item:
         if self.references:
             return {"test": self.task, "meaning": self.prompt, "written": text, "references": list(self.references)}
         answer = self.find_answer(text)
-        asked = {"test": self.task, "prompt": self.prompt, "written": text, "found": answer}
+        asked: dict[str, Any] = {"test": self.task, "prompt": self.prompt}
+        if self.chat is not None:
+            asked = {"test": self.task, "messages": [turn._asdict() for turn in self.chat.turns[:-1]]}
+        asked |= {"written": text, "found": answer}
         return asked | {"answer": self.answer, "right": answer == self.answer}
+
+
+def read_chats(root: Path, validation: int | None) -> tuple[list[Conversation], list[Conversation]]:
+    """Return the user's training and validation conversations, which `read_training` describes."""
+    train, val = read_conversations(root, "train"), read_conversations(root, "val")
+    return (train, val) if val else hold_out(train, validation)
 
 
 def read_training(dataset: str, root: Path, validation: int | None) -> tuple[list[Sample], list[Sample]]:
@@ -257,6 +271,9 @@ def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[It
         return [Item("e2e", meaning, "", references=tuple(references)) for meaning, references in groups.items()]
     if dataset == "jsonl":
         return [Item("test", each.prompt, each.completion.strip()) for each in _own_samples(root, "test")]
+    if dataset == "chat":
+        chats = [(each, *each.turns[-2:]) for each in read_conversations(root, "test")]
+        return [Item("test", asked.content, right.content.strip(), chat=chat) for chat, asked, right in chats]
     items = []
     for task in map(TASKS.__getitem__, TASKS if tests is None else tests):
         for each in read_questions(root, task.name):
@@ -292,13 +309,9 @@ def hold_out(
 
 def _own_samples(root: Path, split: str) -> list[Sample]:
     """Return the user's samples of a split; none if only ``train`` has a file, or ``root`` is the one file."""
-    file = root if root.is_file() else root / "train.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Expected below --data.root: {OWN}")
-    if split != "train":
-        if file == root or not file.with_name(f"{split}.jsonl").is_file():
-            return []
-        file = file.with_name(f"{split}.jsonl")
+    file = own_file(root, split, OWN)
+    if file is None:
+        return []
     samples = []
     for line, fields in read_records(file, Sample._fields):
         if empty := next((name for name in Sample._fields if not fields[name]), None):
@@ -318,10 +331,11 @@ _LINE = "line"
 
 @dataclass(frozen=True)
 class Given:
-    """One text: its location, and its fields; a plain line is its own only field."""
+    """One text: its location, and its fields; a plain line is its own only field. Or the turns of a conversation."""
 
     where: str
     fields: dict[str, str]
+    turns: Turns = ()
 
 
 def read_given(source: str, names: Sequence[str]) -> list[Given]:
@@ -345,6 +359,8 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
     elif path.suffix.lower() == ".txt":
         rows = _plain(lines_of(read_text(path)))
     elif path.suffix.lower() in (".jsonl", ".json"):
+        if names == PROMPTS and has_conversations(path):
+            return _conversations(path)
         rows = read_records(path, (), optional=names)
     elif path.suffix.lower() == ".csv":
         rows = [(line, {name: row[name] for name in names if name in row}) for line, row in csv_rows(path)]
@@ -357,23 +373,35 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
     return [Given(f"{source}, line {line}", fields) for line, fields in rows]
 
 
+def _conversations(path: Path) -> list[Given]:
+    """Return the conversations of a file, without an answer at the end, as completions are left out."""
+    found = []
+    for line, value in read_values(path):
+        where = f"{path}, line {line}"
+        messages = value.get("messages") if isinstance(value, dict) else None
+        found.append(Given(where, {}, asked_of(messages, where)))
+    return found
+
+
 def _plain(lines: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     return [(number, {_LINE: line}) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def shown(given: Given) -> str:
-    """Return a decoder's text as the user gave it, for the file of answers."""
+    """Return a decoder's text as the user gave it, of a conversation the last message, for the file of answers."""
+    if given.turns:
+        return given.turns[-1].content
     fields = given.fields
     asked = fields.get("instruction", fields.get(_LINE, "")) + (f"\n\n{more}" if (more := fields.get("input")) else "")
     return fields.get("prompt", asked)
 
 
-def prompt_of(given: Given, dataset: str) -> str:
-    """Return a decoder's prompt, exactly as in its training.
+def prompt_of(given: Given, dataset: str) -> str | Turns:
+    """Return a decoder's prompt, exactly as in its training; for one of conversations their turns.
 
     A field ``prompt`` is the prompt. An instruction has the template of the commonsense files around it. A plain line
     is an instruction for models of the commonsense files, for E2E a meaning representation (before ``||``), else a
-    prompt.
+    prompt. For models of conversations, prompts and plain lines are messages of the user.
 
     Args:
         given: The user's text.
@@ -383,6 +411,11 @@ def prompt_of(given: Given, dataset: str) -> str:
         UserError: It has no such field, the field is empty, or the decoder knows no instructions.
     """
     fields, commonsense = given.fields, dataset.startswith("commonsense")
+    if given.turns:
+        if dataset != "chat":
+            what = "'messages' is for models that were trained on conversations (--data.dataset chat)"
+            raise UserError(f"{given.where}: {what}; give 'prompt'.")
+        return given.turns
     name = next((name for name in ("prompt", "instruction", _LINE) if name in fields), None)
     if name is None:
         raise UserError(f"{given.where}: 'prompt' is missing.")
@@ -394,6 +427,8 @@ def prompt_of(given: Given, dataset: str) -> str:
     text = fields[name].partition("||")[0].strip() if name == _LINE and dataset == "e2e" else fields[name]
     if not text.strip():
         raise UserError(f"{given.where}: the prompt is empty. Fill it, or delete the record.")
+    if dataset == "chat":
+        return (Turn("user", text),)
     return instruction_prompt(text, fields.get("input", "")) if commonsense and name != "prompt" else text
 
 

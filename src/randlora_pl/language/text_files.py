@@ -86,6 +86,49 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def read_values(path: Path) -> list[tuple[int, Any]]:
+    """Return the values of a JSON array, or of a file with one value per line, with the line (from 1) of each start.
+
+    Raises:
+        UserError: The file is not such JSON; the message has file and line.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return _array(path, text)
+    values: list[tuple[int, Any]] = []
+    for line, record in enumerate(text.split("\n"), 1):
+        try:
+            values += [(line, json.loads(record))] if record.strip() else []
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                error.lineno = line
+            raise _invalid(path, error, line) from error
+    return values
+
+
+def own_file(root: Path, split: str, expected: str) -> Path | None:
+    """Return the user's JSON lines of a split; None if only ``train`` has a file, or ``root`` is the one file.
+
+    Raises:
+        UserError: There is nothing to train on; the message has what is expected.
+    """
+    file = root if root.is_file() else root / "train.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Expected below --data.root: {expected}")
+    if split == "train":
+        return file
+    other = file.with_name(f"{split}.jsonl")
+    return other if file != root and other.is_file() else None
+
+
+def half_character(text: str) -> bool:
+    """Return True if a text has an unpaired surrogate, as JSON can write it; no tokenizer takes it."""
+    return not text.isascii() and re.search(r"[\ud800-\udfff]", text) is not None
+
+
+HALF = "has half a character (an unpaired surrogate such as \\ud83d)"
+
+
 def read_records(
     path: Path, fields: Sequence[str], optional: Sequence[str] = (), numbers: Sequence[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
@@ -103,20 +146,8 @@ def read_records(
     Raises:
         UserError: The file is not such JSON, or an object lacks a field; the message has file and line.
     """
-    text = read_text(path)
-    values: list[tuple[int, Any]] = []
-    if text.lstrip().startswith("["):
-        values = _array(path, text)
-    else:
-        for line, record in enumerate(text.split("\n"), 1):
-            try:
-                values += [(line, json.loads(record))] if record.strip() else []
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, json.JSONDecodeError):
-                    error.lineno = line
-                raise _invalid(path, error, line) from error
     records = []
-    for line, value in values:
+    for line, value in read_values(path):
         advice = "Correct the record, or download the file again"
         there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]
         if not isinstance(value, dict):
@@ -125,11 +156,12 @@ def read_records(
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
             if {"instruction", "output"} <= value.keys():
                 advice = "Convert instructions and outputs to prompts and completions as docs/prompts.md shows"
+            elif "messages" in value:
+                advice = "For conversations: --data.dataset chat"
         elif wrong := [f for f in there if type(value[f]) not in ((str, int, float) if f in numbers else (str,))]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
-        elif broken := [f for f in there if not str(value[f]).isascii() and re.search(r"[\ud800-\udfff]", value[f])]:
-            # JSON can write that for one from outside of the basic plane; no tokenizer takes it
-            what = f"{broken[0]!r} has half a character (an unpaired surrogate such as \\ud83d)"
+        elif broken := [field for field in there if half_character(str(value[field]))]:
+            what = f"{broken[0]!r} {HALF}"
         else:
             records.append((line, {field: str(value[field]) for field in there}))
             continue

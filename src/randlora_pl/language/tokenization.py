@@ -289,12 +289,17 @@ def encode(
 def encode_all(
     tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int = 256, **how: bool
 ) -> tuple[list[Encoded], Lengths]:
-    """Return all samples (see `encode`) as arrays, which take a fraction of lists' memory, and the cutoff's effect.
+    """Return all samples that are kept (see `encode` and `keep`)."""
+    return keep(encode(tokenizer, samples, cutoff, **how), cutoff)
+
+
+def keep(samples: Iterable[Encoded], cutoff: int) -> tuple[list[Encoded], Lengths]:
+    """Return samples as arrays, which take a fraction of lists' memory, and the effect of the cutoff on them.
 
     A sample without a label, as its prompt alone fills the cutoff, is left out: it has no loss.
     """
     kept, lengths = [], Lengths(cutoff)
-    for encoded in encode(tokenizer, samples, cutoff, **how):
+    for encoded in samples:
         lengths.add(encoded.full_length)
         # The first token is predicted by nothing: its label alone is not a loss either.
         if all(label == IGNORED for label in encoded.labels[1:]):
@@ -380,6 +385,8 @@ def collate_sentences(
 
 BYTES = "bytes"
 END, PAD = "<|end|>", "<|pad|>"
+_CHAT = "{% for turn in messages %}{{ turn.role + ': ' + turn.content + eos_token }}{% endfor %}"
+_CHAT += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 
 
 def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.tokenizer") -> Any:
@@ -419,4 +426,5 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
         single, pair = f"{END} $A {END}", f"{END} $A {END} $B:1 {END}:1"
         known = [(END, plain.token_to_id(END))]
         plain.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=known)
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=END, pad_token=PAD)
+    template = None if sentences else _CHAT
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=END, pad_token=PAD, chat_template=template)

@@ -289,7 +289,7 @@ def _samples_for_it(app: App, name: str) -> str:
     data, ways = app.datamodule, []
     if isinstance(data, TokenData) and data.dataset in OWN_TEXTS:
         folder = data.root.parent if data.root.is_file() else data.root
-        file = folder / f"{name}.{data.dataset}"
+        file = folder / f"{name}.{OWN_TEXTS[data.dataset]}"
         ways.append(f"add {file}" + (f" and give --data.root {folder}" if folder != data.root else ""))
     if name == "val":
         ways.append("hold out training samples in fit with --data.validation N")

@@ -98,6 +98,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         ("--config glue_roberta_base --data.root texts.csv", "csv"),
         ("--config glue_roberta_base --data.root own", "sst2"),
         ("--config commonsense_phi3 --data.root answers", "jsonl"),
+        ("--config commonsense_phi3 --data.root chats", "chat"),
+        ("--config commonsense_phi3 --data.root chats/train.jsonl", "chat"),
+        ("--config chat.yaml --config commonsense_phi3 --data.root answers", "jsonl"),
+        ("--config commonsense_phi3 --config chat.yaml --data.root answers", "chat"),
     ],
 )
 def test_a_root_without_a_dataset_is_what_its_files_are(
@@ -107,6 +111,9 @@ def test_a_root_without_a_dataset_is_what_its_files_are(
     make(Path("own"), ["cat/a.png", "dog/a.png"])
     make(Path("downloads"), ["cifar-10-batches-py/batches.meta"])
     make(Path("answers"), ["train.jsonl"])
+    make(Path("chats"), ["train.jsonl"])
+    Path("chats/train.jsonl").write_text('{"messages": []}')
+    Path("chat.yaml").write_text("data: {dataset: chat}")
     Path("texts.csv").write_text("text,label\n")
     Path("table.yaml").write_text("data: {dataset: table}")
     Path("both.yaml").write_text("data: {dataset: digits, root: own}")  # such as the config of a sweep's run

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.language.chat import Chat, Turns, asked_of
+from randlora_pl.language.chat_template import encode_turns
 from randlora_pl.language.decoder import (
     Decoding,
     check_positions,
@@ -263,22 +265,34 @@ class CausalLMTask(TextTask):
         chosen = choose_options(self.model, prompts, options, pad, self.device)
         return [item.options[number] for item, number in zip(items, chosen, strict=True)]
 
-    def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
+    def write(self, prompts: Sequence[str | Chat], batch_size: int = 16, separate: bool = False) -> list[str]:
         """Return the generated texts after prompts, in their order; the same as in a test.
 
         Args:
-            prompts: Texts to continue; never cut, and equal ones are read once.
+            prompts: Texts to continue, or conversations to answer (messages with ``role`` and ``content``, the user's
+                last), in the model's chat template; never cut, and equal ones are read once.
             batch_size: Texts of a batch.
             separate: Close each prompt by an end of text, as in a training on E2E.
 
         Raises:
-            UserError: A prompt has no token, or one is too long for the model's positions.
+            UserError: A prompt has no token, one is too long for the model's positions, or a message is wrong.
         """
-        tokens = {prompt: encode_prompt(self.vocabulary, prompt, separate) for prompt in prompts}
-        if empty := sum(not tokens[prompt] for prompt in prompts):
+        asked: list[str | Turns] = []
+        tokens: dict[str | Turns, list[int]] = {}
+        for number, given in enumerate(prompts, 1):
+            where = f"prompt {number}"
+            prompt = given if isinstance(given, str) else asked_of(given, where)
+            asked.append(prompt)
+            if prompt in tokens:
+                continue
+            if isinstance(prompt, str):
+                tokens[prompt] = encode_prompt(self.vocabulary, prompt, separate)
+            else:
+                tokens[prompt] = encode_turns(self.vocabulary, prompt, where)
+        if empty := sum(not tokens[prompt] for prompt in asked):
             raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
         most, more = table_of_positions(self.model), self.max_new_tokens
-        lengths = [len(tokens[prompt]) for prompt in prompts]
+        lengths = [len(tokens[prompt]) for prompt in asked]
         if most is not None and (long := [length for length in lengths if length + more > most]):
             config: Any = self.model.config
             raise UserError(
@@ -288,7 +302,7 @@ class CausalLMTask(TextTask):
             )
         order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbors of one length need little padding
         pad = pad_id(self.vocabulary)
-        texts: dict[str, str] = {}
+        texts: dict[str | Turns, str] = {}
         with evaluating(self.model):
             for start in range(0, len(order), batch_size):
                 some = order[start : start + batch_size]
@@ -296,7 +310,7 @@ class CausalLMTask(TextTask):
                 here = {name: value.to(self.device) for name, value in batch.items()}
                 written = write_texts(self.model, self.vocabulary, here, self._decoding, pad)
                 texts |= dict(zip(some, written, strict=True))
-        return [texts[prompt] for prompt in prompts]
+        return [texts[prompt] for prompt in asked]
 
     @property
     def _decoding(self) -> Decoding:

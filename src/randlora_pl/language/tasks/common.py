@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.chat import Chat
 from randlora_pl.language.offline import NAME, source_of
 from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
 from randlora_pl.models.weights import ModelIdentity, seeded
@@ -151,8 +152,8 @@ class TextTask(Objective):
         """Return the model of transformers around a new backbone."""
         return backbone
 
-    def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
-        """Return the generated texts after prompts, in their order, if the task `generates`."""
+    def write(self, prompts: Sequence[str | Chat], batch_size: int = 16, separate: bool = False) -> list[str]:
+        """Return the generated texts after prompts or conversations, in their order, if the task `generates`."""
         raise NotImplementedError
 
     def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
