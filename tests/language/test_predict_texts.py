@@ -186,9 +186,8 @@ def test_answers_of_conversations_are_those_of_the_test(
     task = load_language_task(folder / "adapter")
     messages = [{"role": "user", "content": "24+1"}]
     assert [row["written"] for row in alone] == task.write([messages]) * 2
-    assert task.write(
-        [messages, "user: 24+1<|end|>assistant: ", [*messages, {"role": "assistant", "content": "9"}]]
-    ) == (task.write([messages]) * 3)
+    same = [messages, "user: 24+1<|end|>assistant: ", [*messages, {"role": "assistant", "content": "9"}]]
+    assert task.write(same) == task.write([messages]) * 3
     base = ("predict", "--adapter", str(folder / "adapter"), "--texts")
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": "a"}\n')
     assert "bad.jsonl, line 2: 'messages' must be a list" in refused(*base, "bad.jsonl")

@@ -81,6 +81,19 @@ def quickstart(name: str = "") -> Callable[[Path], object]:
     return lambda path: shutil.copytree(path.parent / "runs" / "quickstart" / "latest" / name, path)
 
 
+CHATS = [("May I bring my dog?", "Yes, on a leash."), ("How much is a ticket?", "A ticket is 9 crowns.")]
+
+
+def chats(folder: Path) -> None:
+    """Write conversations."""
+    folder.mkdir()
+    lines = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in CHATS * 8
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 PROMPTS = "".join(json.dumps({"prompt": f"{number} and two is"}) + "\n" for number in range(3))
 MADE: dict[str, Callable[[Path], object]] = {
     "PHOTOS": photos,
@@ -91,6 +104,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "SHARDS": shards,
     "MINE": folder_of_texts,
     "REVIEWS": folder_of_texts,
+    "CHATS": chats,
     "OWN.yaml": own_sweep,
     "NEW.txt": written("a fine film\na dull film\n"),
     "QUESTIONS.txt": written("two and two is\n"),
