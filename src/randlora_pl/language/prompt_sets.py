@@ -272,8 +272,8 @@ def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[It
     if dataset == "jsonl":
         return [Item("test", each.prompt, each.completion.strip()) for each in _own_samples(root, "test")]
     if dataset == "chat":
-        chats = [(each, *each.turns[-2:]) for each in read_conversations(root, "test")]
-        return [Item("test", asked.content, right.content.strip(), chat=chat) for chat, asked, right in chats]
+        chats = read_conversations(root, "test")
+        return [Item("test", each.turns[-2].content, each.turns[-1].content.strip(), chat=each) for each in chats]
     items = []
     for task in map(TASKS.__getitem__, TASKS if tests is None else tests):
         for each in read_questions(root, task.name):
