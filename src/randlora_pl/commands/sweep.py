@@ -24,9 +24,10 @@ from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.saved_config import import_classes
-from randlora_pl.sweep import FILE, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
+from randlora_pl.sweep import FILE, LOWEST, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
 from randlora_pl.sweep.loop import slurm
+from randlora_pl.sweep.margins import BREAKS, CHOSEN, NAMES, next_higher
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
 from randlora_pl.utils.files import write_text
@@ -116,10 +117,11 @@ class SearchOptions(WorkOptions):
 
     Attributes:
         search: Options to search: learning_rate, options of the adapter, or data.batch_size and the like, each with
-            values (1,2,4) or a range (1..64) (default: the learning rate, by factors of two).
-        sampler: climb from each method's own rate while the best one is at the edge (default), grid for all values, or
-            tpe for candidates that Optuna selects.
-        trials: Candidates of each method with tpe (default: 20).
+            values (1,2,4) or a range (1..64) (default: the learning rates of adapter and head, by factors of two).
+        sampler: climb from each method's own rates (default), grid for all values, or tpe for candidates that Optuna
+            selects.
+        trials: Candidates of each method (default: 20 with tpe, 8 with climb, 16 with two rates). By default climb adds
+            more, for all methods, while the best rate of one is at the edge.
         pruner: With tpe, end worse runs early: median, or halving (default: none).
     """
 
@@ -137,9 +139,10 @@ class TuneOptions(CellOptions, SearchOptions):
 def tune(words: Words) -> int:
     """Search the learning rate, and any other option, of each method of a sweep on validation samples.
 
-    Test samples are not read. Each candidate is tried with one seed, then the best two with all seeds of the search.
-    The best mean wins. Run the same command again to resume. It writes all results (tuning.md and .json) and a config
-    with the best (tuned.yaml).
+    Test samples are not read. A trained head has a rate of its own, which is searched in turns with the adapter's. All
+    methods have equal numbers of candidates, each with one seed, and the best four run with all seeds. Of those within
+    one standard error of the best, the lowest rates are chosen. Run the same command again to resume. It writes all
+    results (tuning.md and .json) and a config with the chosen rates (tuned.yaml).
 
     Examples:
         randlora-pl tune offline --dry-run
@@ -156,9 +159,11 @@ def tune(words: Words) -> int:
           tune: {search: {learning_rate: [1e-3, 1e-2], rank: [4, 8]}, sampler: grid, seeds: [0, 4], datasets: [digits],
                  budgets: [16], monitor: val/acc, set: {...}}
 
+        With climb, `rule: best` searches one rate of each method and chooses the best of two finalists.
+
         Without `monitor` the best val/acc is selected for images, and the lowest val/loss for texts (GLUE also has
-        val/score). The seeds must differ from the sweep's. The defaults are seed 0, and all datasets and budgets of the
-        sweep.
+        val/score). The seeds must differ from the sweep's. The defaults are the three lowest that it does not use, and
+        all its datasets and budgets.
     """
     of_run = {"-c", "--config"} & {word.partition("=")[0] for word in words}
     command = Command("tune", _tune_run if of_run else _tune_sweep, tune.__doc__)
@@ -240,18 +245,14 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     shots, fraction = data.pop("shots", None), data.pop("fraction", None)
     known = data_of(check(tree))  # of images or of texts
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
-    seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
     description = SweepConfig.from_content({  # one model, whose config is the run's, one method and one dataset
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
         "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
-        "seeds": [seed],
-        "tune": {
-            "seeds": [other for other in range(3) if other != seed][:2],
-            "monitor": monitor or f"val/{task.measure(task.tuned_by).name}",
-        },
+        "seeds": [int(tree.get("seed_everything") or 0)],
+        "tune": {"monitor": monitor or f"val/{task.measure(task.tuned_by).name}"},
     })  # fmt: skip
     job = search_job(typed, Path(command.named[-1]), description, words.command("tune"))
     if typed.dry_run:
@@ -364,12 +365,21 @@ def markdown(report: Tree, measure: "Measure") -> str:
     def shown_as(value: float) -> str:
         return f"{100 * value:.1f}" if decimals is None else f"{value:.{decimals}f}"
 
-    where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
-    about = (
-        f"{what}, the mean over models, datasets and budgets. Every candidate"
-        f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
-        "no test sample was read."
-    )
+    first, by_rule = report["seeds"][0], report.get("rule") == LOWEST
+    about = f"{what}, the mean over models, datasets and budgets; no test sample was read. "
+    if by_rule:
+        several = max(len(report[axis]) for axis in ("seeds", "models", "datasets", "budgets")) > 1
+        about += (
+            f"Every method had {report['trials']} trials with seed {first} from its own rates, and its best "
+            f"{report['finalists']} ran with all seeds. "
+        )
+        about += CHOSEN if several else "One run of a candidate has no standard error, so the best was chosen."
+    else:
+        where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
+        about += (
+            f"Every candidate{where} with seed {first}, the {report['finalists']} best of each method with all seeds."
+        )
+    lines = [about, "", *(_margins(report, measure) if by_rule else [])]
     header = ["method", "tried", *(f"seed {seed}" for seed in report["seeds"]), "mean", ""]
     rows = []
     for method, facts in report["methods"].items():
@@ -382,7 +392,23 @@ def markdown(report: Tree, measure: "Measure") -> str:
             failed = f"failed: {reason}" if reason and not reason.startswith(PRUNED) else reason
             mark = "chosen" if values == facts["chosen"] else failed
             rows.append([method, shown(values), *cells, mean, mark])
-    return "\n".join([about, "", *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
+    return "\n".join([*lines, *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
+
+
+def _margins(report: Tree, measure: "Measure") -> list[str]:
+    """Return a table of the chosen rates, and of how far each is from failing."""
+    methods = {label: entry for label, entry in report["methods"].items() if entry["chosen"]}
+    options = [name for name in RATES if any(name in entry["chosen"] for entry in methods.values())]
+    rows = []
+    for label, entry in methods.items():
+        chosen = entry["chosen"]
+        rates = [f"{chosen[name]:g}" if name in chosen else "" for name in options]
+        for name in options:
+            beyond = next_higher(entry, name, report["monitor"], measure) if name in chosen else ()
+            rates.append("; ".join(beyond))
+        rows.append([label, *rates])
+    header = ["method", *(NAMES[name] for name in options), *(f"next higher {NAMES[name]}" for name in options)]
+    return [*markdown_table(header, rows, range(len(header))), "", BREAKS, ""] if rows else []
 
 
 def config_text(description: SweepConfig, head: str) -> str:

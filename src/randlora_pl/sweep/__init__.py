@@ -17,6 +17,9 @@ Tree = dict[str, Any]
 RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 """Options with a learning rate."""
 
+LOWEST, BEST = "lowest", "best"
+"""Rules by which a search chooses rates."""
+
 FILE = "tuning.json"
 """What `tune` writes."""
 
@@ -48,7 +51,8 @@ def rule_of(provenance: Mapping[str, Any]) -> str:
     """Describe the search as text: rates with equal texts were chosen by one rule."""
     names = ["split", "monitor", "seeds", "finalists", "sampler", "trials", "pruner"]
     names += ["models", "datasets", "budgets", "set"]
-    return json.dumps({name: provenance.get(name) for name in names}, sort_keys=True)
+    rule = {name: provenance.get(name) for name in names} | {"rule": provenance.get("rule", BEST)}
+    return json.dumps(rule, sort_keys=True)
 
 
 def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: Tree) -> dict[str, float]:
@@ -131,6 +135,7 @@ class Tune(TypedDict, total=False):
 
     search: Tree
     sampler: Literal["climb", "grid", "tpe"]
+    rule: Literal["lowest", "best"]
     trials: Count
     pruner: Literal["median", "halving"]
     seeds: Seeds
@@ -164,8 +169,8 @@ class SweepConfig:
         pairs: Pairs of methods that were planned before the runs: a report tests no others. All without any.
         baselines: Whether plain classifiers of pixels or words are measured, too, after the last cell.
         keep_adapters: Whether finished cells keep their adapter.
-        tune: Settings of a search: ``search`` (options and their values), ``sampler``, ``trials``, ``pruner``,
-            ``seeds``, ``datasets``, ``budgets``, ``monitor``, ``set``.
+        tune: Settings of a search: ``search`` (options and their values), ``sampler``, ``rule``, ``trials``,
+            ``pruner``, ``seeds``, ``datasets``, ``budgets``, ``monitor``, ``set``.
         tuned: Provenance of the learning rates: the content of the provenance file that the file names.
         root: Folder of the datasets that was typed; None leaves it to the configs.
     """

@@ -1,11 +1,32 @@
-"""The rule by which a search climbs to its best rates: of scores alone, without a folder or a config."""
+"""The rules by which a search climbs to its best rates: of scores alone, without a folder or a config.
 
-from collections.abc import Callable, Sequence
+The higher a score, the better. It is None where it is not known yet, and minus infinity where a candidate failed. Of
+equal ones the lowest rates count.
+"""
 
-FINALISTS = 2
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from randlora_pl.sweep import BEST, LOWEST
+
+FINALISTS = {LOWEST: 4, BEST: 2}
+"""Candidates of a method that run with all seeds."""
+TRIALS, MOST, MORE = {1: 8, 2: 16}, {1: 16, 2: 28}, 4
+"""Trials of every method at first and at most, by the largest number of rates of a method, and the steps between."""
+Point = tuple[int, ...]
+"""Index of each rate in its grid, the adapter's first."""
+Values = tuple[Any, ...]
+"""A candidate: a value of each option, the rates first."""
+Score = Callable[[Values], float | None]
+Step = TypeVar("Step", bound=float)
 
 
-def climbed(grid: Sequence[float], low: int, high: int, score: Callable[[float], float | None]) -> tuple[int, int]:
+def climbed(grid: Sequence[Step], low: int, high: int, score: Callable[[Step], float | None]) -> tuple[int, int]:
     """Extend a part of a grid while its best value is at an end of it.
 
     Args:
@@ -29,3 +50,154 @@ def climbed(grid: Sequence[float], low: int, high: int, score: Callable[[float],
             high += 1
         else:
             return low, high
+
+
+@dataclass
+class Climb:
+    """A climb to the best rates of a method: by the adapter's, then by the head's, in turns.
+
+    Attributes:
+        grids: Values of each rate in rising order.
+        rest: Values of the other options.
+        start: Point to begin at.
+        first: Score with the first seed.
+        every: Mean score with all seeds.
+        order: Points to try with the first seed, in the order in which they are asked for.
+        finalists: Points to try with all seeds.
+        over: True if no score of these is open.
+        best: Best finalist; None before one has worked.
+    """
+
+    grids: Sequence[Sequence[float]]
+    rest: Values
+    start: Point
+    first: Score
+    every: Score
+    order: list[Point] = field(default_factory=list)
+    finalists: list[Point] = field(default_factory=list)
+    over: bool = False
+    best: Point | None = None
+
+    def __post_init__(self) -> None:
+        self.first, self.every = cache(self.first), cache(self.every)
+
+    @property
+    def height(self) -> float:
+        """Return the score of the best point; minus infinity without one."""
+        score = None if self.best is None else self.every(self.values(self.best))
+        return -math.inf if score is None else score
+
+    def values(self, point: Point) -> Values:
+        """Return the candidate at a point."""
+        return (*(grid[index] for grid, index in zip(self.grids, point, strict=True)), *self.rest)
+
+    def worked(self, points: Iterable[Point], score: Score) -> list[Point]:
+        """Return the points with a score, without those that failed, the best first."""
+        scores = {point: known for point in points if (known := score(self.values(point))) not in (None, -math.inf)}
+        return sorted(scores, key=lambda point: (-scores[point], point))
+
+    def advance(self, trials: int) -> None:
+        """Ask for points until there are so many, then for finalists, as far as scores are known.
+
+        First the best point gets a neighbour on both sides in each rate. Every trial that is left goes to the nearest
+        point, of equally near ones to the one with the highest rates: it measures how far from failing the best is.
+        """
+        while len(self.order) < trials and self._settle():
+            center = self.best or self._top()
+            left = [point for point in self._all() if point not in self.order]
+            if not left:
+                break
+            self.order.append(min(left, key=lambda point: (_steps(point, center), [-index for index in point])))
+        del self.order[trials:]
+        self.over = all(self.first(self.values(point)) is not None for point in self.order)
+        if self.over:
+            worked = self.worked(self.order, self.first)
+            below = [point for point in worked if point < worked[0] and _steps(point, worked[0]) == 1]
+            asked = list(dict.fromkeys([*worked[:1], *below, *worked]))[: FINALISTS[LOWEST]]
+            self.finalists += [point for point in asked if point not in self.finalists]
+            self.over = all(self.every(self.values(point)) is not None for point in self.finalists)
+            self.best = next(iter(self.worked(self.finalists, self.every)), None)
+
+    def lacking(self) -> bool:
+        """Return True if a rate beside the best one has not been tried."""
+        if self.best is None:
+            return False
+        return any(_steps(point, self.best) == 1 and point not in self.order for point in self._all())
+
+    def interior(self) -> bool:
+        """Return True if the best point has been tried with a lower and a higher value of each rate."""
+        if self.best is None or self.lacking():
+            return False
+        places = zip(self.best, self.grids, strict=True)
+        return all(0 < index < len(grid) - 1 for index, grid in places if len(grid) > 1)
+
+    def _all(self) -> Iterable[Point]:
+        return product(*(range(len(grid)) for grid in self.grids))
+
+    def _top(self) -> Point:
+        return next(iter(self.worked(self.order, self.first)), self.start)
+
+    def _settle(self) -> bool:
+        """Climb by each rate until the best point is the best by all of them; return False while a score is open."""
+        point, axis, still = self._top(), 0, 0
+        while still < len(self.grids):
+            best = self._line(point, axis)
+            if best is None:
+                return False
+            still = still + 1 if best == point else 1
+            point, axis = best, (axis + 1) % len(self.grids)
+        return all(self.first(self.values(point)) is not None for point in self.order)
+
+    def _line(self, point: Point, axis: int) -> Point | None:
+        """Climb by one rate from a point; return the best on the way, None while a score is open."""
+
+        def score(index: int) -> float | None:
+            asked = (*point[:axis], index, *point[axis + 1 :])
+            if asked not in self.order:
+                self.order.append(asked)
+            return self.first(self.values(asked))
+
+        size, own = len(self.grids[axis]), point[axis]
+        low, high = climbed(range(size), max(own - 1, 0), min(own + 1, size - 1), score)
+        scores = {index: known for index in range(low, high + 1) if (known := score(index)) is not None}
+        if len(scores) <= high - low:
+            return None
+        return (*point[:axis], max(scores, key=lambda index: scores[index]), *point[axis + 1 :])
+
+
+def advance_together(climbs: Sequence[Climb], trials: int | None) -> int:
+    """Advance climbs as far as scores are known, and return the number of trials of each.
+
+    Without a number of trials, all get more while the best point of one lacks a neighbour.
+    """
+    rates = 2 if any(len(climb.grids) > 1 for climb in climbs) else 1
+    count, most = trials or TRIALS[rates], trials or MOST[rates]
+    while True:
+        for climb in climbs:
+            climb.advance(count)
+        if count >= most or not all(climb.over for climb in climbs) or not any(climb.lacking() for climb in climbs):
+            return count
+        count += MORE
+
+
+def lowest(scores: Mapping[Point, Sequence[float]]) -> Point:
+    """Return the point with the lowest rates among those within one standard error of the best.
+
+    The standard error belongs to the differences to the best, paired by run. No rate of the choice is higher than the
+    best's. A single run has no standard error, so that the best is chosen.
+
+    Args:
+        scores: By point: the score of each run, of the same runs for all points.
+    """
+    best = min(scores, key=lambda point: (-fmean(scores[point]), point))
+    near = [best]
+    for point, figures in scores.items():
+        lost = [top - figure for top, figure in zip(scores[best], figures, strict=True)]
+        below = all(index <= highest for index, highest in zip(point, best, strict=True))
+        if below and len(lost) > 1 and fmean(lost) <= stdev(lost) / math.sqrt(len(lost)):
+            near.append(point)
+    return min(near, key=lambda point: (sum(point), point))
+
+
+def _steps(point: Point, other: Point) -> int:
+    return sum(abs(index - its) for index, its in zip(point, other, strict=True))

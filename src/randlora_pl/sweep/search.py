@@ -1,12 +1,14 @@
 """A search of options on validation samples; the test samples are left alone.
 
-Candidates are tried with the first of the search's seeds, the two best also with the others: one run on few validation
-samples is too noisy a judge between neighbours. A method's score is the mean over the models, datasets and budgets of
-the search, so that it gets one rate for all of them, as in the paper.
+Candidates are tried with the first of the search's seeds, the best of them also with the others: one run on few
+validation samples is too noisy a judge between neighbours. A method's score is the mean over the models, datasets and
+budgets of the search, so that it gets one rate for all of them, as in the paper.
 
-By default the learning rate climbs: from a method's own rate and its two neighbours on while the best lies at an end of
-what was tried, with one seed and then with all. The candidates depend on the scores alone, neither on a kill nor on the
-number of processes. `grid` tries all values, and `tpe` leaves the choice to Optuna.
+By default the learning rates climb from a method's own ones, the adapter's and a trained head's in turns.
+All methods have equal numbers of trials, until the best of each has a lower and a higher neighbour in each rate. Among
+the candidates within one standard error of the best, the lowest rates are chosen, so that no method runs one step below
+divergence. With the rule ``best`` one rate climbs, and the best is chosen. The candidates depend on the scores alone,
+neither on a kill nor on the number of processes. `grid` tries all values, and `tpe` leaves the choice to Optuna.
 """
 
 import inspect
@@ -14,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import chain, count, islice, product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from randlora_pl.adapters import methods
 from randlora_pl.run.options import classes
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.sweep import (
+    BEST,
+    LOWEST,
     RATES,
     SweepConfig,
     Tree,
@@ -32,7 +36,7 @@ from randlora_pl.sweep import (
     with_values,
     without_axes,
 )
-from randlora_pl.sweep.climb import FINALISTS, climbed
+from randlora_pl.sweep.climb import FINALISTS, Climb, Point, Values, advance_together, climbed, lowest
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Cell, cell_config, digest, plan
@@ -41,14 +45,14 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 from randlora_pl.utils.options import is_number
 
 if TYPE_CHECKING:
+    from randlora_pl.adapters import Adapter
     from randlora_pl.sweep.study import Pruning, Study
 
 CLIMB, TPE = "climb", "tpe"
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""
-Values = tuple[Any, ...]
-"""A candidate: a value of each option."""
+RATE, HEAD, _ = RATES
 
 
 class Search:
@@ -60,7 +64,7 @@ class Search:
 
     Attributes:
         space: By option: a list of values; ``low``, ``high`` and ``log``; or None for factors of the own rate.
-        names: By method: its names of the options, a learning rate first, and their names in the space.
+        names: By method: its names of the options, learning rates first, and their names in the space.
 
     Raises:
         UserError: Something in the description is wrong.
@@ -73,10 +77,15 @@ class Search:
         if wrong := [name for name in VALIDATED if f"trainer.{name}" in given]:
             raise UserError(f"tune.set has trainer.{wrong[0]}: a search validates at its own times. Remove it.")
         self.sampler, self.pruner = tune.get("sampler", CLIMB), tune.get("pruner", "")
+        self.rule = tune.get("rule", LOWEST if self.sampler == CLIMB else BEST)
         self.trials = tune.get("trials", 20)
-        if self.sampler != TPE and (wrong := [name for name in ("pruner", "trials") if name in tune]):
-            raise UserError(f"tune.{wrong[0]} needs sampler: tpe. Add it, or remove {wrong[0]}.")
-        self.seeds = tune.get("seeds", [0])
+        for name, fits in (("pruner", self.sampler == TPE), ("rule", self.sampler == CLIMB)):
+            if name in tune and not fits:
+                needed = TPE if name == "pruner" else CLIMB
+                raise UserError(f"tune.{name} needs sampler: {needed}. Add it, or remove {name}.")
+        if "trials" in tune and self.sampler != TPE and self.rule != LOWEST:
+            raise UserError("tune.trials needs sampler: tpe, or climb with rule: lowest. Add it, or remove trials.")
+        self.seeds = tune.get("seeds") or list(islice((seed for seed in count() if seed not in description.seeds), 3))
         if both := set(self.seeds) & set(description.seeds):
             raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
         chosen = tune.get("datasets") or list(description.datasets)
@@ -88,38 +97,67 @@ class Search:
             options=description.options | tune.get("set", {}),
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
+        self._configs: dict[str, list[Tree]] = {}
         tasks = (classes.task_of(self._tree(method)["model"]["class_path"]) for method in self.small.methods)
         kind = next(filter(None, tasks), Objective)
         self.monitor = tune.get("monitor", f"val/{kind.measure(kind.tuned_by).name}")
         self.measure = kind.measure(self.monitor.removeprefix("val/"))
         self.sign = -1 if self.measure.mode == "min" else 1
-        searched = without_axes("tune.search", tune.get("search") or {RATES[0]: None})
-        self.space = {str(option): _values(option, values, self.sampler) for option, values in searched.items()}
-        self.names = {}
-        for method in self.small.methods:  # not all have an alpha, and a linear probe has a head's rate
-            tree = self._tree(method)
-            adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-            rate = classes.rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
-            own = [option for option in self.space if option in (*RATES, *self._options(method)) or "." in option]
-            names = {rate if option == RATES[0] else option: option for option in own}
-            self.names[method] = dict(sorted(names.items(), key=lambda pair: pair[0] not in RATES))
+        head = self.rule == LOWEST and any(self._has_head(method) for method in self.small.methods)
+        searched = without_axes("tune.search", tune.get("search") or {RATE: None} | ({HEAD: None} if head else {}))
+        free = (RATE, HEAD) if self.rule == LOWEST else (RATE,) if self.sampler == CLIMB else ()
+        self.space = {str(name): _values(name, values, self.sampler, free) for name, values in searched.items()}
+        self.names = {method: self._names(method) for method in self.small.methods}
         known = {option for names in self.names.values() for option in names.values()}
         if unknown := [option for option in self.space if option not in known]:
             options = [*RATES, *(name for method in self.names for name in self._options(method))]
             raise UserError(f"tune.search has {unknown[0]!r}, which no method has.{near(unknown[0], options)}")
-        self._grids: dict[str, tuple[list[list[Any]], tuple[int, int] | None]] = {}
+        self._grids: dict[str, tuple[list[list[Any]], Point]] = {}
         self._cells: dict[tuple[str, Values, int], list[Cell]] = {}
         self._studies: dict[str, Study] = {}
 
     def _tree(self, method: str) -> Tree:
-        facts = self.small.methods[method]
-        with errors_in(f"methods.{method}"):
-            model = next(model for model in self.small.models if method in self.small.methods_of(model))
-            return cell_config(self.small.models[model], facts, self.small.options, None, untrained=False)
+        return self._trees(method)[0]
+
+    def _trees(self, method: str) -> list[Tree]:
+        """Return the config of a method with each of its models."""
+        if method not in self._configs:
+            models = [facts for label, facts in self.small.models.items() if method in self.small.methods_of(label)]
+            with errors_in(f"methods.{method}"):
+                arguments = self.small.methods[method], self.small.options, None
+                self._configs[method] = [cell_config(facts, *arguments, untrained=False) for facts in models]
+        return self._configs[method]
+
+    def _names(self, method: str) -> dict[str, str]:
+        """Return the options to search of a method: not all have an alpha, and a linear probe has a head's rate."""
+        tree, kind = self._tree(method), self._adapter(method)
+        adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
+        rate = classes.rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
+        if self.rule == LOWEST and self._has_head(method) and kind is not None and not kind.updates:
+            rate = HEAD  # on texts, too
+        names = {rate: RATE} if RATE in self.space else {}
+        names |= {option: option for option in RATES[1:] if option in self.space and self._takes(method, option)}
+        options = self._options(method)
+        return names | {option: option for option in self.space if option in options or "." in option}
+
+    def _adapter(self, method: str) -> "type[Adapter] | None":
+        return getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
 
     def _options(self, method: str) -> list[str]:
-        kind = getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
+        kind = self._adapter(method)
         return list(inspect.signature(kind).parameters) if kind else []
+
+    def _takes(self, method: str, option: str) -> bool:
+        """Return True if the tasks of all models of a method take an option; those from outside may."""
+        return all(kind is None or option in inspect.signature(kind).parameters for kind in self._tasks(method))
+
+    def _has_head(self, method: str) -> bool:
+        """Return True if a head trains, at a rate of its own, whatever the model of a method."""
+        heads = [kind is not None and kind.trained_head for kind in self._tasks(method)]
+        return all(heads) and self._takes(method, HEAD)
+
+    def _tasks(self, method: str) -> "list[type[Objective] | None]":
+        return [classes.task_of(tree["model"]["class_path"]) for tree in self._trees(method)]
 
     def restrict(self, group: str, labels: Sequence[str]) -> None:
         """Keep some models, datasets or methods, and the methods that a model is left for."""
@@ -127,6 +165,7 @@ class Search:
         changed: dict[str, Any] = {group: kept}
         self.small = replace(self.small, **changed)
         left = {method for model in self.small.models for method in self.small.methods_of(model)}
+        self._configs = {}
         self.names = {method: names for method, names in self.names.items() if method in left}
         self._cells = {}
 
@@ -142,20 +181,38 @@ class Search:
             self._cells[key] = [replace(cell, facts={"tunes": method, **tried}) for cell in planned]
         return self._cells[key]
 
-    def _grid(self, method: str) -> tuple[list[list[Any]], tuple[int, int] | None]:
-        """Return the values of each option of a method, and the ends of the rates to begin with, if not with all."""
+    def _grid(self, method: str) -> tuple[list[list[Any]], Point]:
+        """Return the values of each option of a method, and the places of its own rates in those that climb."""
         if method not in self._grids:
-            grid = [self.space[option] for option in self.names[method].values()]
-            if self.sampler != CLIMB or next(iter(self.names[method])) not in RATES:
-                self._grids[method] = grid, None
-                return grid, None
-            name, tree = next(iter(self.names[method])), self._tree(method)
-            rate = tree["model"].get("init_args", {}).get(name)
-            own = float(getattr(task_of(tree), name) if rate is None else rate)  # the config's, or the default
-            rates = [own * 2.0**power for power in range(-10, 11)] if grid[0] is None else grid[0]
-            middle = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / own)))
-            self._grids[method] = [rates, *grid[1:]], (max(middle - 1, 0), min(middle + 1, len(rates) - 1))
+            grids: list[list[Any]] = []
+            start: list[int] = []
+            for name, option in self.names[method].items():
+                grid = self.space[option]
+                if self.sampler == CLIMB and name in RATES and (self.rule == LOWEST or not grids):
+                    tree = self._tree(method)
+                    rate = tree["model"].get("init_args", {}).get(name)
+                    own = float(getattr(task_of(tree), name) if rate is None else rate)  # the config's, or the default
+                    grid = [own * 2.0**power for power in range(-10, 11)] if grid is None else grid
+                    start.append(min(range(len(grid)), key=lambda i: abs(math.log(grid[i] / own))))
+                grids.append(grid)
+            self._grids[method] = grids, tuple(start)
         return self._grids[method]
+
+    def _climbs(self) -> dict[str, list[Climb]]:
+        """Return the climbs of each method by the rule ``lowest``, one with each choice of its other options."""
+        climbs = {}
+        for method in self.names:
+            grids, start = self._grid(method)
+            first, every = (partial(self.score, method, seeds=seeds) for seeds in (self.seeds[:1], self.seeds))
+            others = product(*grids[len(start) :])
+            climbs[method] = [Climb(grids[: len(start)], rest, start, first, every) for rest in others]
+        self.trials = advance_together(list(chain(*climbs.values())), self.description.tune.get("trials"))
+        return climbs
+
+    def _winners(self) -> dict[str, Climb]:
+        """Return the climb of each method with the best candidate; a method without one is left out."""
+        best = {method: max(climbs, key=lambda climb: climb.height) for method, climbs in self._climbs().items()}
+        return {method: climb for method, climb in best.items() if climb.best is not None}
 
     def study(self, method: str) -> "Study":
         """Return Optuna's study of a method."""
@@ -172,16 +229,17 @@ class Search:
         return self._studies[method]
 
     def candidates(self, method: str) -> list[Values]:
-        """Return the candidates to try with the first seed, as far as is known by now."""
+        """Return the candidates to try with the first seed, as far as is known by now, by the rule ``best``."""
         if self.sampler == TPE:
             return list(dict.fromkeys(self.study(method).candidates())) if self._begun() else [self._at_hand(method)]
-        (rates, *others), start = self._grid(method)
-        if start is None:
-            return list(product(rates, *others))
+        grids, start = self._grid(method)
+        if not start:
+            return list(product(*grids))
+        rates, *others = grids
         tried: list[Values] = []
         for rest in product(*others):
             score = partial(lambda rest, rate: self.score(method, (rate, *rest), self.seeds[:1]), rest)
-            low, high = climbed(rates, *start, score)
+            low, high = climbed(rates, max(start[0] - 1, 0), min(start[0] + 1, len(rates) - 1), score)
             tried += [(rate, *rest) for rate in rates[low : high + 1]]
         return sorted(tried, key=lambda values: values[0])
 
@@ -199,23 +257,35 @@ class Search:
                 if ask and not study.full():
                     study.ask()
                     ask = False
-            for values, seed in self._rounds(method):
+        for method, runs in self._runs().items():
+            for values, seed in runs:
                 cells += [cell for cell in self.cells(method, values, seed) if not self.dropped(cell)]
         return cells
 
+    def _runs(self) -> dict[str, list[tuple[Values, int]]]:
+        """Return the candidates of each method that are known by now, each with its seeds."""
+        if self.rule == LOWEST:
+            runs: dict[str, list[tuple[Values, int]]] = {method: [] for method in self.names}
+            first, *others = self.seeds
+            for method, climb in ((method, climb) for method, climbs in self._climbs().items() for climb in climbs):
+                runs[method] += [(climb.values(point), first) for point in climb.order]
+                runs[method] += product(map(climb.values, climb.finalists), others)
+            return runs
+        return {method: self._rounds(method) for method in self.names}
+
     def _rounds(self, method: str) -> list[tuple[Values, int]]:
-        """Return the candidates that are known by now, each with its seeds."""
+        """Return the candidates of a method that are known by now, by the rule ``best``."""
         first, *others = self.seeds
         tried = self.candidates(method)
         pairs = [(values, first) for values in tried]
         over = all(self.score(method, values, [first]) is not None for values in tried)
         if not over or (self.sampler == TPE and not (self._begun() and self.study(method).full())):
             return pairs
-        finalists = self.best(method, tried, [first])[:FINALISTS]
+        finalists = self.best(method, tried, [first])[: FINALISTS[BEST]]
         pairs += [(values, seed) for values in finalists for seed in others]
         over = all(self.score(method, values, self.seeds) is not None for values in finalists)
         best = self.best(method, finalists, self.seeds)
-        if not over or not best or self.sampler != CLIMB or self._grid(method)[1] is None:
+        if not over or not best or self.sampler != CLIMB or not self._grid(method)[1]:
             return pairs
         rates, rest = self._grid(method)[0][0], best[0][1:]
         begun = [values[0] for values in tried if values[1:] == rest]
@@ -293,42 +363,61 @@ class Search:
         scores = self.scores(method, candidates, seeds)
         return sorted(scores, key=lambda values: -scores[values])
 
-    def tried(self, method: str) -> list[Values]:
-        """Return every candidate that is known by now."""
-        candidates = list(dict.fromkeys(values for values, _ in self._rounds(method)))
-        return sorted(candidates, key=lambda values: values[0]) if self.sampler == CLIMB else candidates
+    def tried(self) -> dict[str, dict[Values, list[int]]]:
+        """Return the seeds of every candidate of each method that is known by now, in rising order of the rates."""
+        tried: dict[str, dict[Values, list[int]]] = {}
+        for method, runs in self._runs().items():
+            seeds: dict[Values, list[int]] = {}
+            for values, seed in runs:
+                seeds.setdefault(values, []).append(seed)
+            rates = len(self._grid(method)[1])
+            tried[method] = dict(sorted(seeds.items(), key=lambda pair: pair[0][:rates]))
+        return tried
 
     def chosen(self) -> dict[str, Tree]:
-        """Return the best candidate of each method; a method none of whose candidates worked is left out."""
+        """Return the choice of each method; a method none of whose candidates worked is left out."""
+        if self.rule == LOWEST:
+            found = {method: [self._choice(method, climb)] for method, climb in self._winners().items()}
+        else:
+            found = {method: self.best(method, list(tried), self.seeds)[:1] for method, tried in self.tried().items()}
         return {
-            method: dict(zip(names, values, strict=True))
-            for method, names in self.names.items()
-            for values in self.best(method, self.tried(method), self.seeds)[:1]
+            method: dict(zip(self.names[method], values, strict=True)) for method in found for values in found[method]
         }
+
+    def _choice(self, method: str, climb: Climb) -> Values:
+        scores = {}
+        for point in climb.worked(climb.finalists, climb.every):
+            cells = [cell for seed in self.seeds for cell in self.cells(method, climb.values(point), seed)]
+            scores[point] = [self.sign * float(self.folder.results(cell)[self.monitor]) for cell in cells]
+        return climb.values(lowest(scores))
 
     def report(self) -> Tree:
         """Everything that was tried, JSON-ready: the provenance of the rates."""
-        chosen, entries = self.chosen(), {}
+        chosen, tried, entries = self.chosen(), self.tried(), {}
+        winners = self._winners() if self.rule == LOWEST else {}
         for method in self.names:
             begun = []
-            for values in self.tried(method):
-                scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in self.seeds}
+            for values, seeds in tried[method].items():
+                scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in seeds}
                 means = {str(seed): self.sign * score for seed, score in scores.items() if score is not None}
-                cells = [cell for seed in self.seeds for cell in self.cells(method, values, seed)]
+                cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
                 reason = next(filter(None, (self.folder.failure(cell).get("reason") for cell in cells)), None)
                 if means or reason:
                     entry = dict(zip(self.names[method], values, strict=True)) | {self.monitor: means}
                     begun.append(entry | ({"failed": reason} if reason else {}))
             facts = self.description.methods[method]
-            entries[method] = {"method": facts, "chosen": chosen.get(method), "tried": begun}
+            found = {"interior": method in winners and winners[method].interior()} if self.rule == LOWEST else {}
+            entries[method] = {"method": facts, "chosen": chosen.get(method), **found, "tried": begun}
         return {
             "finished": self.finished(),
             "split": "val",
             "monitor": self.monitor,
             "seeds": self.seeds,
-            "finalists": FINALISTS,
+            "finalists": FINALISTS[self.rule],
             "sampler": self.sampler,
-            **({"trials": self.trials, "pruner": self.pruner} if self.sampler == TPE else {}),
+            **({"rule": self.rule} if self.sampler == CLIMB else {}),
+            **({"trials": self.trials} if self.sampler == TPE or self.rule == LOWEST else {}),
+            **({"pruner": self.pruner} if self.sampler == TPE else {}),
             "models": {model: self.description.models[model] for model in self.small.models},
             "datasets": list(self.small.datasets),
             "budgets": self.small.budgets,
@@ -337,20 +426,32 @@ class Search:
         }
 
     def remarks(self) -> list[str]:
-        """Return remarks on best rates at the edge of what was tried, and on methods of which all rates are equal."""
+        """Return remarks on best rates at the edge of what was tried, on equal rates, and on heads."""
         edges, flat = [], []
+        tried, winners = self.tried(), self._winners() if self.rule == LOWEST else {}
         for method, values in self.chosen().items():
             (name, rate), *_ = values.items()
-            tried = self.tried(method)
-            scores = self.scores(method, tried, self.seeds[:1])
-            rates = [candidate[0] for candidate in tried]
-            if name in RATES and len(set(rates)) > 1 and rate in (min(rates), max(rates)):
-                edges.append(f"{method} ({rate:g})")
+            scores = self.scores(method, list(tried[method]), self.seeds[:1])
+            rates = [candidate[0] for candidate in tried[method]]
+            edge, best = name in RATES and len(set(rates)) > 1 and rate in (min(rates), max(rates)), (rate,)
+            if climb := winners.get(method):
+                edge, best = not climb.interior(), climb.values(climb.best or ())[: len(climb.grids)]
+            if edge:
+                edges.append(f"{method} ({' and '.join(f'{each:g}' for each in best)})")
             if len(scores) > 1 and len(set(scores.values())) == 1:
                 flat.append(method)
         beyond = f"Best at the edge of what was tried, so a better rate may lie beyond it: {', '.join(edges)}"
         equal = f"All candidates are equally good, so none can be selected: {', '.join(flat)}. Train for more steps."
-        return [beyond] * bool(edges) + [equal] * bool(flat)
+        return [beyond] * bool(edges) + [equal] * bool(flat) + self._heads()
+
+    def _heads(self) -> list[str]:
+        """Return a remark on heads beside adapters if the search of their adapters' rates leaves theirs out."""
+        left_out = [method for method in self.names if HEAD not in self.names[method] and self._has_head(method)]
+        with_adapter = [method for method in left_out if (kind := self._adapter(method)) is None or kind.updates]
+        if not with_adapter or len(self.names) < 2:
+            return []
+        which = ", ".join(with_adapter)
+        return [f"The heads of {which} learn at a rate that was not searched, so this compares heads, too."]
 
     def tuned(self) -> SweepConfig:
         """Return the description with the best candidates in it."""
@@ -360,12 +461,12 @@ class Search:
         )
 
 
-def _values(option: str, values: Any, sampler: str) -> Any:
+def _values(option: str, values: Any, sampler: str, free: Sequence[str]) -> Any:
     """Return the values of an option, checked: a list without doubles, in rising order if it has numbers."""
     where = f"tune.search.{option}"
     numbers = [value for value in (values.values() if isinstance(values, dict) else values or []) if is_number(value)]
     match values:
-        case None if option == RATES[0] and sampler == CLIMB:
+        case None if option in free:
             return None
         case [_, *_] if len(numbers) == len(values):
             if option in RATES and min(numbers) <= 0:
