@@ -68,6 +68,11 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
         {},
         "Take LoRA: it is better than every other method.",
     ),
+    "a probe of many classes is simpler than a smaller adapter": (
+        {LORA: near(92), PROBE: near(91.9)},
+        {"kinds": {PROBE: ("LinearProbe", 500_000, 90.0)}},
+        "Take the linear probe: nothing else is better by more than 0.2 points.",
+    ),
     "undecided by pictures": (
         {PROBE: few(90), LORA: changed(few(90), gained=18, lost=15)},
         {},
