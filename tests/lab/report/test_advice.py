@@ -208,6 +208,16 @@ def test_a_sweep_without_a_trained_method_is_refused(tmp_path: Path) -> None:
         recommend(sweep, 1.0)
 
 
+def test_verdicts_over_every_other_method_decide_at_any_margin(tmp_path: Path) -> None:
+    """Holm's last p may be 0.04, at which the interval for three pairs still reaches beyond zero."""
+    best = answers(93, 4_000)
+    runs = {PROBE: best, LORA: answers(80, 4_000), HIRA: answers(70, 4_000), FULL: changed(best, gained=40, lost=61)}
+    contest = Contest(made(tmp_path, runs), 0.0)
+    assert 0.03 < (contest.pairs[PROBE, FULL].p or 0) < 0.05 and 0 < contest.regret(PROBE) < 0.2
+    found = contest.advice()
+    assert found.decided and found.sentence == "Take the linear probe: it is better than every other method."
+
+
 def test_the_interval_of_methods_that_hardly_differ_is_that_of_the_share_of_pictures(tmp_path: Path) -> None:
     """Clopper and Pearson's interval of 5 in 1,000, at the level of one and of three pairs; both signs are possible."""
     contest = Contest(made(tmp_path, {PROBE: alone(), LORA: alone(1, 2, 3, 4, 5)}), 1.0)
