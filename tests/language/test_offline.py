@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from randlora_pl.adapters import LoRA
 from randlora_pl.commands import inspect
@@ -111,12 +112,20 @@ def test_what_keeps_it_from_being_converted_is_told(
         offline.folder()
 
 
-def test_a_conversion_that_was_killed_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_was_stopped_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("No space left on device")
+
     def stopped(_: Path, part: Path) -> None:
         (part / "model.gguf").write_text("half")
         raise KeyboardInterrupt
 
     made = cache_folder() / "models"
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)(.|\n)*RANDLORA_PL_CACHE"):
+            model_config(offline.NAME, None, None)
+    assert [each.name for each in made.iterdir()] == [".smollm2.lock"]
     with monkeypatch.context() as patch:
         patch.setattr(offline, "_convert", stopped)
         with pytest.raises(KeyboardInterrupt):

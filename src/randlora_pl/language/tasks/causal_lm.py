@@ -70,7 +70,7 @@ class CausalLMTask(TextTask):
     batch_size = 16
 
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
-    """A model of the Hugging Face Hub, or a folder."""
+    """A model of the Hugging Face Hub, a folder, or ``smollm2``, whose weights a package index has."""
     quantize: Literal["4bit", "8bit"] | None = None
     """Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU)."""
     liger: bool = False
