@@ -93,20 +93,27 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
             LORA: np.concatenate([changed(answers(each, 360, 1), 30, 20) for each in (86, 94, 88, 95, 89)]),
         },
         {},
-        "Undecided: LoRA against the linear probe is +2.0 points, and -2.3 to +6.3 are possible with 360 test "
-        f"pictures and 5 seeds.{TODAY} | On 360 test pictures, the linear probe has 90.1 %, the mean of 5 seeds. That "
-        "holds for new pictures of this kind. | About 1,600 test pictures and 23 seeds would decide it",
+        "Undecided: LoRA against the linear probe is +2.0 points, and -2.3 to +6.3 are possible with 360 test pictures "
+        "and 5 seeds. If it must be one today, take LoRA, the better one here. | On 360 test pictures, LoRA has 92.1 "
+        "%, the mean of 5 seeds. That holds for new pictures of this kind. | About 1,600 test pictures and 23 seeds",
     ),
     "undecided by seeds": (
         {PROBE: few(90, 3), LORA: few(93, 3)},
         {},
-        f"Undecided: LoRA against the linear probe is +2.7 points, without a verdict (3 seeds, 5 are needed).{TODAY}",
+        "Undecided: LoRA against the linear probe is +2.7 points, without a verdict (3 seeds, 5 are needed). If it "
+        "must be one today, take LoRA, the better one here. | On 360 test pictures, LoRA has 93.0 %,",
     ),
     "undecided by an untuned rate": (
         {PROBE: near(90), LORA: near(93)},
         {"untuned": [LORA]},
         "Undecided: LoRA against the linear probe is +3.0 points, without a verdict (not tuned: linear probe "
-        f"validation, LoRA typed).{TODAY} | On",
+        "validation, LoRA typed). If it must be one today, take LoRA, the better one here. | On",
+    ),
+    "undecided, and the best is hardly better than a simpler one": (
+        {PROBE: few(80, 3), LORA: few(93, 3), HIRA: few(80, 3), FULL: few(93.5, 3)},
+        {},
+        "Undecided: full fine-tuning against the linear probe is +13.2 points, without a verdict (3 seeds, 5 are "
+        "needed). If it must be one today, take LoRA, the simplest one near the best here. | On",
     ),
     "few differing": (
         {PROBE: alone(), LORA: alone(1, 2, 3, 4, 5)},
@@ -168,15 +175,20 @@ def test_a_recommendation_is_the_simplest_that_is_not_beaten(
         runs[str(name)] = changed(right, int(rng.integers(spread)), int(rng.integers(spread)))
     sweep = made(tmp_path_factory.mktemp("sweep"), runs)
     contest = Contest(sweep, margin)
-    found, place = contest.advice(), contest.order.index(contest.winner)
+    found = contest.advice()
     assert sorted(contest.order) == sorted(runs)
     assert contest.regret(found.winner) >= 0
+    left, means = [], {method: right.mean() * 100 for method, right in runs.items()}
     for method in contest.order:
         gains = {other: contest.most(other, method) for other in contest.others(method)}
-        beaten = any(contest.better(other, method) and most > margin for other, most in gains.items())
-        assert beaten if contest.order.index(method) < place else not beaten or method != found.winner
-    wins = all(contest.better(found.winner, other) for other in contest.others(found.winner))
-    assert found.decided == (wins or contest.regret(found.winner) <= margin)
+        if not any(contest.better(other, method) and most > margin for other, most in gains.items()):
+            left.append(method)
+    assert contest.base == left[0], "each simpler method is beaten"
+    wins = all(contest.better(contest.base, other) for other in contest.others(contest.base))
+    assert found.decided == (wins or contest.regret(contest.base) <= margin)
+    today = [method for method in left if max(means[one] for one in left) - means[method] <= margin + 1e-9]
+    assert found.winner == (contest.base if found.decided else today[0])
+    place = contest.order.index(found.winner)
     assert contest.order.index(recommend(sweep, margin + 1).winner) <= place, "a wider margin takes a simpler method"
 
     names = dict(zip(runs, "cdba", strict=False))  # other labels in another order

@@ -39,6 +39,7 @@ def recommend(sweep: Sweep, margin: float) -> Advice:
 
     It is the simplest one that no other is shown to be better than by possibly more than the margin. This is decided if
     no other method can be better than it by more than the margin, or if it is shown to be better than every other.
+    If it is undecided, the simplest one whose mean is within the margin of the best is for today.
 
     Args:
         sweep: Runs of one model on one dataset with one amount of data.
@@ -102,7 +103,8 @@ def build(contest: Contest, commands: Mapping[str, str]) -> Document:
         "Simpler is a method that leaves the model as it is, then one with fewer trained parameters. Of numbers within "
         f"a factor of {EQUAL:g}, the faster method is the simpler one.",
         f"The simplest method is recommended that no other is shown to beat by possibly more than {contest.margin:g} "
-        "points. This is decided if no other can be better by more than that, or if it beats every other.",
+        "points. This is decided if no other can be better by more than that, or if it beats every other. If it is "
+        "undecided, the method to take today is the simplest one whose mean is within this margin of the best.",
         RULE_ONE,
     ]
     train = "On all pictures but the test ones, so that the accuracy on these can be checked."
@@ -138,7 +140,7 @@ def _known(*parts: Table | Picture | None) -> list[Table | Picture]:
 def methods_table(contest: Contest) -> Table:
     """Return accuracy, verdict and cost of each method, the simplest first, and the pretrained model."""
     sweep, winner = contest.sweep, contest.winner
-    own, decided = sweep.estimate(contest.key(winner)), contest.advice().decided
+    own, decided = sweep.estimate(contest.key(winner)), contest.decided
     sizes = sweep.finished.get("adapter_bytes", sweep.finished["fit_seconds"] * float("nan"))
     rows = []
     below = [

@@ -45,7 +45,11 @@ class Contest:
         order: The methods, the simplest first: those that leave the model as it is, then by trained parameters, and
             of about equally many the fastest.
         failed: The other methods, with the reason.
-        winner: The recommended one.
+        base: The simplest method that no other is shown to be better than by possibly more than the margin.
+        wins: Whether this one is shown to be better than every other.
+        decided: Whether it wins, or no other method can be better by more than the margin.
+        winner: The recommended method. If nothing is decided, it is the simplest of those not beaten whose mean
+            accuracy is within the margin of the best one.
 
     Raises:
         UserError: There are several models, datasets or amounts of data, or no method has a result.
@@ -65,8 +69,13 @@ class Contest:
         found = comparisons(sweep)
         self.pairs = {(one.first, one.second): one for pair in found for one in (pair, pair.turned())}
         self.order = self._by_cost(finished)
-        left = [method for method in self.order if not self._beaten(method)]
-        self.winner = [*left, *self.order][0]
+        left = [method for method in self.order if not self._beaten(method)] or self.order
+        self.base, others = left[0], self.others(left[0])
+        self.wins = bool(others) and all(self.better(self.base, other) for other in others)
+        self.decided = bool(others) and (self.wins or self.regret(self.base) <= margin)
+        means = {method: fmean(sweep.by_seed(self.key(method)).values()) for method in left}
+        near = [method for method in left if max(means.values()) - means[method] <= margin]
+        self.winner = self.base if self.decided else near[0]
 
     def key(self, method: str) -> Key:
         """Return the cell of a method."""
@@ -108,18 +117,15 @@ class Contest:
 
     def advice(self) -> Advice:
         """Return the recommendation."""
-        winner, others = self.winner, self.others(self.winner)
-        wins = bool(others) and all(self.better(winner, other) for other in others)
-        decided = bool(others) and (wins or self.regret(winner) <= self.margin)
-        sentence = self._decided(wins) if decided else self._undecided()
-        details = [self._measured(), *([] if decided else self._what_decides())]
-        if slightly := [other for other in others if self.better(other, winner)]:
+        sentence = self._decided() if self.decided else self._undecided()
+        details = [self._measured(), *([] if self.decided else self._what_decides())]
+        if slightly := [other for other in self.others(self.winner) if self.better(other, self.winner)]:
             points = f"{self.margin:g} point{'s' * (self.margin != 1)}"
             details.append(f"Shown to be better, but by less than the margin of {points}: {', '.join(slightly)}.")
         if self.failed:
             reasons = ", ".join(f"{method} ({why})" for method, why in self.failed.items())
             details.append(f"Left out, without a result: {reasons}.")
-        return Advice(f"{sentence} {self._pretrained()}".strip(), details, winner, decided)
+        return Advice(f"{sentence} {self._pretrained()}".strip(), details, self.winner, self.decided)
 
     def _changes(self, method: str) -> bool:
         """Return True if a method changes the model, as its class says; a class of another program may."""
@@ -141,8 +147,8 @@ class Contest:
         others = self.others(method)
         return any(self.better(other, method) and self.most(other, method) > self.margin for other in others)
 
-    def _decided(self, wins: bool) -> str:
-        winner, regret = self.winner, self.regret(self.winner)
+    def _decided(self) -> str:
+        winner, regret, wins = self.winner, self.regret(self.winner), self.wins
         simpler = self.order[: self.order.index(winner)]
         behind = [method for method in simpler if self.better(winner, method)]
         if not behind:
@@ -161,31 +167,36 @@ class Contest:
         return f"Take {self.named(winner)}: {reason}."
 
     def _rival(self) -> Versus | None:
-        """Return the pair of the winner with the method that may be better by most; None without common seeds."""
-        here = [pair for other in self.others(self.winner) if (pair := self.pairs.get((other, self.winner)))]
-        key = lambda pair: (self.most(pair.first, self.winner), pair.difference.mean)  # noqa: E731
+        """Return the pair of the simplest method with the one that may be better by most; None without common seeds."""
+        here = [pair for other in self.others(self.base) if (pair := self.pairs.get((other, self.base)))]
+        key = lambda pair: (self.most(pair.first, self.base), pair.difference.mean)  # noqa: E731
         return max(here, key=key, default=None)
 
     def _undecided(self) -> str:
-        winner, rival = self.named(self.winner), self._rival()
+        base, rival = self.named(self.base), self._rival()
         if rival is None:
-            return f"Undecided: no other method has a result of the same seed to compare {winner} with."
-        start = f"Undecided: {self.named(rival.first)} against {winner} is {formatted(rival.difference.mean)} points"
-        span, crossed = self.span(rival.first, self.winner), rival.crossed
-        if span and crossed and isfinite(self.most(rival.first, self.winner)):
+            return f"Undecided: no other method has a result of the same seed to compare {base} with."
+        start = f"Undecided: {self.named(rival.first)} against {base} is {formatted(rival.difference.mean)} points"
+        span, crossed = self.span(rival.first, self.base), rival.crossed
+        if span and crossed and isfinite(self.most(rival.first, self.base)):
             low, high = map(formatted, span)
             units = f"{many(crossed.samples, 'test picture')} and {many(crossed.runs, 'seed')}"
             start += f", and {low} to {high} are possible with {units}."
         else:
             start += f", without a verdict ({rival.obstacle.removeprefix('no verdict: ')})."
-        simpler = self.order.index(self.winner) < self.order.index(rival.first)
-        return f"{start} If it must be one today, take {winner}{', the simpler one' if simpler else ''}."
+        if self.winner == rival.first:
+            why = ", the better one here"
+        elif self.winner != self.base:
+            why = ", the simplest one near the best here"
+        else:
+            why = ", the simpler one" if self.order.index(self.base) < self.order.index(rival.first) else ""
+        return f"{start} If it must be one today, take {self.named(self.winner)}{why}."
 
     def _what_decides(self) -> list[str]:
         """Return about how many test pictures or seeds would be enough if the difference stays as it is."""
         rival = self._rival()
-        crossed, span = (rival.crossed, self.span(rival.first, self.winner)) if rival else (None, None)
-        if rival is None or crossed is None or span is None or self.most(rival.first, self.winner) == inf:
+        crossed, span = (rival.crossed, self.span(rival.first, self.base)) if rival else (None, None)
+        if rival is None or crossed is None or span is None or self.most(rival.first, self.base) == inf:
             return []
         # an interval that is this narrow excludes either zero or what matters
         room = max(crossed.mean, self.margin - crossed.mean)
