@@ -16,6 +16,7 @@ Tree = dict[str, Any]
 
 RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 """Options with a learning rate."""
+RATE, HEAD, _ = RATES
 
 LOWEST, BEST = "lowest", "best"
 """Rules by which a search chooses rates."""

@@ -28,9 +28,8 @@ def next_higher(entry: Mapping[str, Any], option: str, monitor: str, measure: "M
     """
     chosen = entry["chosen"]
     alike = [each for each in entry["tried"] if all(each[name] == chosen[name] for name in chosen if name != option)]
-    alike.sort(key=lambda each: float(each[option]))
-    own = next(each[monitor] for each in alike if each[option] == chosen[option])
-    higher = [each for each in alike if each[option] > chosen[option]]
+    own = next((each[monitor] for each in alike if each[option] == chosen[option]), {})
+    higher = sorted((each for each in alike if each[option] > chosen[option]), key=lambda each: float(each[option]))
     texts, broken = [], []
     for each in higher:
         seeds = [seed for seed in own if seed in each[monitor]]

@@ -25,7 +25,9 @@ from randlora_pl.run.options import classes
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.sweep import (
     BEST,
+    HEAD,
     LOWEST,
+    RATE,
     RATES,
     SweepConfig,
     Tree,
@@ -52,7 +54,6 @@ CLIMB, TPE = "climb", "tpe"
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""
-RATE, HEAD, _ = RATES
 
 
 class Search:

@@ -31,7 +31,7 @@ from randlora_pl.lab.report.cells import (
 )
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.run_folder import holder
-from randlora_pl.sweep import RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
+from randlora_pl.sweep import HEAD, RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
 from randlora_pl.sweep.folder import FIRST_SECONDS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import read_mapping
@@ -115,8 +115,8 @@ _TEXTS = (
     *("base/library", METRIC, RIGHT, TRAINED, VALIDATED),
 )
 _NUMBERS = (
-    *("seed", "accuracy", "zeroshot_accuracy", "learning_rate", "trainable_parameters", "total_parameters", "steps"),
-    *("fit_seconds", "images_per_second", "samples_per_second", "peak_memory_bytes"),
+    *("seed", "accuracy", "zeroshot_accuracy", "learning_rate", "head_learning_rate", "trainable_parameters"),
+    *("total_parameters", "steps", "fit_seconds", "images_per_second", "samples_per_second", "peak_memory_bytes"),
 )
 """Columns that are there even if no run has them."""
 
@@ -312,13 +312,15 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
         return {"learning_rate": None, "rate_chosen_by": None}
     method, model = plan.methods.get(row["method"], {}), plan.models.get(row["model"], {})
     adapter, task = str(row.get("adapter") or ""), str(row.get("task") or "VisionLanguageTask")
-    only_head = "head_learning_rate" in method and "learning_rate" not in method
-    name = "head_learning_rate" if only_head else rate_name(adapter, task)
+    chosen = chosen_for(plan.tuned, model, row["method"], method)
+    only_head = HEAD in (chosen or method) and "learning_rate" not in (chosen or method)
+    name = HEAD if only_head else rate_name(adapter, task)
     by_hand = typed.get(name, method.get(name))
     value = by_hand if isinstance(by_hand, int | float) else rates.get(name) or None
-    chosen = chosen_for(plan.tuned, model, row["method"], method)
+    head = row.get(HEAD, chosen.get(HEAD, 0.0))
+    beside = only_head or math.isclose(head, chosen.get(HEAD, head), rel_tol=1e-5)  # of cells.csv
     paper = paper_rates(adapter, task) if plan.tables or plan.figure else ()
-    if name in chosen and value is not None and math.isclose(value, chosen[name]):
+    if name in chosen and value is not None and math.isclose(value, chosen[name]) and beside:
         how, rule = VALIDATION, rule_of(plan.tuned)
     elif paper and (value is None or any(math.isclose(value, rate) for rate in paper)):
         how = rule = PAPER

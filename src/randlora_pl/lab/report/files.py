@@ -19,7 +19,7 @@ from randlora_pl.lab.report.collect import TRAINED, VALIDATED
 from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
 from randlora_pl.lab.report.training import cost_table, partial_table, rank_table, rate_table, training_table
-from randlora_pl.sweep import is_zero_shot
+from randlora_pl.sweep import HEAD, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, move, scratch_folder
 from randlora_pl.utils.text import csv_text
@@ -196,7 +196,7 @@ def cells_csv(sweep: Sweep) -> str:
         *("total_parameters", "fit_seconds", "images_per_second", "samples_per_second", "peak_memory_bytes"),
         *("device", "steps", "version", "git_commit"),
     ]
-    more = [METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED]
+    more = [HEAD, METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED]
     more += [RIGHT] * (len(sweep.plan.datasets) == 1)  # tests of one dataset are paired by sample
     prefixes = ("spectrum/", accuracy.BEFORE, accuracy.AFTER, accuracy.NEW)
     further = sorted(name for name in known if name.startswith(prefixes))

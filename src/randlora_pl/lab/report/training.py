@@ -3,11 +3,12 @@
 Table 2 of the paper claims a relation of rank and accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import product
 from math import floor, log
 from statistics import fmean
+from typing import Any
 
 from pandas import DataFrame, Series, isna
 
@@ -27,6 +28,10 @@ from randlora_pl.lab.report import (
 from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, losses
+from randlora_pl.run.options.classes import rate_name
+from randlora_pl.sweep import HEAD, LOWEST, RATES
+from randlora_pl.sweep.margins import BREAKS, CHOSEN, next_higher
+from randlora_pl.tasks.measures import find_measure
 
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
@@ -34,7 +39,9 @@ def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     runs = {method: sweep.select(model=model, method=method) for method in methods}
     rules = {rule for rates in runs.values() for rule in rates["rate_rule"]}
     if len(rules) == 1 and "" not in rules:
-        return ""
+        searched = sweep.plan.tuned.get("methods", {}) if rules != {PAPER} else {}
+        edges = [method for method in methods if searched.get(method, {}).get("interior") is False]
+        return ", ".join(f"{method} best at the edge of its search" for method in edges)
     hows = {method: " and ".join(rates["rate_chosen_by"].unique()) for method, rates in runs.items()}
     other = ", but of several searches" if set(hows.values()) == {VALIDATION} else ""
     return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
@@ -44,26 +51,36 @@ def rate_table(sweep: Sweep) -> Table | None:
     """Return the rates of every method, with the cells of each if there are several; None if nothing was trained."""
     trained = sweep.finished.dropna(subset="rate_chosen_by")
     rows = []
+    columns = ["learning_rate", "rate_chosen_by", "rate_rule", HEAD]
+    tuned, searched = sweep.plan.tuned, "rule" in sweep.plan.tuned
+    heads = searched or bool(trained[HEAD].notna().any())
     for model in sweep.plan.models:
         for method in sweep.plan.methods:
             runs = trained[(trained["model"] == model) & (trained["method"] == method)]
-            rates = runs.groupby(["learning_rate", "rate_chosen_by", "rate_rule"], dropna=False, sort=False)
-            for (rate, how, _), some in rates:
+            rates = runs.groupby(columns, dropna=False, sort=False)
+            for (rate, how, _, head), some in rates:
                 places = (some["dataset"] + " " + some["budget"]).unique()
                 where = "everywhere" if len(rates) == 1 else ", ".join(places)
-                shown = TableCell(shown_rate(rate), sort=None if isna(rate) else rate)
-                rows.append(row(method, model, how, where, shown))
+                cells = [rate_cell(rate)]
+                if heads and rate_name(sweep.kinds[method], None) == HEAD:
+                    cells = [TableCell(""), rate_cell(rate)]
+                elif heads:
+                    cells += [TableCell("") if isna(head) else rate_cell(head)]
+                entry = tuned.get("methods", {}).get(method) if how == VALIDATION else None
+                rows.append(row(method, model, how, where, *cells, *(_beyond(entry, tuned) if searched else [])))
     if not rows:
         return None
+    lowest = f"{CHOSEN} Every method had {tuned.get('trials')} trials."
+    by_best = "validation: the best rate that randlora-pl tune tried on validation samples."
+    by_rule = f"validation: the rates that randlora-pl tune chose on validation samples. {lowest}"
     meanings = {
         PAPER: "paper: the paper's rate for the method.",
-        VALIDATION: "validation: the best rate that randlora-pl tune tried on validation samples.",
+        VALIDATION: by_rule if tuned.get("rule") == LOWEST else by_best,
         TYPED: "typed: set by hand in the sweep, not tuned.",
         DEFAULT: "default: the default rate of the method, not tuned.",
     }
     below = [meaning for how, meaning in meanings.items() if (trained["rate_chosen_by"] == how).any()]
     if (trained["rate_chosen_by"] == VALIDATION).any():
-        tuned = sweep.plan.tuned
         names = {name: ", ".join(map(str, tuned.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
         made = " ".join(str(tuned[name])[:12] for name in ("version", "git_commit") if tuned.get(name))
         by = f", by randlora-pl {made}" if made else ""
@@ -71,8 +88,28 @@ def rate_table(sweep: Sweep) -> Table | None:
             f"The search: {tuned.get('monitor', 'val/acc')} on {names['datasets']} at {names['budgets']}, seeds "
             f"{names['seeds']}{by}. One rate for all datasets and budgets."
         )
-    header = row("Method", "Model", "Chosen by", "Where", "Learning rate")
+        below += [f"Next higher: points against the chosen rate over common seeds. {BREAKS}"] * searched
+    titles = ["Adapter rate", "Head rate"] if heads else ["Learning rate"]
+    titles += ["Next higher adapter rate", "Next higher head rate"] * searched
+    header = row("Method", "Model", "Chosen by", "Where", *titles)
     return Table("rates-methods", "Learning rates and how they were chosen", header, rows, below, left=4)
+
+
+def _beyond(entry: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> list[TableCell]:
+    """Return cells with the next higher rate of the adapter and of the head, by the record of a search."""
+    chosen = (entry or {}).get("chosen") or {}
+    monitor = str(tuned.get("monitor", "val/acc"))
+    measure = find_measure((), monitor.removeprefix("val/"))
+    cells = []
+    for names in ([name for name in RATES if name != HEAD], [HEAD]):
+        found = [next_higher(entry, name, monitor, measure) for name in names if entry and name in chosen]
+        cells.append(TableCell(*found[0]) if found else TableCell(""))
+    return cells
+
+
+def rate_cell(rate: float) -> TableCell:
+    """Return a cell with a rate."""
+    return TableCell(shown_rate(rate), sort=None if isna(rate) else rate)
 
 
 def shown_rate(rate: float) -> str:

@@ -217,6 +217,78 @@ def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
     assert ["full", B32, "typed", "everywhere", "3e-05"] in rows
 
 
+def searched(**changes: Any) -> dict[str, Any]:
+    """Methods with two rates and one, and what `tune` writes of them by the rule ``lowest``."""
+    rates = {"LoRA-32": (0.01, 0.2), "RandLoRA-6": (0.01, 0.4)}
+    methods: dict[str, Any] = {
+        name: METHODS[name] | {"learning_rate": rate, "head_learning_rate": head}
+        for name, (rate, head) in rates.items()
+    }
+    methods["probe"] = {"adapter": "LinearProbe", "head_learning_rate": 0.5}
+
+    def entry(name: str, *tried: tuple[float | None, float, dict[str, float]]) -> dict[str, Any]:
+        chosen = {key: rate for key, rate in methods[name].items() if key.endswith("learning_rate")}
+        found = [dict(zip(chosen, filter(None, rates), strict=True)) | {"val/acc": by_seed}
+                 for *rates, by_seed in tried]  # fmt: skip
+        entries = [each if each["val/acc"] else each | {"failed": "the loss is nan"} for each in found]
+        return {"method": methods[name], "chosen": chosen, "interior": True, "tried": entries}
+
+    both, first, worse = {"0": 0.5, "6": 0.6}, {"0": 0.48}, {"0": 0.3}
+    entries = {
+        "LoRA-32": entry("LoRA-32", (0.01, 0.2, both), (0.02, 0.2, first), (0.04, 0.2, {}), (0.02, 0.4, {})),
+        "RandLoRA-6": entry("RandLoRA-6", (0.005, 0.4, both), (0.01, 0.4, both), (0.02, 0.4, {}), (0.01, 0.8, worse)),
+        "probe": entry("probe", (None, 0.5, both), (None, 1.0, {"0": 0.51, "6": 0.6})),
+    }
+    record = provenance(methods, rule="lowest", trials=16, seeds=[0, 6]) | {"methods": entries}
+    return {"methods": methods, "tuned": record | changes}
+
+
+def both_rates(labels: dict[str, Any]) -> dict[str, Any]:
+    rate = {"LoRA-32": 0.2, "RandLoRA-6": 0.4, "probe": 0.5}.get(labels["method"])
+    kind = {"method": "LinearProbe"} if labels["method"] == "probe" else {}
+    return kind | ({"learning_rate": 0.01, "head_learning_rate": rate} if rate else {})
+
+
+def test_both_rates_are_shown_with_the_distance_to_what_fails(tmp_path: Path) -> None:
+    sweep = swept(tmp_path / "sweep", both_rates, datasets=["a", "b"], **searched())
+    table = rate_table(sweep)
+    assert table is not None
+    assert [cell.text for cell in table.header][4:] == [
+        *("Adapter rate", "Head rate", "Next higher adapter rate", "Next higher head rate"),
+    ]
+    rows = {row[0].text: [(cell.text, cell.below) for cell in row[4:]] for row in table.rows}
+    assert rows == {
+        "LoRA-32": [("0.01", ""), ("0.2", ""), ("0.02: -2.0", "breaks at 0.04"), ("not tried", "none tried breaks")],
+        "RandLoRA-6": [("0.01", ""), ("0.4", ""), ("0.02: failed", "breaks at 0.02"), ("0.8: -20.0", "breaks at 0.8")],
+        "probe": [("", ""), ("0.5", ""), ("", ""), ("1: +0.5", "none tried breaks")],
+    }
+    assert {row[2].text for row in table.rows} == {"validation"}
+    text = " ".join(table.below)
+    assert "within one standard error of the best, the lowest rates. Every method had 16 trials." in text
+    shutil.copytree(tmp_path / "sweep", tmp_path / "report", ignore=shutil.ignore_patterns("cells"))
+    (tmp_path / "report" / "cells.csv").write_text(cells_csv(sweep))
+    assert rate_table(read_sweep(tmp_path / "report")) == table, "as from cells.csv"
+    other = lambda labels: both_rates(labels) | {"head_learning_rate": 0.3}  # noqa: E731
+    sweep = swept(tmp_path / "other", other, datasets=["a", "b"], **searched())
+    table = rate_table(sweep)
+    assert table is not None
+    how = {row[0].text: row[2].text for row in table.rows}
+    assert how == {"LoRA-32": "typed", "RandLoRA-6": "typed", "probe": "validation"}, "the head ran at another rate"
+
+
+def test_a_best_rate_at_the_edge_of_its_search_gives_no_verdict(tmp_path: Path) -> None:
+    facts = searched()
+    gain = better_by(dict.fromkeys(DATASETS, 2.0))
+    figures = lambda labels: gain(labels) | both_rates(labels)  # noqa: E731
+    pairs = ("LoRA-32", "RandLoRA-6")
+    assert not untuned(swept(tmp_path / "inside", figures, **facts), B32, pairs)
+    facts["tuned"]["methods"]["LoRA-32"]["interior"] = False
+    sweep = swept(tmp_path / "edge", figures, **facts)
+    assert untuned(sweep, B32, pairs) == "LoRA-32 best at the edge of its search"
+    found = {(one.first, one.second): one for one in comparisons(sweep)}
+    assert found["RandLoRA-6", "LoRA-32"].p is None and "best at the edge" in found["RandLoRA-6", "LoRA-32"].sentence()
+
+
 def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -> None:
     more = lambda labels: {"learning_rate": 0.01 if labels["dataset"] == "a" else 0.1}  # noqa: E731
     sweep = swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"])
