@@ -25,10 +25,15 @@ from .small import make, texts, trained
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 
 
-def toy(folder: str, tokenizer: str) -> tuple[Any, Any, int]:
+def toy(folder: str, tokenizer: str, **options: Any) -> tuple[Any, Any, int]:
     """31 samples of 12 a step: the last step is shorter, and one of its shares is padding."""
-    data = texts(folder, steps=None, epochs=1, batch_size=6 // WORLD, eval_batch_size=4, mask_prompt=False)
-    return make(tokenizer, max_new_tokens=2), data, 2
+    given = {"steps": None, "epochs": 1, "batch_size": 6 // WORLD, "eval_batch_size": 4, "mask_prompt": False} | options
+    return make(tokenizer, max_new_tokens=2), texts(folder, **given), 2
+
+
+def packed(folder: str, tokenizer: str) -> tuple[Any, Any, int]:
+    """Rows of one to four samples."""
+    return toy(folder, tokenizer, packing=True, cutoff=40, epochs=2)
 
 
 def e2e(folder: str, _: str) -> tuple[Any, Any, int]:
@@ -49,7 +54,7 @@ def scores(folder: str, _: str) -> tuple[Any, Any, int]:
     return classes(folder, _, dataset="jsonl", scores=True)
 
 
-KINDS = {"toy": toy, "e2e": e2e, "classes": classes, "scores": scores}
+KINDS = {"toy": toy, "packed": packed, "e2e": e2e, "classes": classes, "scores": scores}
 
 
 def main(folder: Path, tokenizer: str, *sources: str) -> None:

@@ -51,7 +51,7 @@ def test_two_ranks_are_one_process(tokenizer: Path, tmp_path: Path) -> None:
     ]
     for name, part in (("train", rows[:31]), ("val", rows[31:38]), ("test", rows[38:43])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    alone_and_together(tmp_path, tokenizer, toy=tmp_path)
+    alone_and_together(tmp_path, tokenizer, packed=tmp_path, toy=tmp_path)
     assert [row["prompt"] for row in answers(tmp_path)] == [row["prompt"] for row in rows[38:43]]
 
 

@@ -1,5 +1,6 @@
 """Encoded texts, and numbered batches of them: what a `Loader` hands over for training, validation and tests."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,7 @@ from torch import Tensor
 from randlora_pl.data.base import Part, text_part
 from randlora_pl.data.loader import Batch, EvalSchedule, TrainSchedule
 from randlora_pl.language.decoder import learned_positions
-from randlora_pl.language.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
+from randlora_pl.language.tokenization import IGNORED, Encoded, Side, collate, collate_sentences, joined
 
 
 class TextSamples:
@@ -56,6 +57,34 @@ class TextSamples:
         return {name: values[here].tolist() for name, values in self._columns.items()}
 
 
+def pack(samples: Sequence[Encoded], size: int) -> list[Encoded]:
+    """Return samples joined to rows of at most ``size`` tokens, which no sample exceeds.
+
+    The longest sample is placed first, each in the row with the least room that it fits into, so that the same samples
+    give the same rows.
+    """
+    rows: list[list[Encoded]] = []
+    rooms: list[int] = []  # in order, those that some row has
+    rows_with: dict[int, list[int]] = {}
+    for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
+        length = len(sample.input_ids)
+        place = bisect_left(rooms, length)
+        if place == len(rooms):
+            row, room = len(rows), size
+            rows.append([])
+        else:
+            room = rooms[place]
+            row = rows_with[room].pop()
+            if not rows_with[room]:
+                del rooms[place]
+        rows[row].append(sample)
+        left = room - length
+        if not rows_with.setdefault(left, []):
+            insort(rooms, left)
+        rows_with[left].append(row)
+    return [joined(row) for row in rows]
+
+
 class Tokens(TextSamples):
     """Prompts with their completions.
 
@@ -70,19 +99,28 @@ class Tokens(TextSamples):
 
     def __init__(self, encoded: Iterable[Encoded], pad: int, side: Side = "right") -> None:
         samples = list(encoded)
-        super().__init__({"input_ids": [s.input_ids for s in samples], "labels": [s.labels for s in samples]})
+        columns: dict[str, Sequence[Sequence[int]]] = {
+            "input_ids": [sample.input_ids for sample in samples],
+            "labels": [sample.labels for sample in samples],
+        }
+        if any(len(sample.starts) > 1 for sample in samples):
+            columns["position_ids"] = [sample.positions for sample in samples]
+        super().__init__(columns)
         self._columns["labels"][self._ends[:-1]] = IGNORED  # predicted by nothing
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
         self.counted = torch.tensor(counts, dtype=torch.int64)
         self.pad, self.side = pad, side
 
     def __getitem__(self, number: int) -> Encoded:
-        return Encoded(**self._row(number), full_length=int(self.lengths[number]))
+        row = self._row(number)
+        starts = [place for place, position in enumerate(row.pop("position_ids", [0])) if position == 0]
+        return Encoded(**row, full_length=int(self.lengths[number]), starts=tuple(starts))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a padded batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length) int64, and ``padding``.
 
-        With the `learned_positions`, for which a device would have to wait.
+        With the `learned_positions`, for which a device would have to wait. Rows of several samples come with
+        ``position_ids`` (b, length).
         """
         texts = collate([self[index] for index in indices], self.pad, self.side)
         return {**texts, "learned": learned_positions(texts["labels"]), "padding": self.side}

@@ -11,7 +11,7 @@ from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
 from randlora_pl.data.catalog import default_root
 from randlora_pl.data.loader import Loader, TrainSchedule
 from randlora_pl.language import glue, text_files
-from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
+from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens, pack
 from randlora_pl.language.catalog import OWN_LABELLED, OWN_TEXTS, check_dataset
 from randlora_pl.language.chat_template import encode_chats, encode_question
 from randlora_pl.language.metrics import need_scorers
@@ -314,6 +314,9 @@ class TextData(TokenData):
     mask_prompt: bool | None = None
     """Learn the completion only, or the answers of a chat. Default: only for e2e and chat. Otherwise the loss covers
     the whole text, as in the paper's scripts."""
+    packing: bool = False
+    """Join short training samples to rows of up to ``cutoff`` tokens, which need little padding. The samples of a row
+    do not see each other. A row counts as one sample of a batch."""
     batch_size: BatchSize = 16
     """Samples of a micro-batch on each device."""
     eval_batch_size: BatchSize = 16
@@ -338,6 +341,7 @@ class TextData(TokenData):
         self.chats = self.dataset == "chat"
         self.mask_prompt = self.separate or self.chats if self.mask_prompt is None else self.mask_prompt
         self.items: list[Item] = []
+        self._joined = 0  # training samples, of which a row has several with packing
 
     def read(self, learns: bool, tests: bool) -> None:
         """Read and encode what is needed."""
@@ -368,6 +372,8 @@ class TextData(TokenData):
         (train, self.lengths["train"]), (val, _) = parts
         if not train:
             raise UserError(f"No training sample has a token to learn within --data.cutoff {limit}. Raise it")
+        self._joined = len(train)
+        train = pack(train, limit) if self.packing else train
         self._held |= {split: Tokens(kept, self.pad) for split, kept in (("train", train), ("val", val)) if kept}
 
     def _questions(self) -> list[list[int]]:
@@ -397,10 +403,15 @@ class TextData(TokenData):
         """Return the number of questions, which are encoded after the training, and the effect of the cutoff."""
         cut = {split: {"cut": lengths.cut, "dropped": lengths.dropped} for split, lengths in self.lengths.items()}
         tests = {"test": len(self.items)} if self.items else {}
-        return tests | {"mask_prompt": self.mask_prompt} | cut.get("train", {})
+        rows = {"train": self._joined, "rows": len(self._held["train"])} if self.packing and self._joined else {}
+        return tests | rows | {"mask_prompt": self.mask_prompt} | cut.get("train", {})
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """Return the start summary's lines about the data."""
         lines = super().summary_lines(facts)
         lines["tokens"] += "; completions are learned" if self.mask_prompt else "; prompts and completions are learned"
+        if "rows" in facts:
+            full = 100 * facts["tokens"] / (facts["rows"] * self.cutoff)
+            joined = f"{facts['train']:,} samples are joined to {facts['rows']:,} rows, {full:.0f} % full"
+            lines["packing"] = f"{joined}; a batch has rows in place of samples"
         return lines

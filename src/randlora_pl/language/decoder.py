@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from randlora_pl.language.tokenization import IGNORED, Encoded, collate
+from randlora_pl.language.tokenization import IGNORED, Encoded, collate, joined
 from randlora_pl.utils.errors import UserError
 
 
@@ -75,7 +75,7 @@ def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0
         model: A decoder of transformers.
         batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length). ``padding`` is ``right`` where each row
             begins with its text; without it the mask is used. ``learned`` has the `learned_positions` of the labels;
-            without it the host waits for them.
+            without it the host waits for them. ``position_ids`` restart at each sample of a row that has several.
         smoothing: Label smoothing.
 
     Returns:
@@ -89,16 +89,19 @@ def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0
     where: Tensor = batch["learned"] if "learned" in batch else learned_positions(labels)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     config: Any = model.config
-    check_positions(model, mask)
+    if "position_ids" not in batch:  # which a sample within the positions has
+        check_positions(model, mask)
     inputs = {"input_ids": ids, "use_cache": False}
     masked = batch.get("padding") != "right" or config.model_type == "xlnet"  # which sees the tokens behind each one
     if masked:
         inputs["attention_mask"] = mask
     # The padding must neither exceed a table of positions, nor lengthen a text that its angles depend on.
     most, angles = getattr(config, "max_position_embeddings", None), str(getattr(config, "rope_parameters", ""))
-    if masked or (most is not None and ids.shape[1] > most) or "dynamic" in angles or "longrope" in angles:
+    if "position_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"]
+    elif masked or (most is not None and ids.shape[1] > most) or "dynamic" in angles or "longrope" in angles:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden, head = _learned_states(model, inputs, where)
+    hidden, head = _learned_states(model, inputs, where, "position_ids" in batch)
     losses, right = _losses(model, hidden, labels.flatten().roll(-1)[where], head, smoothing)
 
     def spread(values: Tensor) -> Tensor:
@@ -107,7 +110,36 @@ def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0
     return spread(losses), spread(right), labels[:, 1:] != IGNORED
 
 
-def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[Tensor, Head]:
+def check_apart(model: Any) -> None:
+    """Refuse a decoder in which a sample of a row sees the one before it, or has other positions than alone.
+
+    transformers cuts attention where positions restart, in the models that use its masks; no trait of a model says so.
+    The losses of a sample behind another one are compared to its losses behind a third, and to its losses alone.
+
+    Args:
+        model: A decoder of transformers in eval mode.
+
+    Raises:
+        UserError: The losses differ.
+    """
+    weights, vocabulary = next(model.parameters()), model.config.get_text_config().vocab_size
+    tokens = [[step * number % vocabulary for number in range(1, 5)] for step in (1, 2, 3)]
+    sample, before, other = (Encoded(ids, ids, len(ids)) for ids in tokens)
+
+    def losses(*samples: Encoded) -> Tensor:
+        batch = collate([joined(samples)], 0, "right")
+        on_device = {name: value.to(weights.device) for name, value in batch.items()}
+        return token_losses(model, {**on_device, "padding": "right"})[0][0]
+
+    with torch.no_grad():
+        behind, elsewhere, alone = losses(before, sample)[4:7], losses(other, sample)[4:7], losses(sample)[:3]
+    rounding = 1e-4 if weights.dtype == torch.float32 else 0.05  # of another kernel; of the same one there is none
+    if not (torch.allclose(behind, elsewhere, 1e-5, 1e-5) and torch.allclose(behind, alone, rounding, rounding)):
+        kind = model.config.model_type
+        raise UserError(f"--data.packing: {kind} does not keep the samples of a row apart. Remove the option.")
+
+
+def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor, packed: bool) -> tuple[Tensor, Head]:
     """Return the last hidden states (m, width) of m tokens, and the function that makes logits (m, vocabulary) of them.
 
     The function is the model's own forward with a base model that only hands over given states, so that whatever scales
@@ -138,6 +170,8 @@ def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[
     hook = None if base is model else base.register_forward_hook(keep)
     # transformers would ask if a row has several texts or padding, and the host would wait for the answers.
     names = {masking_utils: "find_packed_sequence_indices", PreTrainedModel: "warn_if_padding_and_no_attention_mask"}
+    if packed:
+        del names[masking_utils]
     questions = {place: getattr(place, name) for place, name in names.items()}
     try:
         for place, name in names.items():

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -193,17 +193,34 @@ Side = Literal["left", "right"]
 
 
 class Encoded(NamedTuple):
-    """The tokens of one sample.
+    """The tokens of one sample, or of several that are joined to a row.
 
     Attributes:
         input_ids: Token numbers.
         labels: The same, or `IGNORED` where the loss does not look.
         full_length: Tokens before the cutoff.
+        starts: Indices of the first tokens of the samples.
     """
 
     input_ids: Sequence[int]
     labels: Sequence[int]
     full_length: int
+    starts: Sequence[int] = (0,)
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each token in its sample."""
+        return [place for start, end in pairwise([*self.starts, len(self.input_ids)]) for place in range(end - start)]
+
+
+def joined(samples: Sequence[Encoded]) -> Encoded:
+    """Return samples as one row, in which no token predicts the first one of the next sample."""
+    ids, labels, starts = array("i"), array("i"), []
+    for sample in samples:
+        starts.append(len(ids))
+        ids.extend(sample.input_ids)
+        labels.extend([IGNORED, *sample.labels[1:]])
+    return Encoded(ids, labels, sum(sample.full_length for sample in samples), tuple(starts))
 
 
 @dataclass
@@ -324,9 +341,12 @@ def collate(
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 at tokens, 0 at padding) and ``labels`` (`IGNORED` at padding), int64 of
-        shape (batch, length).
+        shape (batch, length). If a row has several samples also ``position_ids``, which restart (0 at padding).
     """
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels, *_ in encoded]
+    samples = [sample for sample in encoded if isinstance(sample, Encoded)]
+    if any(len(sample.starts) > 1 for sample in samples):
+        rows = [{**row, "position_ids": sample.positions} for row, sample in zip(rows, samples, strict=True)]
     return _padded(rows, {"input_ids": pad, "labels": IGNORED}, side, multiple)
 
 

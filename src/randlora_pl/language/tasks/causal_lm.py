@@ -14,6 +14,7 @@ from randlora_pl.language.chat import Chat, Turns, asked_of
 from randlora_pl.language.chat_template import encode_turns
 from randlora_pl.language.decoder import (
     Decoding,
+    check_apart,
     check_positions,
     choose_options,
     table_of_positions,
@@ -113,6 +114,8 @@ class CausalLMTask(TextTask):
         """
         self.identity = self.model_identity()
         model = self._load()
+        if self._packs():
+            check_apart(model)
         if self.liger:
             # The linear layers stay modules, so that they can be adapted. Liger's loss is not used: `token_losses`
             # needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
@@ -182,12 +185,19 @@ class CausalLMTask(TextTask):
         items = getattr(self.run.data, "items", [])
         if self.evaluation == "likelihood" and not all(item.options for item in items):
             raise UserError("--model.evaluation likelihood needs questions with options. Use generate.")
+        if self.loss_average == "samples" and self._packs():
+            raise UserError("--model.loss_average samples needs samples that are not joined. Remove --data.packing.")
         if stage == "test":
             graded = dict.fromkeys(item.task for item in items if not item.references)
             names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]
             self.written, self._texts = [], {}
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.metrics.to(self.device)
+
+    def _packs(self) -> bool:
+        """Return True if the rows of the training have several samples."""
+        data = self.run.data
+        return data is not None and data.plan is not None and bool(getattr(data, "packing", False))
 
     # Training
 
