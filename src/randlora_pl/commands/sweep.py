@@ -22,7 +22,8 @@ from randlora_pl.commands.sweep_job import CellOptions, Job, SweepOptions, WorkO
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
-from randlora_pl.run.options.mistakes import check_names
+from randlora_pl.run.options.compose import Command as FitCommand
+from randlora_pl.run.options.mistakes import check_names, choose_dataset
 from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.sweep import FILE, LOWEST, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
@@ -224,15 +225,26 @@ def _tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, Sweep
     return None if job.outcome.stopped else (str(tuned), typed)
 
 
-def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
+def config_of_run(others: list[str]) -> tuple[FitCommand, Tree]:
+    """Return the typed options of a run as `fit` reads them, and its config with all of them in it.
+
+    Raises:
+        UserError: An option is wrong.
+    """
     command = compose("fit", others, copy.deepcopy(DEFAULTS))
-    if command.folders:
-        raise UserError("tune does not need --resume: it finds finished candidates itself.")
     import_classes(command)
+    choose_dataset(command)
     check_names(command)
     tree = command.config
     for name, text in command.values.items():
         tree = merge(tree, normalize(nested({name: parse_value(text)})))
+    return command, tree
+
+
+def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
+    command, tree = config_of_run(others)
+    if command.folders:
+        raise UserError("tune does not need --resume: it finds finished candidates itself.")
     from randlora_pl.sweep.expand import data_of, task_of
 
     task = task_of(check(tree))
