@@ -1,0 +1,260 @@
+"""Budget of a comparison: the time of a run of each method, and the trials and seeds that fit into the given time.
+
+A run starts, takes steps and validates. A run of a few steps measures the time of each part. What fits depends on
+these times alone, so a comparison that was stopped has the same plan when it is resumed.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Any, NamedTuple
+
+from randlora_pl.sweep import LOWEST, SweepConfig, Tree
+from randlora_pl.sweep.climb import FINALISTS
+from randlora_pl.sweep.expand import data_of
+from randlora_pl.sweep.folder import SweepFolder
+from randlora_pl.sweep.loop import Loop, Runner
+from randlora_pl.sweep.plan import Cell, plan
+from randlora_pl.sweep.search import VALIDATED
+from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.reuse import caching
+from randlora_pl.utils.text import duration
+
+FEWEST = 20
+"""Fewest optimizer steps that are advised."""
+STEPS = 6
+"""Optimizer steps of a run that measures the time; the rate leaves out its first three batches."""
+SPARE, LAST_SPARE = 0.85, 0.95
+"""Parts of the time that a plan may fill: before the search, and after it, when the runs' own times are known."""
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+class Tier(NamedTuple):
+    """Trials of each method with one seed, seeds of the search for the best of them, and seeds of the tests."""
+
+    trials: int
+    tries: int
+    seeds: int
+
+
+TIERS = tuple(
+    Tier(*numbers)
+    for numbers in (
+        *((16, 3, 5), (12, 2, 5), (9, 2, 5), (7, 2, 5), (5, 1, 5)),  # fewer than five seeds give no verdict
+        *((5, 1, 3), (3, 1, 3), (3, 1, 2), (3, 1, 1), (0, 1, 1)),
+    )
+)
+"""Plans from the largest to the smallest, of which the first that fits is taken."""
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as ``90s``, ``30m``, ``2h`` or ``1h30m``.
+
+    Raises:
+        UserError: The text is not a time above zero.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    parts = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS), text)
+    found = zip(parts.groups(), _UNITS.values(), strict=True) if parts else ()
+    seconds = sum(float(each or 0) * size for each, size in found)
+    if not seconds:
+        raise UserError(f"--budget {brief(text)[1:-1]}: expected a time such as 90s, 30m, 2h or 1h30m.")
+    return seconds
+
+
+def time_of(seconds: float) -> str:
+    """Return a time that `seconds_of` reads, rounded up: to ten seconds below ten minutes, else to minutes."""
+    unit = 10 if seconds < 600 else 60
+    minutes, rest = divmod(max(1, math.ceil(seconds / unit)) * unit, 60)
+    parts = {"h": minutes // 60, "m": minutes % 60, "s": rest}
+    return "".join(f"{number}{name}" for name, number in parts.items() if number)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Samples of the data of a run.
+
+    Attributes:
+        batches: Micro-batches of a whole training.
+        steps: Optimizer steps of it.
+        size: Samples of a micro-batch.
+        accumulate: Micro-batches of an optimizer step.
+        train: Training samples; ``val`` and ``test`` are the others.
+        classes: Number of classes.
+    """
+
+    batches: float
+    steps: int
+    size: int
+    accumulate: int
+    train: int
+    val: int
+    test: int
+    classes: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> "Sizes":
+        """Read the labels of the data of a cell, and plan its training; no image is decoded.
+
+        Raises:
+            UserError: The data are missing or damaged.
+        """
+        data: Any = data_of(cell.tree)
+        data.setup("fit")
+        accumulate = int(cell.tree.get("trainer", {}).get("accumulate_grad_batches") or 1)
+        drawn = data.plan.samples_drawn * (accumulate if data.steps else 1)
+        train, val, test = (len(data.samples(split)) for split in ("train", "val", "test"))
+        steps = math.ceil(drawn / (data.batch_size * accumulate))
+        size = data.batch_size
+        return cls(drawn / size, steps, size, accumulate, train, val, test, data.num_classes)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the parts of a run of one method.
+
+    Attributes:
+        start: Time before the training and after it.
+        batch: Time of a micro-batch.
+        check: Time of a validation, and of what a training needs besides its steps.
+    """
+
+    start: float
+    batch: float
+    check: float
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any], sizes: Sizes) -> "Times":
+        """Return the times in the results of a run of `STEPS` steps with one validation."""
+        training, whole = float(results["fit_seconds"]), float(results.get("cell_seconds") or results["fit_seconds"])
+        rate = results.get("images_per_second")
+        batch = sizes.size / rate if rate else training / (STEPS * sizes.accumulate)
+        return cls(max(whole - training, 0.0), batch, max(training - STEPS * sizes.accumulate * batch, 0.0))
+
+    def cost(self, sizes: Sizes) -> "Cost":
+        """Return the expected seconds of a run of the search, and of a run that validates four times and is tested."""
+        search = self.start + sizes.batches * self.batch + self.check
+        return Cost(search, search + 3 * self.check + self.check * sizes.test / max(sizes.val, 1))
+
+
+class Cost(NamedTuple):
+    """Seconds of a run of the search, and of a tested run."""
+
+    search: float
+    final: float
+
+
+def seconds_for(tier: Tier, costs: Iterable[Cost]) -> float:
+    """Return the expected seconds of a plan for some methods."""
+    again = min(FINALISTS[LOWEST], tier.trials) * (tier.tries - 1)
+    return sum((tier.trials + again) * cost.search + tier.seeds * cost.final for cost in costs)
+
+
+def tiers(most: Tier) -> list[Tier]:
+    """Return the plans of `TIERS` with no number larger than in ``most``."""
+    return list(dict.fromkeys(Tier(*map(min, tier, most)) for tier in TIERS))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of all methods of a comparison.
+
+    Attributes:
+        times: Times by the label of the method, in the order of the config.
+        sizes: The data of a run.
+        spent: Seconds that the measurement took.
+    """
+
+    times: Mapping[str, Times]
+    sizes: Sizes
+    spent: float
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """Return the expected cost of each method."""
+        return {method: each.cost(self.sizes) for method, each in self.times.items()}
+
+    def seconds(self, tier: Tier) -> float:
+        """Return the expected seconds of a plan, and of the measurement before."""
+        return self.spent + seconds_for(tier, self.costs.values())
+
+    def fitting(self, seconds: float, most: Tier) -> Tier:
+        """Return the largest plan that fits into `SPARE` of the time; one run of each method may fill all of it.
+
+        Raises:
+            UserError: Not even that fits; the message has what does.
+        """
+        left, plans = seconds - self.spent, tiers(most)
+        fits = [tier for tier in plans if self.seconds(tier) - self.spent <= SPARE * left]
+        if fits or self.seconds(plans[-1]) <= seconds:
+            return [*fits, plans[-1]][0]
+        each = ", ".join(f"{method} {duration(cost.final)}" for method, cost in self.costs.items())
+        whole = duration(sum(cost.final for cost in self.costs.values()))
+        what = (
+            f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {whole} ({each})."
+        )
+        raise UserError(what, f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
+
+    def _ways(self, left: float, least: Tier) -> list[str]:
+        """Return what would fit into the seconds that are left: a larger budget, fewer steps, or fewer methods."""
+        ways = [f"--budget {time_of(self.seconds(least))}"]
+        batches = sum(each.batch for each in self.times.values())
+        fixed = seconds_for(least, self.costs.values()) - self.sizes.batches * batches
+        steps = int((left - fixed) / (self.sizes.accumulate * batches)) if batches else 0
+        if steps >= FEWEST:
+            ways.append(f"--data.steps {steps // 10 * 10}")
+        names: list[str] = []
+        for name in self.costs:
+            if seconds_for(least, [self.costs[each] for each in (*names, name)]) <= left:
+                names.append(name)
+        if len(names) > 1:
+            ways.append(f"--methods {shlex.join(names)}")
+        return ways
+
+    def seeds(self, left: float, runs: Mapping[str, Sequence[float]], most: int) -> int:
+        """Return the number of seeds of the tests that fit into `LAST_SPARE` of the time after a search, at least one.
+
+        Args:
+            left: Seconds that the search has left.
+            runs: Seconds that its runs took, by method, which replace the expected ones.
+            most: Largest number.
+        """
+        one = sum(cost.final for cost in self.costs.values())
+        one += sum(median(took) - self.costs[method].search for method, took in runs.items() if took)
+        return max(1, min(most, int(LAST_SPARE * left / max(one, 1e-9))))
+
+
+def timed_cells(description: SweepConfig) -> list[Cell]:
+    """Return a short run of each method, on the validation images alone."""
+    short: Tree = {"data": {"steps": STEPS}, "trainer": VALIDATED}
+    return plan(replace(description, seeds=description.seeds[:1]), short)
+
+
+def measure(
+    folder: SweepFolder, description: SweepConfig, cells: Sequence[Cell], deadline: float, retry_failed: bool
+) -> None:
+    """Run each method for a few steps without a test; finished runs are kept, runs with other options removed.
+
+    Args:
+        folder: Folder of these runs.
+        description: The methods; the pretrained model is not among them.
+        cells: Runs of `timed_cells`.
+        deadline: Value of ``time.monotonic`` after which no run begins.
+        retry_failed: If True, runs that failed before are tried again.
+    """
+    from randlora_pl.run import lightning_cli, stages  # noqa: F401 (the first run does not count their import)
+
+    folder.replace(cells)
+    folder.open(description, cells)
+    loop = Loop(folder, cells, Runner(test=False), retry_failed, deadline, keep_adapters=False)
+    with loop.watch.shown(), caching():
+        loop.work()
+
+
+def spent(runs: Iterable[Mapping[str, Any]]) -> float:
+    """Return the seconds that runs took, by their results; a resumed run has the time of its training alone."""
+    return sum(float(results.get("cell_seconds") or results["fit_seconds"]) for results in runs)

@@ -1,0 +1,130 @@
+"""What a comparison does in a given time: plans, their seconds, and what fits if nothing does."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from randlora_pl.sweep.timing import (
+    SPARE,
+    TIERS,
+    Cost,
+    Measurement,
+    Sizes,
+    Tier,
+    Times,
+    seconds_for,
+    seconds_of,
+    spent,
+    tiers,
+    time_of,
+)
+from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
+
+SIZES = Sizes(batches=200, steps=100, size=64, accumulate=2, train=6400, val=100, test=250, classes=5)
+
+
+@in_one_item(
+    ("text", "seconds"),
+    [
+        *(("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("1h1m1s", 3661)),
+        *((text, None) for text in ("", "0s", "30", "-5m", "5 m", "30min", "m", "1m1h", "nan", "1e3s")),
+    ],
+)
+def test_a_time_is_read(text: str, seconds: float | None) -> None:
+    if seconds is not None:
+        assert seconds_of(text) == seconds
+        return
+    with pytest.raises(UserError, match="expected a time such as 90s, 30m, 2h or 1h30m"):
+        seconds_of(text)
+
+
+@given(seconds=st.floats(1, 1e6))
+def test_a_shown_time_is_read_again_and_never_shorter(seconds: float) -> None:
+    again = seconds_of(time_of(seconds))
+    assert seconds <= again <= max(1.2 * seconds, seconds + 10)
+
+
+def test_the_parts_of_a_run_follow_from_a_short_one() -> None:
+    results = {"cell_seconds": 20.0, "fit_seconds": 18.0, "images_per_second": 64.0}
+    times = Times.of(results, SIZES)
+    assert times == Times(start=2.0, batch=1.0, check=18.0 - 6 * 2)
+    assert times.cost(SIZES) == (2 + 200 + 6, 2 + 200 + 6 + 3 * 6 + 6 * 2.5)
+    assert Times.of({"fit_seconds": 12.0, "images_per_second": None}, SIZES) == Times(0.0, 1.0, 0.0)
+    assert spent([results, {"fit_seconds": 3}]) == 23
+
+
+def test_a_plan_costs_trials_further_seeds_of_the_finalists_and_tested_runs() -> None:
+    one = [Cost(10, 20)]
+    assert seconds_for(Tier(9, 3, 5), one) == 9 * 10 + 4 * 2 * 10 + 5 * 20
+    assert seconds_for(Tier(3, 2, 1), one) == 3 * 10 + 3 * 10 + 20
+    assert seconds_for(Tier(0, 1, 1), one) == 20
+
+
+def test_plans_get_smaller_and_five_seeds_come_before_trials() -> None:
+    for larger, smaller in pairwise(TIERS):
+        assert seconds_for(larger, [Cost(1, 1)]) > seconds_for(smaller, [Cost(1, 1)])
+    assert [tier.trials for tier in TIERS if tier.seeds == 5][-1] == 5
+    assert tiers(Tier(8, 3, 2))[:2] == [(8, 3, 2), (8, 2, 2)] and tiers(Tier(8, 3, 2))[-1] == TIERS[-1]
+
+
+def of(**costs: tuple[float, float]) -> Measurement:
+    """Methods with these costs: a start takes all of the time."""
+    measurement = Measurement({}, SIZES, spent=30)
+    vars(measurement)["costs"] = {name: Cost(*cost) for name, cost in costs.items()}
+    return measurement
+
+
+TWO = of(probe=(10, 20), full=(30, 40))
+
+
+@in_one_item(
+    ("left", "tier"),
+    [
+        *((60 / SPARE + 1, (0, 1, 1)), (60.0, (0, 1, 1)), (59.0, None), (181 / SPARE, (3, 1, 1))),
+        *((501 / SPARE, (5, 1, 5)), (499 / SPARE, (5, 1, 3)), (1e9, (16, 3, 5))),
+    ],
+)
+def test_the_largest_plan_that_fits_is_taken(left: float, tier: tuple[int, ...] | None) -> None:
+    if tier is not None:
+        assert TWO.fitting(30 + left, TIERS[0]) == tier
+        return
+    with pytest.raises(UserError, match="one run of each of the 2 methods takes about 60 s"):
+        TWO.fitting(30 + left, TIERS[0])
+
+
+@given(seconds=st.floats(1, 1e5), costs=st.lists(st.tuples(st.floats(0.1, 50), st.floats(0.1, 50)), min_size=1))
+def test_more_time_never_gives_a_smaller_plan(seconds: float, costs: list[tuple[float, float]]) -> None:
+    measurement = of(**{f"m{place}": pair for place, pair in enumerate(costs)})
+    places = []
+    for time in (seconds, 2 * seconds):
+        try:
+            tier = measurement.fitting(time, TIERS[0])
+        except UserError:
+            places.append(len(TIERS))
+        else:
+            assert measurement.seconds(tier) <= time
+            places.append(TIERS.index(tier))
+    assert places[1] <= places[0]
+
+
+def test_seeds_follow_from_the_seconds_of_the_search() -> None:
+    assert [TWO.seeds(left, {}, 5) for left in (-10.0, 60.0, 64.0, 200.0, 1e9)] == [1, 1, 1, 3, 5]
+    slower = {"probe": [15.0, 16.0, 90.0], "full": []}
+    assert [TWO.seeds(left, slower, 5) for left in (138.0, 140.0)] == [1, 2], "a tested run of the probe takes 26 s"
+
+
+def test_a_budget_that_is_too_small_is_answered_with_what_fits() -> None:
+    sizes = Sizes(batches=100, steps=100, size=8, accumulate=1, train=800, val=100, test=100, classes=2)
+    times = {"linear probe": Times(1, 0.1, 1), "LoRA": Times(1, 0.5, 1), "full": Times(1, 1.0, 1)}
+    measurement = Measurement(times, sizes, spent=30)
+    assert [cost.final for cost in measurement.costs.values()] == [16, 56, 106]
+    with pytest.raises(UserError) as refused:
+        measurement.fitting(110, TIERS[0])
+    assert "takes about 3 min (linear probe 16 s, LoRA 56 s, full 2 min)" in refused.value.what
+    assert refused.value.hint == "What fits: --budget 3m30s, or --data.steps 30, or --methods 'linear probe' LoRA"
+    with pytest.raises(UserError) as refused:
+        measurement.fitting(50, TIERS[0])
+    assert refused.value.hint == "What fits: --budget 3m30s"
