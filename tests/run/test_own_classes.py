@@ -159,6 +159,11 @@ def test_short_names_and_tasks_on_texts(run: Run, mine: object) -> None:
         check_here(prepare("fit", ["--model", "mine.MyTexts", "--data.dataset", "jsonl", "--data.root", "gone.jsonl"]))
 
 
+def test_the_rate_of_an_own_method_is_searched(run: Run, mine: object) -> None:
+    planned = run("tune", *SMALL, "--model.adapter", "mine.RankOne", "--model.learning_rate", "0.1", "--dry-run")
+    assert planned.code == 0 and "RankOne at learning_rate 0.1" in planned.out, planned.err
+
+
 def test_files_load_what_is_registered(mine: Callable[[], Any], own: Callable[[], None]) -> None:
     model, again = (nn.Sequential(nn.Linear(6, 4)) for _ in range(2))
     again.load_state_dict(model.state_dict())

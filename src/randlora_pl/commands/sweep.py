@@ -33,6 +33,7 @@ from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Option, Rest, Words
+from randlora_pl.utils.own_classes import path_of
 from randlora_pl.utils.text import markdown_table
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     monitor = tree.get("checkpoint", {}).get("monitor")
     description = SweepConfig.from_content({  # one model, whose config is the run's, one method and one dataset
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
-        "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
+        "methods": {method: {"adapter": path_of(type(task.adapter)), name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
         "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
         "seeds": [int(tree.get("seed_everything") or 0)],

@@ -15,6 +15,7 @@ from randlora_pl.sweep.plan import Cell
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.utils.own_classes import is_registered, named_modules
 
 Kind = TypeVar("Kind")
 
@@ -28,7 +29,7 @@ class Counts:
 
 
 def task_of(tree: Tree) -> Objective | None:
-    """Return the task that a config describes; None for a class outside this project.
+    """Return the task that a config describes; None for a class from outside that is not imported.
 
     Raises:
         UserError: An option is impossible.
@@ -127,11 +128,12 @@ def check_first(cell: Cell) -> None:
 def _described(node: Any) -> dict[str, Any] | None:
     """``{class_path, init_args}`` as the method and options that `make_adapter` takes."""
     name = str(node["class_path"] if isinstance(node, dict) else node)
-    if "." in name and not name.startswith("randlora_pl."):
+    own = "." in name and not name.startswith("randlora_pl.")
+    if own and name.rpartition(".")[0] not in named_modules() and not is_registered(name):
         return None
     options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
     if "inner" in options:
         options["inner"] = _described({"class_path": classes.method_with("inside", True)} | options["inner"]) or {}
     if options.get(LISTED):
         options[LISTED] = [_described(each) or {} for each in options[LISTED]]
-    return {"method": name.rpartition(".")[2], "options": options}
+    return {"method": name if own else name.rpartition(".")[2], "options": options}
