@@ -94,6 +94,12 @@ METHODS: dict[str, Callable[..., Adapter]] = {
 WHOLE = ("fira", "full", "galore", "bitfit", "probe")
 UNFIXED = ("hydralora",)
 """Methods whose update depends on the input, so that it is not a matrix."""
+EXCEPT = {
+    "nola-official": ("start",),  # whose factors both begin at random values
+    "dora": ("exact gradients",),  # whose norm is a constant for the gradient
+    "dora-randlora": ("exact gradients",),
+}
+"""Checks of `randlora_pl.testing` that a method breaks on purpose."""
 
 
 class One(nn.Module):

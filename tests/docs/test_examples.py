@@ -24,6 +24,7 @@ from tests.support.products import in_one_item, marked
 
 PACKAGES = (
     *("adapters", "lab.analysis", "run.callbacks", "data", "lab", "interop", "language", "models", "prompts", "tasks"),
+    "testing",
 )
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
 NAMES: dict[str, Any] = {name: getattr(module, name) for module in MODULES.values() for name in module.__all__}
@@ -32,7 +33,7 @@ ADDED = {  # base classes, and what `fit` and others add or return
     *("Adapter", "DeltaWeight", "Objective", "ImageTask", "ImageSpec", "LoadedClip", "LoadedVit", "ModelIdentity"),
     "ModelRow",
     *("PromptLearner", "Prompts"),
-    *("LayerSpectrum", "ProgressBar", "load_tokenizer"),
+    *("LayerSpectrum", "ProgressBar", "load_tokenizer", "ContractError"),
     "import_official",  # its file comes from other code
 }
 
