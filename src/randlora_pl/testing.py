@@ -67,14 +67,19 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
         ContractError: A check found something. The message has all findings.
         UserError: This is not a method, it refuses all layers, or a name in ``skip`` is not a check.
     """
-    adapter = method() if isinstance(method, type) and issubclass(method, Adapter) else method
+    try:
+        adapter = method() if isinstance(method, type) and issubclass(method, Adapter) else method
+    except TypeError as error:  # an abstract class, or an option without a default
+        raise UserError(
+            f"{error}.", "Define all methods, and pass an object of a class whose options need values."
+        ) from None
     if not isinstance(adapter, Adapter):
         raise UserError(f"check_adapter needs a subclass of Adapter, or an object of one, not {brief(method)}.")
     if unknown := [name for name in skip if name not in CHECKS]:
         raise UserError(
             f"check_adapter has no check {unknown[0]!r}.{near(unknown[0], CHECKS)}", f"Skip {', '.join(CHECKS)}."
         )
-    ran: dict[str, None] = {}
+    ran, refused = dict[str, None](), ""
     found: dict[str, list[str]] = {}
     with torch.random.fork_rng(devices=[]):
         for layer, build in _layers(width).items():
@@ -82,13 +87,14 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
             try:
                 findings = contract.findings(skip)
             except UserError as refusal:
-                log.warning("%s refuses %s, where it is not checked: %s", adapter.method(), layer, refusal)
+                refused = str(refusal)
+                log.warning("%s refuses %s, where it is not checked: %s", adapter.method(), layer, refused)
                 continue
             ran |= dict.fromkeys(findings)
             for name, text in findings.items():
                 found.setdefault(name, []).extend([f"on {layer}{{}}: {text}"] * bool(text))
     if not ran:
-        raise UserError(f"{adapter.method()} refuses every layer of width {width}.", "Set another width or rank.")
+        raise UserError(f"{adapter.method()} refuses every layer of width {width}, the last one with: {refused}")
     more = {name: f" and {len(texts) - 1} more" if len(texts) > 1 else "" for name, texts in found.items()}
     if texts := {name: own[0].replace("{}", more[name], 1) for name, own in found.items() if own}:
         raise ContractError(adapter.method(), len(ran), texts)

@@ -227,8 +227,22 @@ def test_what_is_no_method_or_no_check_is_refused() -> None:
             check_adapter(wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"check_adapter has no check 'gradients'. Did you mean 'exact gradients'?"):
         check_adapter(LoRA, skip=["gradients"])
-    with pytest.raises(UserError, match=r"LoRA refuses every layer of width 16"):
+    with pytest.raises(UserError, match=r"LoRA refuses every layer of width 16, the last one with: LoRA: rank 64 is"):
         check_adapter(LoRA(rank=64), width=16)
+
+
+def test_what_cannot_be_made_is_refused(written: Written, two_layers: None) -> None:
+    for old, new, words in (
+        ("def count", "def number", r"Can't instantiate abstract class RankOne .*count.*\. Define all methods"),
+        (
+            "scale: float = 1.0",
+            "scale: float",
+            r"missing 1 required keyword-only argument: 'scale'\. .* pass an object",
+        ),
+        ("return RankOneDelta(self", "RankOneDelta(self", r"RankOne\.delta_weight returns None\. Return a DeltaWeight"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_adapter(written(MINE.replace(old, new)), width=16)
 
 
 def test_a_refused_layer_is_logged(caplog: pytest.LogCaptureFixture) -> None:

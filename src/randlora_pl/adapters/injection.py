@@ -341,6 +341,8 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     values, deltas, last = adapter.reads_weight, dict[Site, DeltaWeight](), time.monotonic()
     for number, site in enumerate(sites, 1):
         deltas[site] = adapter.delta_weight(site.shape, _weight(model, site, values), bases)
+        if not isinstance(deltas[site], DeltaWeight):
+            raise UserError(f"{adapter.method()}.delta_weight returns {brief(deltas[site])}. Return a DeltaWeight.")
         if time.monotonic() > last + 10:  # singular vectors of many large weights
             _log.info("%s: %d of %d weights are prepared", adapter.method(), number, len(sites))
             last = time.monotonic()
