@@ -28,7 +28,7 @@ def next_higher(entry: Mapping[str, Any], option: str, monitor: str, measure: "M
     """
     chosen = entry["chosen"]
     alike = [each for each in entry["tried"] if all(each[name] == chosen[name] for name in chosen if name != option)]
-    own = next((each[monitor] for each in alike if each[option] == chosen[option]), {})
+    own: Mapping[str, float] = next((each[monitor] for each in alike if each[option] == chosen[option]), {})
     higher = sorted((each for each in alike if each[option] > chosen[option]), key=lambda each: float(each[option]))
     texts, broken = [], []
     for each in higher:

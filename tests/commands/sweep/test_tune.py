@@ -400,5 +400,21 @@ def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path) ->
     assert f"Best learning_rate of LoRA: {rate:g}" in result.out and f"--model.learning_rate {rate:g}\n" in result.out
     cells = [json.loads(file.read_text())["config"] for file in Path("rates/cells").glob("*/cell.json")]
     assert {cell["model.adapter.rank"] for cell in cells} == {2} and {cell["data.shots"] for cell in cells} == {2}
-    assert tuning["finished"] and tuning["seeds"] == [1, 2] and tuning["budgets"] == ["2-shot"]
+    assert tuning["finished"] and tuning["seeds"] == [1, 2, 3] and tuning["budgets"] == ["2-shot"]
     assert "Did you mean" in refused("tune", "--config", "quickstart", "--data.shot", "2")
+
+
+@pytest.mark.slow
+def test_the_rates_of_a_run_with_a_head_by_two_processes(run: Run, tmp_path: Path) -> None:
+    words = [*("--config", "quickstart", "--model", "LinearHeadTask", "--model.adapter", "LoRA"), "--data.steps", "2"]
+    words += ["--data.shots", "2"]
+    result = run("tune", *words, "--trials", "5", "--jobs", "2", "--output", "rates")
+    assert result.code == 0, result.err
+    tuning = json.loads(Path("rates/tuning.json").read_text())
+    entry = tuning["methods"]["LoRA"]
+    assert tuning["finished"] and tuning["trials"] == len(entry["tried"]) == 5 and set(entry["chosen"]) == set(BOTH)
+    assert sorted(len(each["val/acc"]) for each in entry["tried"]) == [1, 3, 3, 3, 3]
+    best = " ".join(f"--model.{name} {entry['chosen'][name]:g}" for name in BOTH)
+    assert f"{best}\n" in result.out and "next higher head rate" in result.out
+    assert run("tune", *words, "--trials", "5", "--output", "rates").code == 0
+    assert json.loads(Path("rates/tuning.json").read_text())["methods"] == tuning["methods"], "nothing was left to run"

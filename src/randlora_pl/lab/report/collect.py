@@ -317,7 +317,7 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
     name = HEAD if only_head else rate_name(adapter, task)
     by_hand = typed.get(name, method.get(name))
     value = by_hand if isinstance(by_hand, int | float) else rates.get(name) or None
-    head = row.get(HEAD, chosen.get(HEAD, 0.0))
+    head = float(row.get(HEAD) or chosen.get(HEAD, 0.0))
     beside = only_head or math.isclose(head, chosen.get(HEAD, head), rel_tol=1e-5)  # of cells.csv
     paper = paper_rates(adapter, task) if plan.tables or plan.figure else ()
     if name in chosen and value is not None and math.isclose(value, chosen[name]) and beside:
