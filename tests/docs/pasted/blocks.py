@@ -1,5 +1,6 @@
 """The blocks of shell of the pages, those that cannot run here, and what stands for the words in CAPITALS."""
 
+import functools
 import io
 import json
 import re
@@ -8,8 +9,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import yaml
 
+from randlora_pl.language.offline import find_wheel
+from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES, ROOT, shown
 from tests.test_readme import photos, texts
 
@@ -26,18 +30,38 @@ BLOCKS = {
 WRONG = {command for command, output in shown(PAGES["docs/troubleshooting.md"]) if "error:" in output}
 """Commands that are shown with their error."""
 
+
+@functools.cache
+def wheel() -> Path | None:
+    """The wheel with the weights of SmolLM2; None if it is not on this machine."""
+    try:
+        return find_wheel().absolute()
+    except UserError:
+        return None
+
+
 MISSING = {
     "weights or a dataset": r"clip_vit\w+ (?!--data.root DATA)|compare_bases_fashion|glue_|pretrained openai|"
     r"texts/minilm|table11 --skip|imagenet_a|cifar10$|coop$|analyze forgetting|--model vit_base|regenerate|--jobs 2",
     "a package index, docker or an account": r"-m venv|conda create|pip uninstall|docker (build|run)|wandb|mlflow",
     "a run of a language model; docs/prompts.md has one": "QUESTIONS.jsonl --output",
+    "a server of another project": "^vllm|convert_hf_to_gguf",
     "several machines; test_several_machines.py runs two processes": "^(RESTARTS|NODES|sbatch)",
 }
 """What blocks need that cannot run here, and the pattern of their first lines."""
 
 
+def missing(block: str) -> bool:
+    return any(re.search(pattern, first(block)) for pattern in MISSING.values())
+
+
+def downloads(block: str) -> bool:
+    """True for a block that needs the wheel."""
+    return first(block).startswith("pip download")
+
+
 def runs(block: str) -> bool:
-    return not any(re.search(pattern, first(block)) for pattern in MISSING.values())
+    return not missing(block) and (wheel() is not None or not downloads(block))
 
 
 def shards(folder: Path) -> None:
@@ -94,6 +118,21 @@ def chats(folder: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def decoder(folder: Path) -> None:
+    """Save the adapter of a small decoder."""
+    from randlora_pl.adapters import RandLoRA
+    from randlora_pl.language import CausalLMTask
+
+    shape = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {"intermediate_size": 96, "vocab_size": 300}
+    task = CausalLMTask("llama", "random", config_overrides=shape, max_new_tokens=8, adapter=RandLoRA(rank=4))
+    task.adapt()
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.add_(0.05 * parameter.requires_grad)  # so that the update is not zero
+    task.save(folder)
+
+
 PROMPTS = "".join(json.dumps({"prompt": f"{number} and two is"}) + "\n" for number in range(3))
 MADE: dict[str, Callable[[Path], object]] = {
     "PHOTOS": photos,
@@ -105,6 +144,7 @@ MADE: dict[str, Callable[[Path], object]] = {
     "MINE": folder_of_texts,
     "REVIEWS": folder_of_texts,
     "CHATS": chats,
+    "ADAPTER": decoder,
     "OWN.yaml": own_sweep,
     "NEW.txt": written("a fine film\na dull film\n"),
     "QUESTIONS.txt": written("two and two is\n"),

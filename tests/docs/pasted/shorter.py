@@ -8,11 +8,14 @@ import yaml
 
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.utils.errors import UserError
+from tests.docs.pasted.blocks import wheel
 from tests.test_readme import SHORT, TINY
 
 DECODER = "{num_hidden_layers: 1, hidden_size: 112, intermediate_size: 128, vocab_size: 300}"
 LIMITS = {"trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1, "trainer.accelerator": "cpu"}
 SHAPES = {"roberta": TINY["glue"], "Qwen2": TINY["commonsense"], "qwen2": TINY["commonsense"]}
+if wheel() is None:
+    SHAPES["smollm2"] = "{num_hidden_layers: 1, hidden_size: 144, intermediate_size: 128, vocab_size: 300}"
 BENCH = {
     "train": ("--rounds", "1", "--batch-size", "2"),
     "answers": ("--rounds", "1", "--samples", "2", "--batch-sizes", "2", "--new-tokens", "2", "--overrides", DECODER),
