@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.interop import base_model
+from randlora_pl.language import offline
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.common import load_language_task
+from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import randomise
 from tests.language.classify import make as encoder
 from tests.language.small import make
@@ -151,3 +153,42 @@ def test_what_is_no_lora_is_refused(refused: Refused, tmp_path: Path) -> None:
     saved(tmp_path / "full", adapter=FullFineTuning())
     said = refused("adapter", "export", "full", *words)
     assert "have no place in a LoRA adapter" in said and "adapter merge" in said
+
+
+@pytest.mark.slow
+def test_smollm2_leaves_for_transformers_and_peft(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language model of the wheel: the same texts by the same tokens, and the LoRA's stated error in PEFT."""
+    try:
+        offline.find_wheel()
+    except UserError as absent:
+        pytest.skip(str(absent))
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
+    task: Any = CausalLMTask(offline.NAME, adapter=RandLoRA(rank=32, pairing="peft"), max_new_tokens=12)
+    task.adapt()
+    randomise(task.model, 1e-3)
+    task.save(tmp_path / "ours")
+    task.eval()
+    exact = base_model.logits(task.model)
+    assert run("adapter", "merge", "ours", "--output", "merged").code == 0
+    done = run("adapter", "export", "ours", "--to", "lora", "--rank", "16", "--output", "lora")
+    assert done.code == 0, done.err
+    stated = shown(done.out, "largest difference of outputs on random tokens")
+    done = run("adapter", "export", "lora", "--to", "peft", "--output", "peft")
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None  # its name is not one of the Hub
+    assert config["r"] == 16 and not config["rank_pattern"] and not config["alpha_pattern"]
+    (line,) = re.findall(r"base = (Auto.*)", done.out)
+    base: Any = eval(line, {"AutoModelForCausalLM": AutoModelForCausalLM})
+    theirs: Any = PeftModel.from_pretrained(base, str(tmp_path / "peft")).eval()
+    assert 0 < float((base_model.logits(theirs)[0] - exact[0]).abs().max()) <= stated * 1.06
+    asked = [{"role": "user", "content": "What is 12 plus 7?\n\n3 words, please."}]
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
+    tokens = tokenizer.apply_chat_template(asked, return_tensors="pt", **how)
+    assert tokens["input_ids"].tolist()[0] == task.vocabulary.apply_chat_template(asked, **how)["input_ids"]
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    written = model.generate(**tokens, max_new_tokens=12, do_sample=False)
+    prompt = task.vocabulary.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    (expected,) = task.write([prompt])
+    assert tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True) == expected
