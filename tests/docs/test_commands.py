@@ -3,6 +3,8 @@
 import re
 import shlex
 
+from randlora_pl.commands.common import Command
+from randlora_pl.commands.compare_methods import compare_methods
 from randlora_pl.commands.main import COMMANDS, members
 from randlora_pl.run.options.classes import classes
 from randlora_pl.run.session import prepare
@@ -30,6 +32,10 @@ def test_commands_are_understood(name: str, command: str) -> None:
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     if any(word.startswith("mine") for word in words):
         return  # test_shell_blocks.py runs it
+    if verb == "compare-methods" and "--data.root" in options:  # it has its own options, and the options of a run
+        own, rest = Command(verb, compare_methods).parser().parse_known_args(words[1:])
+        prepare("fit", [*(word for name in own.config for word in ("--config", name)), *rest])
+        return
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         typed = re.sub(
