@@ -188,6 +188,12 @@ def test_answers_of_conversations_are_those_of_the_test(
     assert [row["written"] for row in alone] == task.write([messages]) * 2
     same = [messages, "user: 24+1<|end|>assistant: ", [*messages, {"role": "assistant", "content": "9"}]]
     assert task.write(same) == task.write([messages]) * 3
+    made = run("adapter", "export", str(folder / "adapter"), "--to", "lora", "--rank", "16", "--output", "as/lora")
+    assert made.code == 0, made.err
+    as_lora = load_language_task(tmp_path / "as" / "lora")
+    shown = run("predict", "--adapter", "as/lora", "--texts", "one.txt", "--output", "-")
+    (row,) = read(shown.out)  # it is asked in the template, too
+    assert row["written"] == as_lora.write([messages])[0] != as_lora.write(["24+1"])[0]
     base = ("predict", "--adapter", str(folder / "adapter"), "--texts")
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": "a"}\n')
     assert "bad.jsonl, line 2: 'messages' must be a list" in refused(*base, "bad.jsonl")

@@ -19,6 +19,9 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, disk_size, scratch_folder
 from randlora_pl.utils.weights_files import without_local_paths
 
+_READ = ("frame", "dataset")
+"""What `predict` reads of a training run: the preprocessing of images, and the dataset, which decides on a template."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -101,7 +104,7 @@ def write_lora(
     if "arguments" in metadata:
         metadata["arguments"] = {**metadata["arguments"], "targets": targets}
     if "training" in metadata:  # its metrics were measured with another adapter
-        metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
+        metadata["training"] = {key: value for key, value in metadata["training"].items() if key in _READ}
     description: dict[str, Any] = {
         "base_model": {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"},
         "extra": first.extra,
