@@ -111,7 +111,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     ),
     "undecided, and the best is hardly better than a simpler one": (
         {PROBE: few(80, 3), LORA: few(93, 3), HIRA: few(80, 3), FULL: few(93.5, 3)},
-        {},
+        {"untuned": [FULL]},
         "Undecided: full fine-tuning against the linear probe is +13.2 points, without a verdict (3 seeds, 5 are "
         "needed). If it must be one today, take LoRA, the simplest one near the best here. | On",
     ),

@@ -26,7 +26,7 @@ from randlora_pl.lab.report import (
 from randlora_pl.lab.report.accuracy import Beside, elsewhere_table
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.comparisons import EQUAL, LEVEL, RULE_ONE
-from randlora_pl.lab.report.contest import Advice, Contest
+from randlora_pl.lab.report.contest import Advice, Contest, obstacles
 from randlora_pl.lab.report.files import cells_csv, draw, how_made, html, missing_tables
 from randlora_pl.lab.report.plots import curve_picture, interval_picture, memory_picture
 from randlora_pl.lab.report.training import cost_table, logged_runs, rate_table
@@ -98,13 +98,13 @@ def build(contest: Contest, commands: Mapping[str, str]) -> Document:
     logged = {*logged_runs(sweep, model)["method"]}
     curves = curve_picture(sweep, model, [method for method in contest.order if method in logged][:8])
     limits = [
-        f"It holds for new pictures of this kind, for {model}, and for these sizes of the adapters and this number of "
-        "steps. It says nothing about other pictures, models, sizes and numbers of steps.",
+        f"It holds for new pictures of this kind, for the model {model}, and for these sizes of the adapters and this "
+        "number of steps. It says nothing about other pictures, models, sizes and numbers of steps.",
         "Simpler is a method that leaves the model as it is, then one with fewer trained parameters. Of numbers within "
         f"a factor of {EQUAL:g}, the faster method is the simpler one.",
-        f"The simplest method is recommended that no other is shown to beat by possibly more than {contest.margin:g} "
-        "points. This is decided if no other can be better by more than that, or if it beats every other. If it is "
-        "undecided, the method to take today is the simplest one whose mean is within this margin of the best.",
+        f"The simplest method is recommended that no other is shown to beat by possibly more than {contest.points}. "
+        "This is decided if no other can be better by more than that, or if it beats every other. If it is undecided, "
+        "the method to take today is the simplest one whose mean is within this margin of the best.",
         RULE_ONE,
     ]
     train = "On all pictures but the test ones, so that the accuracy on these can be checked."
@@ -159,7 +159,7 @@ def methods_table(contest: Contest) -> Table:
         if pair and pair.p is not None:
             verdict.text = "no difference found" if pair.p >= LEVEL else "better" if mean > 0 else "worse"
         elif pair:
-            below.append(f"No verdict on {method}: {pair.obstacle.removeprefix('no verdict: ')}.")
+            below.append(f"No verdict on {method}: {'; '.join(obstacles(pair))}.")
         of_file, seconds = sizes[sweep.finished["method"] == method].dropna(), contest.seconds(method)
         rows.append(row(
             method,

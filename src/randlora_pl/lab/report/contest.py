@@ -77,6 +77,11 @@ class Contest:
         near = [method for method in left if max(means.values()) - means[method] <= margin]
         self.winner = self.base if self.decided else near[0]
 
+    @property
+    def points(self) -> str:
+        """The margin as text."""
+        return f"{self.margin:g} point{'s' * (self.margin != 1)}"
+
     def key(self, method: str) -> Key:
         """Return the cell of a method."""
         return Key(self.model, self.dataset, self.budget, method)
@@ -120,8 +125,8 @@ class Contest:
         sentence = self._decided() if self.decided else self._undecided()
         details = [self._measured(), *([] if self.decided else self._what_decides())]
         if slightly := [other for other in self.others(self.winner) if self.better(other, self.winner)]:
-            points = f"{self.margin:g} point{'s' * (self.margin != 1)}"
-            details.append(f"Shown to be better, but by less than the margin of {points}: {', '.join(slightly)}.")
+            names = ", ".join(slightly)
+            details.append(f"Shown to be better, but by less than the margin of {self.points}: {names}.")
         if self.failed:
             reasons = ", ".join(f"{method} ({why})" for method, why in self.failed.items())
             details.append(f"Left out, without a result: {reasons}.")
@@ -183,7 +188,7 @@ class Contest:
             units = f"{many(crossed.samples, 'test picture')} and {many(crossed.runs, 'seed')}"
             start += f", and {low} to {high} are possible with {units}."
         else:
-            start += f", without a verdict ({rival.obstacle.removeprefix('no verdict: ')})."
+            start += f", without a verdict ({obstacles(rival)[0]})."
         if self.winner == rival.first:
             why = ", the better one here"
         elif self.winner != self.base:
@@ -238,6 +243,12 @@ class Contest:
         every = all(self.sweep.idle(self.key(method)) for method in self.order)
         who = "no method is" if every else f"{self.named(self.winner)} is not"
         return f"But {who} shown to differ from the pretrained model ({zero:.1f} %). {mend}"
+
+
+def obstacles(pair: Versus) -> list[str]:
+    """Return the reasons for a missing verdict; what more runs and pictures mend comes first."""
+    reasons = [*filter(None, pair.lacking.split("; ")), *([f"not tuned: {pair.untuned}"] if pair.untuned else [])]
+    return reasons or [pair.obstacle]
 
 
 def _only(labels: Sequence[str], what: str, sweep: Sweep) -> str:

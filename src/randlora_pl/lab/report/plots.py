@@ -312,7 +312,8 @@ def curve_picture(sweep: Sweep, model: str, methods: Sequence[str], about: str =
     legend(figure, handles)
     drawings, count = " and ".join(title.removesuffix(", %") for title in panels), runs["dataset"].nunique()
     caption = f"{model}: {drawings} against steps{about}. Means over {many(count, 'dataset')} "
-    caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."
+    caption += "and the runs that all of these methods have"
+    caption += "; a loss is the mean of a part of a run." if "training loss" in panels else "."
     described_lines = []
     for method in methods:
         ends = {title: lines.loc[method].iloc[[0, -1]] for title, lines in panels.items()}
