@@ -133,8 +133,9 @@ def check_apart(model: Any) -> None:
 
     with torch.no_grad():
         behind, elsewhere, alone = losses(before, sample)[4:7], losses(other, sample)[4:7], losses(sample)[:3]
-    rounding = 1e-4 if weights.dtype == torch.float32 else 0.05  # of another kernel; of the same one there is none
-    if not (torch.allclose(behind, elsewhere, 1e-5, 1e-5) and torch.allclose(behind, alone, rounding, rounding)):
+    rounding = 1e-4 if weights.dtype == torch.float32 else 0.05  # of another kernel
+    same = rounding if getattr(model, "is_loaded_in_8bit", False) else 1e-5  # 8 bits round by all tokens of a batch
+    if not (torch.allclose(behind, elsewhere, same, same) and torch.allclose(behind, alone, rounding, rounding)):
         kind = model.config.model_type
         raise UserError(f"--data.packing: {kind} does not keep the samples of a row apart. Remove the option.")
 
