@@ -64,7 +64,7 @@ class CausalLMTask(TextTask):
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
-    example = 'print(task.write(["a prompt"]))'
+    example = 'print(task.write(["a prompt"]))  # or a conversation: [{"role": "user", "content": "a question"}]'
     generates = True
     adopts = "decoder"
     peft_type = "CAUSAL_LM"
