@@ -86,6 +86,20 @@ def test_what_is_left_measures_how_far_from_failing_the_best_is() -> None:
     assert not climb.interior() and not climb.lacking(), "nothing is below the end of the grid"
 
 
+def test_both_rates_one_step_lower_are_finalists_even_if_many_others_are_better() -> None:
+    steep = lambda values: -sum(5 * abs(value) if value < 0 else value / 10 for value in values)  # noqa: E731
+    (climb,) = search(lambda: [climb_of(steep)])
+    assert {climb.values(point) for point in climb.finalists} == {(0, 0), (-1, 0), (0, -1), (0, 1)}
+
+
+def test_the_rates_take_turns_until_neither_is_better() -> None:
+    slope = lambda values: -((values[0] - values[1]) ** 2) - (values[0] - 6) ** 2 / 2  # noqa: E731
+    (climb,) = search(lambda: [climb_of(slope)], 14)
+    adapter, head = [(-1, 0), (0, 0), (1, 0), (2, 0), (3, 0)], [(2, -1), (2, 1), (2, 2), (2, 3)]
+    assert [climb.values(point) for point in climb.order[:11]] == [*adapter, *head, (1, 2), (3, 2)]
+    assert climb.best is not None and climb.values(climb.best) == (3, 3), "one of the trials that were left is better"
+
+
 def test_another_best_with_all_seeds_gets_its_neighbours() -> None:
     def climb() -> Climb:
         plain = ridge((0, 0))
@@ -112,6 +126,7 @@ def test_a_method_that_fails_everywhere_does_not_cost_the_others_trials() -> Non
         ({(1, 1): [0.9, 0.8, 0.7], (0, 1): [0.8, 0.7, 0.6]}, (1, 1)),  # always lower, by the same: nothing is noise
         ({(1, 1): [0.9, 0.8, 0.7], (0, 1): [0.9, 0.8, 0.7]}, (0, 1)),
         ({(1, 1): [0.9, 0.8, 0.7], (0, 1): [0.8, 0.85, 0.7]}, (0, 1)),
+        ({(1, 1): [0.9, 0.8, 0.7], (0, 1): [0.8, 0.8, 0.68]}, (1, 1)),  # 4 points lower, and the error is 3.1
         ({(1, 1): [0.9, 0.8, 0.7], (0, 1): [0.8, 0.85, 0.7], (0, 0): [0.7, 0.7, 0.9]}, (0, 0)),
         ({(1, 1): [0.9, 0.8, 0.7], (0, 2): [0.8, 0.85, 0.7], (2, 0): [0.9, 0.8, 0.7]}, (1, 1)),  # higher in one rate
         ({(3, 1): [0.9, 0.8], (2, 1): [0.8, 0.85], (3, 0): [0.8, 0.85]}, (2, 1)),  # of equals the lower adapter's

@@ -15,6 +15,7 @@ from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep import FILE, LOWEST, RATES, SweepConfig, checked
+from randlora_pl.sweep.climb import FINALISTS
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder
 from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Cell, is_text, only, shard
@@ -289,7 +290,9 @@ def dry_run(job: Job) -> int:
     if job.search is not None and job.search.sampler == "tpe":
         print(f"Optuna selects {job.search.trials} candidates of each method, such as:\n")
     if job.search is not None and job.search.rule == LOWEST:
-        print(f"Each method has {job.search.trials} candidates, of which these are known by now:\n")
+        seeds = ", ".join(map(str, job.search.seeds))
+        best = f"the best {FINALISTS[LOWEST]} run with seeds {seeds}"
+        print(f"Each method has {job.search.trials} candidates, of which {best}. Known by now:\n")
     times, rows, seconds, unknown = Progress(job.folder, job.cells).times, [], 0.0, 0
     for cell in job.chosen:
         state, done = job.folder.state(cell), job.folder.results(cell)
