@@ -13,7 +13,6 @@ from randlora_pl.sweep.timing import (
     Measurement,
     Sizes,
     Tier,
-    Times,
     seconds_for,
     seconds_of,
     spent,
@@ -47,12 +46,11 @@ def test_a_shown_time_is_read_again_and_never_shorter(seconds: float) -> None:
     assert seconds <= again <= max(1.2 * seconds, seconds + 10)
 
 
-def test_the_parts_of_a_run_follow_from_a_short_one() -> None:
+def test_the_time_of_a_run_follows_from_a_short_one() -> None:
+    """It starts in 2 s, takes a second for a micro-batch, and validates in 18 - 6 x 2 = 6 s."""
     results = {"cell_seconds": 20.0, "fit_seconds": 18.0, "images_per_second": 64.0}
-    times = Times.of(results, SIZES)
-    assert times == Times(start=2.0, batch=1.0, check=18.0 - 6 * 2)
-    assert times.cost(SIZES) == (2 + 200 + 6, 2 + 200 + 6 + 3 * 6 + 6 * 2.5)
-    assert Times.of({"fit_seconds": 12.0, "images_per_second": None}, SIZES) == Times(0.0, 1.0, 0.0)
+    assert Cost.of(results, SIZES) == (2 + 200 + 6, 2 + 200 + 6 + 3 * 6 + 6 * 2.5, 1.0)
+    assert Cost.of({"fit_seconds": 12.0, "images_per_second": None}, SIZES) == (200, 200, 1.0)
     assert spent([results, {"fit_seconds": 3}]) == 23
 
 
@@ -71,10 +69,7 @@ def test_plans_get_smaller_and_five_seeds_come_before_trials() -> None:
 
 
 def of(**costs: tuple[float, float]) -> Measurement:
-    """Methods with these costs: a start takes all of the time."""
-    measurement = Measurement({}, SIZES, spent=30)
-    vars(measurement)["costs"] = {name: Cost(*cost) for name, cost in costs.items()}
-    return measurement
+    return Measurement({name: Cost(*cost) for name, cost in costs.items()}, SIZES, spent=30)
 
 
 TWO = of(probe=(10, 20), full=(30, 40))
@@ -118,9 +113,9 @@ def test_seeds_follow_from_the_seconds_of_the_search() -> None:
 
 def test_a_budget_that_is_too_small_is_answered_with_what_fits() -> None:
     sizes = Sizes(batches=100, steps=100, size=8, accumulate=1, train=800, val=100, test=100, classes=2)
-    times = {"linear probe": Times(1, 0.1, 1), "LoRA": Times(1, 0.5, 1), "full": Times(1, 1.0, 1)}
-    measurement = Measurement(times, sizes, spent=30)
-    assert [cost.final for cost in measurement.costs.values()] == [16, 56, 106]
+    batches = {"linear probe": 0.1, "LoRA": 0.5, "full": 1.0}
+    costs = {method: Cost(2 + 100 * batch, 6 + 100 * batch, batch) for method, batch in batches.items()}
+    measurement = Measurement(costs, sizes, spent=30)
     with pytest.raises(UserError) as refused:
         measurement.fitting(110, TIERS[0])
     assert "takes about 3 min (linear probe 16 s, LoRA 56 s, full 2 min)" in refused.value.what

@@ -22,10 +22,10 @@ from randlora_pl.sweep.timing import (
     SPARE,
     STEPS,
     TIERS,
+    Cost,
     Measurement,
     Sizes,
     Tier,
-    Times,
     measure,
     seconds_for,
     spent,
@@ -189,7 +189,7 @@ class Comparison:
         done = {cell.labels.method: results for cell in cells if (results := folder.results(cell))}
         whole = spent(done.values())
         if len(done) == len(cells):
-            return Measurement({method: Times.of(each, self.sizes) for method, each in done.items()}, self.sizes, whole)
+            return Measurement({method: Cost.of(each, self.sizes) for method, each in done.items()}, self.sizes, whole)
         if options.dry_run:
             return None
         each = ", ".join(f"{method} {duration(spent([results]))}" for method, results in done.items())

@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -113,39 +112,25 @@ class Sizes:
         return cls(drawn / size, steps, size, accumulate, train, val, test, data.num_classes)
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of the parts of a run of one method.
-
-    Attributes:
-        start: Time before the training and after it.
-        batch: Time of a micro-batch.
-        check: Time of a validation, and of what a training needs besides its steps.
-    """
-
-    start: float
-    batch: float
-    check: float
-
-    @classmethod
-    def of(cls, results: Mapping[str, Any], sizes: Sizes) -> "Times":
-        """Return the times in the results of a run of `STEPS` steps with one validation."""
-        training, whole = float(results["fit_seconds"]), float(results.get("cell_seconds") or results["fit_seconds"])
-        rate = results.get("images_per_second")
-        batch = sizes.size / rate if rate else training / (STEPS * sizes.accumulate)
-        return cls(max(whole - training, 0.0), batch, max(training - STEPS * sizes.accumulate * batch, 0.0))
-
-    def cost(self, sizes: Sizes) -> "Cost":
-        """Return the expected seconds of a run of the search, and of a run that validates four times and is tested."""
-        search = self.start + sizes.batches * self.batch + self.check
-        return Cost(search, search + 3 * self.check + self.check * sizes.test / max(sizes.val, 1))
-
-
 class Cost(NamedTuple):
-    """Seconds of a run of the search, and of a tested run."""
+    """Seconds of a run of the search, of a tested run, and of a micro-batch in them."""
 
     search: float
     final: float
+    batch: float = 0.0
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any], sizes: Sizes) -> "Cost":
+        """Return the expected times of whole runs, by the results of a run of `STEPS` steps with one validation.
+
+        A tested run validates four times. What a training needs besides its steps counts as validation.
+        """
+        training, short = float(results["fit_seconds"]), STEPS * sizes.accumulate
+        rate = results.get("images_per_second")
+        batch = sizes.size / rate if rate else training / short
+        check = max(training - short * batch, 0.0)
+        search = max(spent([results]) - training, 0.0) + sizes.batches * batch + check
+        return cls(search, search + 3 * check + check * sizes.test / max(sizes.val, 1), batch)
 
 
 def seconds_for(tier: Tier, costs: Iterable[Cost]) -> float:
@@ -161,22 +146,17 @@ def tiers(most: Tier) -> list[Tier]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times of all methods of a comparison.
+    """Cost of all methods of a comparison.
 
     Attributes:
-        times: Times by the label of the method, in the order of the config.
+        costs: Cost by the label of the method, in the order of the config.
         sizes: The data of a run.
         spent: Seconds that the measurement took.
     """
 
-    times: Mapping[str, Times]
+    costs: Mapping[str, Cost]
     sizes: Sizes
     spent: float
-
-    @cached_property
-    def costs(self) -> dict[str, Cost]:
-        """Return the expected cost of each method."""
-        return {method: each.cost(self.sizes) for method, each in self.times.items()}
 
     def seconds(self, tier: Tier) -> float:
         """Return the expected seconds of a plan, and of the measurement before."""
@@ -194,15 +174,13 @@ class Measurement:
             return [*fits, plans[-1]][0]
         each = ", ".join(f"{method} {duration(cost.final)}" for method, cost in self.costs.items())
         whole = duration(sum(cost.final for cost in self.costs.values()))
-        what = (
-            f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {whole} ({each})."
-        )
-        raise UserError(what, f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
+        what = f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {whole}"
+        raise UserError(f"{what} ({each}).", f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
 
     def _ways(self, left: float, least: Tier) -> list[str]:
         """Return what would fit into the seconds that are left: a larger budget, fewer steps, or fewer methods."""
         ways = [f"--budget {time_of(self.seconds(least))}"]
-        batches = sum(each.batch for each in self.times.values())
+        batches = sum(cost.batch for cost in self.costs.values())
         fixed = seconds_for(least, self.costs.values()) - self.sizes.batches * batches
         steps = int((left - fixed) / (self.sizes.accumulate * batches)) if batches else 0
         if steps >= FEWEST:
