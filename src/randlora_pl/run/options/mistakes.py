@@ -118,7 +118,7 @@ def check_here(command: Command) -> None:
     runs = not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed)
     toy = task is not None and options_of(task)["name"].default == "tiny" and flat.get("model.name") is None
     if runs and toy:  # which is used only if it is named
-        bases = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
+        bases = "--config clip_vitb32, pe_core_vitb16 or dinov3_vitb16, or tiny_clip, a toy for images of 32 pixels"
         raise UserError(f"{command.verb} needs a base model.", f"Add {bases}. All models: randlora-pl models")
 
 
