@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class DerivedAdapter(Adapter):
     """Store the derived tensors in adapter files, so that loading computes and compares nothing."""
 
     reads_weight = True
-    neutral = ("keep_derived",)  # affects files only
+    neutral: ClassVar[tuple[str, ...]] = ("keep_derived",)  # affects files only
 
 
 class DerivedDelta(DeltaWeight):
