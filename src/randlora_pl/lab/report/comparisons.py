@@ -25,7 +25,7 @@ from randlora_pl.lab.report import (
 )
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
-from randlora_pl.lab.report.training import nearest, untuned
+from randlora_pl.lab.report.training import EDGE, nearest, untuned
 from randlora_pl.sweep import is_zero_shot
 from randlora_pl.utils.text import unpack_bits
 
@@ -340,7 +340,9 @@ def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Refere
         lines.append(some if winners else f"No difference was found in the {tested}{held}.")
     untuned = "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
     missing = [one for one in planned if one.obstacle]
-    reasons = Counter("; ".join(filter(None, (one.untuned and untuned, one.lacking))) for one in missing)
+    edge = "a best rate lies at the edge of its search (randlora-pl tune --trials N searches on)"
+    rates = [edge if EDGE in one.untuned else one.untuned and untuned for one in missing]
+    reasons = Counter("; ".join(filter(None, (why, one.lacking))) for why, one in zip(rates, missing, strict=True))
     if (reasons or lacking) and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(count, "planned pair" if sweep.plan.pairs else "pair")

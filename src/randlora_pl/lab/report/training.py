@@ -33,6 +33,8 @@ from randlora_pl.sweep import HEAD, LOWEST, RATES
 from randlora_pl.sweep.margins import BREAKS, CHOSEN, next_higher
 from randlora_pl.tasks.measures import find_measure
 
+EDGE = "best at the edge of its search"
+
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty where they can be."""
@@ -41,7 +43,7 @@ def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     if len(rules) == 1 and "" not in rules:
         searched = sweep.plan.tuned.get("methods", {}) if rules != {PAPER} else {}
         edges = [method for method in methods if searched.get(method, {}).get("interior") is False]
-        return ", ".join(f"{method} best at the edge of its search" for method in edges)
+        return ", ".join(f"{method} {EDGE}" for method in edges)
     hows = {method: " and ".join(rates["rate_chosen_by"].unique()) for method, rates in runs.items()}
     other = ", but of several searches" if set(hows.values()) == {VALIDATION} else ""
     return ", ".join(f"{method} {how}" for method, how in hows.items()) + other

@@ -287,6 +287,7 @@ def test_a_best_rate_at_the_edge_of_its_search_gives_no_verdict(tmp_path: Path) 
     assert untuned(sweep, B32, pairs) == "LoRA-32 best at the edge of its search"
     found = {(one.first, one.second): one for one in comparisons(sweep)}
     assert found["RandLoRA-6", "LoRA-32"].p is None and "best at the edge" in found["RandLoRA-6", "LoRA-32"].sentence()
+    assert any("a best rate lies at the edge of its search" in line for line in told(sweep)[0])
 
 
 def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -> None:
