@@ -382,10 +382,9 @@ def markdown(report: Tree, measure: "Measure") -> str:
     about = f"{what}, the mean over models, datasets and budgets; no test sample was read. "
     if by_rule:
         several = max(len(report[axis]) for axis in ("seeds", "models", "datasets", "budgets")) > 1
-        about += (
-            f"Every method had {report['trials']} trials with seed {first} from its own rates, and its best "
-            f"{report['finalists']} ran with all seeds. "
-        )
+        others = any(name not in RATES for entry in report["methods"].values() for name in entry["chosen"] or ())
+        about += f"Every method had {report['trials']} trials{' with each choice of the other options' * others}, "
+        about += f"from its own rates with seed {first}, and its best {report['finalists']} ran with all seeds. "
         about += CHOSEN if several else "One run of a candidate has no standard error, so the best was chosen."
     else:
         where = " from the own rate of each method on" if report["sampler"] == "climb" else ""

@@ -78,7 +78,8 @@ class Search:
         if wrong := [name for name in VALIDATED if f"trainer.{name}" in given]:
             raise UserError(f"tune.set has trainer.{wrong[0]}: a search validates at its own times. Remove it.")
         self.sampler, self.pruner = tune.get("sampler", CLIMB), tune.get("pruner", "")
-        self.rule = tune.get("rule", LOWEST if self.sampler == CLIMB else BEST)
+        climbs = self.sampler == CLIMB and {*RATES} & {*tune.get("search", RATES)}
+        self.rule = tune.get("rule", LOWEST if climbs else BEST)
         self.trials = tune.get("trials", 20)
         for name, fits in (("pruner", self.sampler == TPE), ("rule", self.sampler == CLIMB)):
             if name in tune and not fits:

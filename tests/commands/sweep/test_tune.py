@@ -173,7 +173,7 @@ def test_both_rates_climb_with_equal_trials_and_the_lowest_are_chosen(tmp_path: 
     assert {each["learning_rate"] for each in lora["tried"] if "failed" in each} == {0.016, 0.032}
     assert search.remarks() == []
     table = markdown(report, search.measure)
-    assert "Every method had 16 trials with seed 0 from its own rates, and its best 4 ran with all seeds." in table
+    assert "Every method had 16 trials, from its own rates with seed 0, and its best 4 ran with all seeds." in table
     assert "| LoRA | 0.004 | 0.04 | 0.008: -3.2; breaks at 0.016 | 0.08: -2.0; none tried breaks |" in table
     left = set(sorted(tmp_path.glob("cells/*/*.json"))[::7])  # what a kill may leave
     for place in tmp_path.glob("cells/*/*.json"):
@@ -233,6 +233,23 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
     assert "| LoRA-4 | learning_rate 0.001 | 50.0 | 90.0 | 70.0 | chosen |" in table
     assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan. Try less |" in table
     assert search.remarks() == []
+
+
+def test_rates_climb_with_each_choice_of_another_option(tmp_path: Path) -> None:
+    def figure(cell: Any) -> float:
+        rank, rate = cell.facts["rank"], cell.facts.get("learning_rate", 8e-3)
+        return 0.9 - 0.02 * math.log2(rate / 8e-3) ** 2 - 0.01 * abs(rank - 4) + 0.001 * cell.labels.seed
+
+    for search, count in (
+        ({"learning_rate": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "rank": [2, 4]}, 10),
+        ({"rank": [2, 4]}, 2),
+    ):
+        tuned = search_of(tmp_path / str(count), tune={"search": search}, methods=LORA)
+        while not tuned.finished():
+            scored(tuned, figure)
+        entry = tuned.report()["methods"]["LoRA-4"]
+        assert len(entry["tried"]) == count and entry["chosen"] == dict.fromkeys(search, 8e-3) | {"rank": 4}
+        assert entry.get("interior", True) and tuned.remarks() == []
 
 
 def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) -> None:
