@@ -155,18 +155,17 @@ class Contest:
     def _decided(self) -> str:
         winner, regret, wins = self.winner, self.regret(self.winner), self.wins
         simpler = self.order[: self.order.index(winner)]
-        behind = [method for method in simpler if self.better(winner, method)]
+        behind = self.others(winner) if wins else [method for method in simpler if self.better(winner, method)]
         if not behind:
-            reason = "it is better than every other method" if wins else "nothing else is better"
+            reason = "nothing else is better"
         else:
             spans = {method: span for method in behind if (span := self.span(winner, method))}
             best = min(spans, key=lambda method: sum(spans[method]))
             low, high = spans[best]
             reason = f"it is {(low + high) / 2:.1f} ± {(high - low) / 2:.1f} points better than {self.named(best)}"
-            if behind == simpler:
-                reason += ", the simpler one" if len(behind) == 1 else ", the best of the simpler ones"
-            if len(self.order) > 1 + len(behind):
-                reason += ", and better than every other method" if wins else ", and nothing else is better than it"
+            if len(behind) > 1 and (wins or behind == simpler):
+                reason += f", the best of the {'others' if wins else 'simpler ones'}"
+            reason += "" if wins else ", and nothing else is better than it"
         if not wins and regret:
             reason += f" by more than {ceil(10 * regret - 1e-9) / 10:.1f} points"
         return f"Take {self.named(winner)}: {reason}."
