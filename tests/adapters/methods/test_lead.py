@@ -123,7 +123,7 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
     x = torch.randn(5, 8)
     assert_close(model["two"](x), base["two"](x), 1e-6)
 
-    both = Together([LoRA(rank={"one": 1, "two": 3}, alpha=4.0), RandLoRA(rank=2)], rates=[0.1, 1])
+    both = Together([LoRA(rank={"one": 1, "two": 3}, alpha=4.0, rate_ratio=4), RandLoRA(rank=2)], rates=[0.1, 1])
     report = refine(rated := make(), tmp_path / "lora", both)
     assert report.adapter is both
     assert_close(rated["two"](x), base["two"](x), 1e-6)

@@ -127,8 +127,8 @@ def make_next_stage(
         )
     if form == "beside" and isinstance(adapter, Together):
         first, wrong = adapter.parts[0], ""
-        if isinstance(first, LoRA):  # its seed and its dropout are free
-            here, there = (each.replace(seed=None, dropout=0).options() for each in (first, lora))
+        if isinstance(first, LoRA):  # its seed, its dropout and what affects training alone are free
+            here, there = (each.replace(seed=None, dropout=0).identity()["options"] for each in (first, lora))
             differ = (f"{name} {here[name]}, not {value}" for name, value in there.items() if here[name] != value)
             wrong = " and ".join(differ)
         else:
