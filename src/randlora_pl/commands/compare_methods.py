@@ -161,7 +161,7 @@ def _compare_own(
         fit(list(options.seeds), Seeds, "--seeds")
     typed = [word for name in base for word in ("--config", name)] + others
     typed += [] if options.root is None else ["--data.root", options.root]
-    description, tree = _described(typed, methods, own.grid, options.seeds or SEEDS)
+    description, tree = described(typed, methods, own.grid, options.seeds or SEEDS)
     ((model, *_), (data, *_)) = description.models, description.datasets
     output = options.output or Path("runs") / "compare" / f"{data}_{model}".replace(" ", "-")
     how = replace(options, output=output, root=None)
@@ -169,7 +169,7 @@ def _compare_own(
     return Comparison(description, typed, tree, same, how, seconds, own.margin).run()
 
 
-def _described(typed: list[str], methods: Sequence[str], name: str, seeds: Sequence[int]) -> tuple[SweepConfig, Tree]:
+def described(typed: list[str], methods: Sequence[str], name: str, seeds: Sequence[int]) -> tuple[SweepConfig, Tree]:
     """Return the methods of a grid with the base model and the data of the user, and the config of both.
 
     Raises:

@@ -12,6 +12,7 @@ import yaml
 from randlora_pl.commands import sweep_job as jobs
 from randlora_pl.commands.sweep import TuneOptions, run_search, search_job
 from randlora_pl.commands.sweep_job import Job, SweepOptions
+from randlora_pl.run.options.classes import classes, options_of, task_of
 from randlora_pl.run.options.compose import flatten
 from randlora_pl.sweep import RATES, SweepConfig, Tree, is_zero_shot
 from randlora_pl.sweep.climb import TRIALS
@@ -219,8 +220,15 @@ class Comparison:
 
     def command(self, cell: Cell) -> str:
         """Return the command that trains a method with its rates on training and validation images."""
-        words, base = list(self.typed), flatten(self.base)
-        for name, value in flatten(cell.tree).items():
-            if name.startswith(("model", "data")) and value != base.get(name):
-                words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-        return shlex.join(["randlora-pl", "fit", *words, "--data.train_split", "full"]) + import_words()
+        flat, base = flatten(cell.tree), flatten(self.base)
+        changed = {name: value for name, value in flat.items() if value != base.get(name)}
+        kinds: dict[str, type | None] = {"model": task_of(flat["model"])}
+        if not {"model.adapter"} & changed.keys():  # else it begins with the defaults of its class
+            kinds["model.adapter"] = classes("model.adapter").get(flat["model.adapter"])
+        for name in base.keys() - flat.keys():  # rates and options of the base config that the method does without
+            group, _, option = name.rpartition(".")
+            if (kind := kinds.get(group)) and option in options_of(kind):
+                changed[name] = options_of(kind)[option].default
+        words = [word for name, value in changed.items() if name.startswith(("model", "data"))
+                 for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
+        return shlex.join(["randlora-pl", "fit", *self.typed, *words, "--data.train_split", "full"]) + import_words()

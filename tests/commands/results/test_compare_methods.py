@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from randlora_pl.adapters import RandLoRA
 from randlora_pl.commands import comparison
+from randlora_pl.commands.compare_methods import described
 from randlora_pl.commands.sweep import config_of_run
+from randlora_pl.commands.sweep_job import SweepOptions
 from randlora_pl.data import ImageData
 from randlora_pl.data.sources import FileImages
+from randlora_pl.run.options.compose import flatten
 from randlora_pl.sweep import SweepConfig, timing
 from randlora_pl.sweep.loop import Runner
-from randlora_pl.sweep.plan import Cell
+from randlora_pl.sweep.plan import Cell, plan
 from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, written
@@ -135,6 +140,36 @@ def test_a_plan_without_a_time_trains_nothing(run: Run, own_images: None, tmp_pa
         assert re.search(r"LoRA +\S+ +8 +5\n", result.out) and "linear probe  head" in result.out
         assert "no verdict: 8 test images, 100 are needed." in result.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_printed_commands_train_what_was_compared(own_images: None, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "model: {name: tiny, learning_rate: 0.5, adapter: {class_path: RandLoRA, alpha: 7, rank: 3}}\n"
+    )
+    typed = ["--config", str(tmp_path / "base.yaml"), "--data.root", str(tmp_path / "own")]
+    typed += ["--data.templates", "a {} one"]
+    description, base = described(typed, [], "own_data", [1])
+    it = comparison.Comparison(description, typed, base, "", SweepOptions(), None, 1.0)
+    cells = {cell.labels.method: cell for cell in plan(it.trained)}
+    assert [*cells] == ["linear probe", "RandLoRA", "LoRA", "DoRA", "HiRA", "full fine-tuning"]
+    for method, cell in cells.items():
+        _, tree = config_of_run(shlex.split(it.command(cell))[2:])
+        again = {name: value for name, value in flatten(tree).items() if name.startswith(("model", "data"))}
+        assert again.pop("data.train_split") == "full"
+        assert again.pop("model.adapter.alpha", None) in (None, RandLoRA().alpha)
+        own = {name: value for name, value in flatten(cell.tree).items() if name.startswith(("model", "data"))}
+        missing = dict.fromkeys(again.keys() - own.keys())
+        assert again == missing | own, method
+        assert flatten(cell.tree).get("model.learning_rate") is None, "the base's is of another method"
+
+
+def test_what_stops_a_comparison_before_its_search(run: Run, own_images: None, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "own" / "dark", tmp_path / "single" / "dark")
+    one = run(*OWN, "--data.root", "single")
+    assert one.code == 2 and "single has one class, and a comparison needs two" in one.err
+    failed = run(*OWN, "--budget", "1h", "--trainer.precision", "16-true")
+    assert failed.code == 2
+    assert re.search(r"linear probe cannot be trained: [^\n]+\. Leave it out: --methods LoRA\. Or mend it", failed.err)
 
 
 def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
