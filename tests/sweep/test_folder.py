@@ -72,6 +72,21 @@ def test_another_sweep_is_refused_with_what_differs(folder: SweepFolder) -> None
         folder.open(SweepConfig.from_content(GRID), cells_of())
 
 
+def test_cells_of_the_same_names_are_replaced_and_others_stay(folder: SweepFolder) -> None:
+    first, second = cells_of()
+    (other,) = cells_of(methods={first.labels.method: {"adapter": "LoRA", "learning_rate": 0.5}})
+    places = [folder.begin(cell) for cell in (first, second)]
+    (places[1] / "cell.json").write_text("{")
+    with pytest.raises(UserError, match="holds another sweep"):
+        folder.check([other], ["model.learning_rate"])
+    (rated,) = cells_of(methods={first.labels.method: {"adapter": "RandLoRA", "rank": 6, "learning_rate": 0.5}})
+    folder.check([rated], ["model.learning_rate"])
+    folder.replace([first])
+    assert all(map(Path.is_dir, places)), "the same, and a damaged one"
+    folder.replace([rated])
+    assert [place.is_dir() for place in places] == [False, True]
+
+
 def test_a_second_process_may_begin_while_the_first_writes_the_description(folder: SweepFolder) -> None:
     folder.path.mkdir()
     with atomic_file(folder.path / "sweep.yaml") as first:

@@ -93,6 +93,7 @@ class Comparison:
         """Plan, search the rates, train and test, and write the page; return 1 if runs have failed, else 0."""
         job, own = self.search(None, TIERS[0].tries), self.description
         jobs.check(job)
+        SweepFolder(self.folder).check(plan(own), [f"model.{rate}" for rate in RATES])
         times = None if self.seconds is None else self.times(self.seconds)
         tier = self.plan(job, times)
         if self.options.dry_run:

@@ -126,10 +126,10 @@ class SweepFolder:
 
     def replace(self, cells: Sequence[Cell]) -> None:
         """Remove the cells that are called like one of these and have another config."""
-        planned = {cell.labels: cell.hash for cell in cells}
+        planned = {tuple(cell.labels): cell.hash for cell in cells}
         for file in sorted((self.path / "cells").glob("*/cell.json")):
-            labels = [_read(file).get(name) for name in Labels._fields]
-            if planned.get(Labels(*labels), file.parent.name) != file.parent.name:
+            entry, own = _read(file), file.parent.name
+            if planned.get(tuple(entry.get(name) for name in Labels._fields), own) != own:
                 shutil.rmtree(file.parent)
 
     def description(self) -> SweepConfig:
@@ -144,8 +144,11 @@ class SweepFolder:
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 
-    def check(self, cells: Sequence[Cell]) -> None:
-        """Raise a UserError with the differences if cells of the same names have other configs here."""
+    def check(self, cells: Sequence[Cell], free: Sequence[str] = ()) -> None:
+        """Raise a UserError with the differences if cells of the same names have other configs here.
+
+        Entries in ``free`` may differ.
+        """
         planned = {cell.labels: cell for cell in cells}
         hashes = {cell.hash for cell in cells}
         clashes = []
@@ -158,7 +161,7 @@ class SweepFolder:
                 if any(entry.get(key) != value for key, value in cell.facts.items()):
                     continue
                 there, here = entry.get("config", {}), cell.flat
-                names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+                names = [name for name in sorted({*there, *here} - {*free}) if there.get(name) != here.get(name)]
                 shown = [f"{n} {there.get(n, 'not set')} (here {here.get(n, 'not set')})" for n in names[:3]]
                 if names:
                     clashes.append((cell.labels, file.parent, ", ".join(shown) + " ..." * (len(names) > 3)))
