@@ -66,6 +66,10 @@ def compare_methods(
     Args:
         config: Base model of the comparison, or a sweep to run: a bundled config or a file
         methods: Run only these methods
+        output: Folder to write (default: runs/compare/DATA_MODEL, or runs/sweeps/NAME)
+        dry_run: Only print the plan, or the cells of the sweep
+        root: Place of your own images, or the folder with the datasets of a sweep
+        seeds: Seeds of the tests (default: 1 2 3 4 5, or the sweep's)
     """
     contents = {name: read_config(find_config(name)) for name in config}
     sweeps = [name for name, content in contents.items() if {"methods", "models"} & content.keys()]
