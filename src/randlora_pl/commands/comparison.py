@@ -94,6 +94,9 @@ class Comparison:
         job, own = self.search(None, TIERS[0].tries), self.description
         jobs.check(job)
         SweepFolder(self.folder).check(plan(own), [f"model.{rate}" for rate in RATES])
+        sizes, (place,) = self.sizes, own.datasets
+        split = f"train {sizes.train:,}, val {sizes.val:,}, test {sizes.test:,}"
+        print(f"{place}: {sizes.classes} classes; {split} images; {sizes.steps:,} steps a run", flush=True)
         times = None if self.seconds is None else self.times(self.seconds)
         tier = self.plan(job, times)
         if self.options.dry_run:
@@ -114,9 +117,7 @@ class Comparison:
         if times is not None and self.seconds is not None:
             left = self.seconds - times.spent - sum(map(sum, runs.values()))
             seeds = own.seeds[: times.seeds(left, runs, len(own.seeds))]
-            print(
-                f"\nTests with {len(seeds)} of {len(own.seeds)} seeds, in the {duration(max(left, 0))} that are left."
-            )
+            print(f"\n{duration(max(left, 0))} are left: tests with {len(seeds)} of {len(own.seeds)} seeds.")
         return self.test(replace(own, seeds=seeds))
 
     def search(self, trials: int | None, tries: int) -> Job:
@@ -148,21 +149,17 @@ class Comparison:
             if times is not None:
                 cost = times.costs[cell.labels.method]
                 rows[-1] += [duration(cost.final), duration(seconds_for(tier, [cost]))]
-        sizes, (place,) = self.sizes, self.description.datasets
-        split = f"train {sizes.train:,}, val {sizes.val:,}, test {sizes.test:,}"
-        print(f"{place}: {sizes.classes} classes; {split} images; {sizes.steps:,} steps a run\n")
-        print(table([*header, *(["one run", "all runs"] if times else [])], rows))
+        print(f"\n{table([*header, *(['one run', 'all runs'] if times else [])], rows)}")
         few = [f"{many(tier.seeds, 'seed')}, {SEEDS} are needed"] if tier.seeds < SEEDS else []
-        few += [f"{many(sizes.test, 'test image')}, {SAMPLES} are needed"] if sizes.test < SAMPLES else []
+        few += [f"{many(self.sizes.test, 'test image')}, {SAMPLES} are needed"] if self.sizes.test < SAMPLES else []
         if few:
             print(f"This plan can give no verdict: {'; '.join(few)}.")
         if times is not None and self.seconds is not None:
             enough = [each for each in tiers(most) if each.seeds >= min(SEEDS, most.seeds)][-1]
             more = times.spent + seconds_for(enough, times.costs.values()) / SPARE
-            larger = (
-                f"; --budget {time_of(more)} has time for {enough.seeds} seeds" if enough.seeds > tier.seeds else ""
-            )
-            print(f"Expected: {duration(times.seconds(tier))} of {duration(self.seconds)}{larger}.", flush=True)
+            print(f"Expected: {duration(times.seconds(tier))} of {duration(self.seconds)}.", flush=True)
+            if enough.seeds > tier.seeds:
+                print(f"For {enough.seeds} seeds: --budget {time_of(more)}")
         elif self.seconds is not None:
             print("The times are not measured yet, so the plan may get smaller.")
         return tier
