@@ -188,6 +188,17 @@ def test_a_broken_method_is_named_with_layer_and_fix(fault: str, written: Writte
     assert re.search(words, found[check]), found[check]
 
 
+def test_the_page_shows_the_checks_and_a_finding(written: Written) -> None:
+    printed, reported = re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.S | re.M)
+    named = re.findall(r"^\| `(.*?)` \|", PAGE, flags=re.M)
+    assert printed.strip().split(", ") == named == [*CHECKS]
+    with pytest.raises(ContractError) as caught:
+        check_adapter(written(MINE.replace("torch.zeros", "torch.ones")), skip={*CHECKS} - {"start"})
+    head, finding = reported.splitlines()
+    assert f"  start, {caught.value.findings['start']}" == finding
+    assert head == "randlora_pl.testing.ContractError: RankOne breaks 1 of 13 checks:"
+
+
 def test_mended_methods_pass(written: Written, two_layers: None) -> None:
     assert check_adapter(written(MINE), width=16) == [*CHECKS]
     text = MINE
