@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,15 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
     return list(ran)
 
 
-class Holder(nn.Module):
-    """A layer, with inputs (batch, length, features)."""
+Build = Callable[[], nn.Module]
 
-    def __init__(self, features: int, layer: nn.Module) -> None:
+
+class Holder(nn.Module):
+    """A new layer, with inputs (batch, length, features)."""
+
+    def __init__(self, features: int, layer: Build) -> None:
         super().__init__()
-        self.fc, self.features = layer, features
+        self.fc, self.features = layer(), features
         for parameter in self.parameters():
             if not parameter.any():  # a lost bias of zero would not be seen
                 nn.init.normal_(parameter, std=0.2)
@@ -116,7 +120,7 @@ class Holder(nn.Module):
         if isinstance(self.fc, nn.MultiheadAttention):
             x = self.fc(x, x, x, need_weights=False)[0]
         elif isinstance(self.fc, nn.Conv2d):
-            x = self.fc(x.mT.unflatten(2, (1, -1)).expand(-1, -1, 3, -1)).mean(2).mT
+            x = self.fc(x.mT[:, :, None].expand(-1, -1, 3, -1)).mean(2).mT
         else:
             x = self.fc(x)
         return x
@@ -135,27 +139,22 @@ class Conv1D(nn.Module):
         return F.linear(x, self.weight.T, self.bias)
 
 
-Build = Callable[[], nn.Module]
-
-
 def _layers(width: int) -> dict[str, tuple[Build, list[str]]]:
     """Return functions that make models with one layer, and the targets in it, by a description of the layer."""
     less = width * 3 // 4
-    convolution = {"kernel_size": 3, "stride": (2, 1), "groups": 4, "padding_mode": "circular", "padding": 1}
-    made: dict[str, tuple[Build, list[str]]] = {
-        f"a linear layer of {rows} x {width}": (lambda rows=rows: Holder(width, nn.Linear(width, rows)), ["fc"])
+    attention = partial(nn.MultiheadAttention, width, 4, batch_first=True)
+    convolution = partial(nn.Conv2d, kernel_size=3, stride=(2, 1), groups=4, padding_mode="circular", padding=1)
+    layers: dict[str, tuple[Build, list[str]]] = {
+        f"a linear layer of {rows} x {width}": (partial(nn.Linear, width, rows), ["fc"])
         for rows in (less, width, width + 3, 2 * width)
     }
-    return made | {
-        "a Conv1D of transformers": (lambda: Holder(width, Conv1D(less, width)), ["fc"]),
-        "nn.MultiheadAttention": (lambda: _attention(width), ["qkv", "out_proj"]),
-        "q and v of nn.MultiheadAttention": (lambda: _attention(width), ["q", "v"]),
-        "a convolution": (lambda: Holder(width, nn.Conv2d(width, width, **convolution)), ["fc"]),  # type: ignore[arg-type]
+    layers |= {
+        "a Conv1D of transformers": (partial(Conv1D, less, width), ["fc"]),
+        "nn.MultiheadAttention": (attention, ["qkv", "out_proj"]),
+        "q and v of nn.MultiheadAttention": (attention, ["q", "v"]),
+        "a convolution": (partial(convolution, width, width), ["fc"]),
     }
-
-
-def _attention(width: int) -> nn.Module:
-    return Holder(width, nn.MultiheadAttention(width, 4, batch_first=True))
+    return {name: (partial(Holder, width, layer), targets) for name, (layer, targets) in layers.items()}
 
 
 def inputs(model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -352,8 +351,16 @@ class Contract:
     def _copies(self) -> Iterator[str]:
         model = self.trained()
         x = inputs(model)
-        for name, copied in (("deepcopy", copy.deepcopy), ("pickle", lambda model: pickle.loads(pickle.dumps(model)))):
-            if not torch.equal(copied(model)(x), model(x)):
+        try:
+            twins: dict[str, nn.Module] = {
+                "deepcopy": copy.deepcopy(model),
+                "pickle": pickle.loads(pickle.dumps(model)),
+            }
+        except Exception as error:
+            yield f"it cannot be copied: {first_line(error)}. Keep no lambda and no open file in the update."
+            return
+        for name, twin in twins.items():
+            if not torch.equal(twin(x), model(x)):
                 yield f"a copy by {name} has other outputs. Keep all that the update needs in attributes of it."
 
     def _dtypes(self) -> Iterator[str]:
@@ -428,8 +435,10 @@ class Contract:
         file = io.BytesIO()
         torch.save([first.state_dict(), optimizers[0].state_dict(), one.state_dict()], file)
         file.seek(0)
-        for part, content in zip((second, optimizers[1], two), torch.load(file), strict=True):
-            part.load_state_dict(content)
+        tensors, moments, own = torch.load(file)
+        second.load_state_dict(tensors)
+        optimizers[1].load_state_dict(moments)
+        two.load_state_dict(own)
         train(second, range(6, 12), optimizers[1])
         if wrong := differing(state(whole), state(second)):
             yield f"other values after a resume: {wrong}. Return from Procedure.state_dict all that it remembers."

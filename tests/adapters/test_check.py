@@ -160,7 +160,7 @@ BROKEN: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
     "a function that cannot be copied": (
         (("self.scale = method.scale", "self.times = lambda x: x"), ("self.scale *", "1 *")),
         "copies",
-        r"(AttributeError|PicklingError): Can't .*lambda",
+        r"it cannot be copied: .*lambda.*\. Keep no lambda and no open file in the update\.",
     ),
     "a mistake in a line": (
         (("self.column @ self.row", "self.column @ self.rows"),),
