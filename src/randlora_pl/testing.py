@@ -257,7 +257,7 @@ class Contract:
         for power in range(8):
             for parameter in adapters.trainable_parameters(model).values():
                 parameter.add_(0.2 * 2**power * torch.randn_like(parameter))
-            if (model(x) - plain(x)).abs().max() > 0.02 * plain(x).abs().max():
+            if (model(x) - plain(x)).abs().max() > 0.2 * plain(x).abs().max():
                 break
         return model
 
@@ -378,7 +378,7 @@ class Contract:
             if actual.dtype != torch.bfloat16:
                 yield f"outputs in {mode} are {actual.dtype}, torch.bfloat16 is allowed. {fix}"
             expected = copy.deepcopy(model).float()(x.float())
-            yield from apart(actual.float(), expected, 0.04, f"outputs in {mode} and in float32", fix)
+            yield from apart(actual.float(), expected, 0.1, f"outputs in {mode} and in float32", fix)
 
     def _traits(self) -> Iterator[str]:
         model, adapter = self.trained(), self.adapter
