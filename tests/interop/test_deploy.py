@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA
+from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA, read_adapter
 from randlora_pl.interop import base_model
 from randlora_pl.language import offline
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
@@ -37,7 +37,7 @@ def saved(folder: Path, kind: str = "llama", adapter: Adapter | None = None) -> 
     task = make("bytes", kind, adapter=adapter or RandLoRA(rank=8), max_new_tokens=8)
     task.adapt()
     randomise(task.model, 0.1)
-    task.save(folder)
+    task.save(folder, {"dataset": "chat", "val/loss": 1.0})
     task.eval()
     return task
 
@@ -80,6 +80,7 @@ def test_a_decoder_becomes_one_lora_within_its_stated_error(kind: str, run: Run,
     task = saved(tmp_path / "ours", kind)
     done = run("adapter", "export", "ours", "--to", "lora", "--rank", "6", "--output", "lora")
     assert done.code == 0, done.err
+    assert read_adapter(tmp_path / "lora").metadata["training"] == {"dataset": "chat"}  # questions get its template
     base = make("bytes", kind).build().eval()
     exact = base_model.logits(task.model)
     plain, tuned = weights(base), weights(load_language_task(tmp_path / "ours").model)
