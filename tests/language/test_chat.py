@@ -109,6 +109,23 @@ def test_answers_and_their_ends_are_learned_in_the_template_of_the_model(known: 
     assert cut.full_length == found.full_length
 
 
+def test_a_long_conversation_is_read_up_to_the_cutoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer renders and tokenizes the text before it: a thousand messages took minutes and gigabytes."""
+    tokenizer = tokenizer_of(_chatml())
+    template, rendered = tokenizer.apply_chat_template, []
+
+    def counted(turns: Any, **how: Any) -> Any:
+        rendered.append(len(turns))
+        return template(turns, **how)
+
+    long, (short,) = [ASKED, ANSWER] * 400, encode_chats(tokenizer, [chat(*[ASKED, ANSWER] * 9)], 200)
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    (found,) = encode_chats(tokenizer, [chat(*long)], 200)
+    assert found[:2] == short[:2]
+    assert found.full_length == len(tokenizer(template(long, tokenize=False).rstrip("\n")).input_ids) - 1
+    assert len(rendered) < 20 and max(rendered[1:]) < 20
+
+
 @given(conversations())
 def test_the_template_of_bytes_has_an_end_behind_each_turn(chat: Conversation) -> None:
     tokenizer = load_tokenizer("bytes")

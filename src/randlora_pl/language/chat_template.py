@@ -6,7 +6,7 @@ begins and ends.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from randlora_pl.language.chat import Conversation, Turns
@@ -56,8 +56,8 @@ class ChatTemplate:
                 raise UserError(f"{where}, message {number}: {what}. Remove it.")
         return self._rendered(turns, where)
 
-    def samples(self, conversation: Conversation) -> list[list[Piece]]:
-        """Return the pieces of the samples of a conversation.
+    def samples(self, conversation: Conversation, cutoff: int) -> Iterator[list[Piece]]:
+        """Yield the pieces of the samples of a conversation, of which ``cutoff`` tokens are used.
 
         It is one sample, unless the template changes earlier answers (Qwen3 leaves out their thoughts). Then each
         answer is a sample, after the text that it is generated from.
@@ -68,38 +68,49 @@ class ChatTemplate:
         """
         turns, where = conversation.turns, conversation.where
         whole = self.question(turns, where)
+        answers = [number for number, turn in enumerate(turns, 1) if turn.role == "assistant"]
         together: list[Piece] = []
-        apart: list[list[Piece]] = []
-        done, changed = 0, False
-        for number, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            given, answered = (self._rendered(turns[:last], where) for last in (number, number + 1))
-            if not answered.startswith(given):
-                raise UserError(
-                    f"{where}: the model's chat template begins an answer in another way for generation, so that it "
-                    "cannot be learned. Use prompts: --data.dataset jsonl"
-                )
-            # What follows the end of text, such as a line break, is not generated. Without one (Gemma) it is added.
-            answer, mark, _ = answered[len(given) :].partition(self._end)
-            apart.append([Piece(given, False), Piece(answer + (mark or self._end), True)])
+        done = 0
+        for number in answers:
+            given, answer, mark = self.answer(turns[:number], where)
             if not whole.startswith(given + answer + mark):
                 mark = ""  # of the last answer alone (Phi-3)
-            changed |= not whole.startswith(given + answer + mark)
+            if not whole.startswith(given + answer + mark):
+                break
             together += [Piece(given[done:], False), Piece(answer + mark, True)]
             done = len(given + answer + mark)
-        together[-1] = apart[-1][-1]
-        return apart if changed else [together]
+            # Each answer renders the text before it: a chat of a thousand messages would take minutes.
+            if number < answers[-1] and len(self.tokens([whole[:done]])[0]) >= cutoff:
+                before, _, after = whole[done:].rpartition(self._end)
+                yield [*together, Piece((before or after) + self._end, False)]
+                return
+        else:
+            yield [*together[:-1], Piece(answer + (mark or self._end), True)]
+            return
+        for number in answers:
+            given, answer, mark = self.answer(turns[:number], where)
+            yield [Piece(given, False), Piece(answer + (mark or self._end), True)]
 
-    def all_samples(self, conversations: Sequence[Conversation]) -> Iterator[list[Piece]]:
-        """Yield the samples of conversations in their order, and log how many are several."""
-        several = 0
-        for conversation in conversations:
-            found = self.samples(conversation)
-            several += len(found) > 1
-            yield from found
-        if several:
-            log.info("The chat template changes earlier answers: each is a sample (%s conversations)", f"{several:,}")
+    def answer(self, turns: Turns, where: str) -> tuple[str, str, str]:
+        """Return what the last of these turns is generated from, its text, and its end of text, empty without one.
+
+        Raises:
+            UserError: The template refuses the turns, or begins an answer in another way for generation.
+        """
+        given, answered = self._rendered(turns[:-1], where), self._rendered(turns, where)
+        if not answered.startswith(given):
+            raise UserError(
+                f"{where}: the model's chat template begins an answer in another way for generation, so that it "
+                "cannot be learned. Use prompts: --data.dataset jsonl"
+            )
+        # What follows the end of text, such as a line break, is not generated. Without one (Gemma) it is added.
+        answer, mark, _ = answered[len(given) :].partition(self._end)
+        return given, answer, mark
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of texts in the template, without more control tokens."""
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _rendered(self, turns: Turns, where: str) -> str:
         given, asks = [turn._asdict() for turn in turns], turns[-1].role == "user"
@@ -119,7 +130,7 @@ def encode_chats(
     """Yield tokens and labels of conversations in the tokenizer's chat template, without what follows the last answer.
 
     The tokens are the template's as a whole wherever a question has the same tokens alone, for generation. Otherwise
-    its parts are tokenized apart.
+    its parts are tokenized apart. They are compared up to the cutoff, and several such samples are logged.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -130,13 +141,29 @@ def encode_chats(
     Raises:
         UserError: The template is missing, or does not take a conversation.
     """
-    for pieces in ChatTemplate(tokenizer).all_samples(conversations):
-        parts = _tokens(tokenizer, pieces)
-        ids = list(chain.from_iterable(parts))
-        labels: list[int] = []
-        for piece, part in zip(pieces, parts, strict=True):
-            labels += part if piece.learned or not mask_prompt else [IGNORED] * len(part)
-        yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
+    template, several = ChatTemplate(tokenizer), 0
+    for conversation in conversations:
+        for number, pieces in enumerate(template.samples(conversation, cutoff)):
+            several += number == 1
+            texts = [piece.text for piece in pieces]
+            (ids,) = template.tokens(["".join(texts)])
+            ends: list[int] = []
+            for start in accumulate(texts):
+                (own,) = template.tokens([start])
+                if own != ids[: len(own)]:
+                    parts = template.tokens(texts)
+                    ids, ends = list(chain.from_iterable(parts)), list(accumulate(map(len, parts)))
+                    break
+                ends.append(len(own))
+                if len(own) >= cutoff:
+                    break
+            labels: list[int] = []
+            for piece, end in zip(pieces, ends, strict=False):
+                here = ids[len(labels) : end]
+                labels += here if piece.learned or not mask_prompt else [IGNORED] * len(here)
+            yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
+    if several:
+        log.info("The chat template changes earlier answers: each is a sample (%s conversations)", f"{several:,}")
 
 
 def encode_turns(tokenizer: Any, turns: Turns, where: str) -> list[int]:
@@ -145,8 +172,8 @@ def encode_turns(tokenizer: Any, turns: Turns, where: str) -> list[int]:
     Raises:
         UserError: The template is missing, or does not take the turns.
     """
-    ids: list[int] = tokenizer(ChatTemplate(tokenizer).question(turns, where), add_special_tokens=False)["input_ids"]
-    return ids
+    template = ChatTemplate(tokenizer)
+    return template.tokens([template.question(turns, where)])[0]
 
 
 def encode_question(tokenizer: Any, chat: Conversation) -> tuple[list[int], str]:
@@ -155,17 +182,9 @@ def encode_question(tokenizer: Any, chat: Conversation) -> tuple[list[int], str]
     Raises:
         UserError: The template is missing, or does not take the conversation.
     """
-    answer = ChatTemplate(tokenizer).samples(chat)[-1][-1].text
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return encode_turns(tokenizer, chat.turns[:-1], chat.where), text.strip()
-
-
-def _tokens(tokenizer: Any, pieces: Sequence[Piece]) -> list[list[int]]:
-    """Return the tokens of each piece of a text."""
-    starts = list(accumulate(piece.text for piece in pieces))
-    cut: list[list[int]] = tokenizer(starts, add_special_tokens=False)["input_ids"]
-    if all(cut[-1][: len(ids)] == ids for ids in cut):
-        return [cut[-1][start:end] for start, end in pairwise([0, *map(len, cut)])]
-    apart: list[list[int]] = tokenizer([piece.text for piece in pieces], add_special_tokens=False)["input_ids"]
-    return apart
+    template = ChatTemplate(tokenizer)
+    template.question(chat.turns, chat.where)
+    given, answer, mark = template.answer(chat.turns, chat.where)
+    asked, learned = (template.tokens([text])[0] for text in (given, answer + mark))
+    text: str = tokenizer.decode(learned, skip_special_tokens=True)
+    return asked, text.strip()
