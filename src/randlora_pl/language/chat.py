@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from randlora_pl.language.text_files import HALF, half_character, own_file, read_values
+from randlora_pl.language.text_files import HALF, half_character, own_files, read_values
 from randlora_pl.utils.errors import UserError, near
 
 ROLES = ("system", "user", "assistant")
 MESSAGES = '{"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]}'
-EXPECTED = f"train.jsonl with a line such as {MESSAGES} per conversation; optionally val.jsonl and test.jsonl"
+EXPECTED = f"a line such as {MESSAGES} per conversation"
 UNREAD = ("tool_calls", "function_call", "reasoning_content", "thinking", "weight")
 """Fields of other programs' messages that change what is learned."""
 
@@ -37,6 +37,11 @@ class Conversation:
 
     turns: Turns
     where: str = field(repr=False, compare=False)
+
+    @property
+    def asked(self) -> Turns:
+        """The turns up to the last one of the user, without an answer behind it."""
+        return self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
 
 
 def turns_of(messages: object, where: str) -> Turns:
@@ -63,18 +68,7 @@ def turns_of(messages: object, where: str) -> Turns:
     return tuple(turns)
 
 
-def asked_of(messages: object, where: str) -> Turns:
-    """Return the turns of a list of messages up to the last one of the user; an answer behind it is left out.
-
-    Raises:
-        UserError: A message is wrong.
-    """
-    turns = turns_of(messages, where)
-    return turns[:-1] if turns[-1].role == "assistant" else turns
-
-
 def _fault(message: Any) -> str:
-    """Return the error of one message alone, empty without one."""
     if not isinstance(message, dict):
         return "expected an object with role and content."
     if absent := [name for name in ("role", "content") if name not in message]:
@@ -94,7 +88,6 @@ def _fault(message: Any) -> str:
 
 
 def _misplaced(role: str, before: Sequence[Turn]) -> str:
-    """Return the error of a role that may not follow these turns, empty without one."""
     last = before[-1].role if before else "start"
     allowed = {"start": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[last]
     if role in allowed:
@@ -103,16 +96,13 @@ def _misplaced(role: str, before: Sequence[Turn]) -> str:
     return f"{after} the {' or the '.join(allowed)}, not the {role}. Join the texts of one role, or correct the order."
 
 
-def read_conversations(root: Path, split: str) -> list[Conversation]:
-    """Return the conversations of a split, each ending with an answer; none if the split has no file.
+def read_file(file: Path) -> list[Conversation]:
+    """Return the conversations of a file in its order.
 
     Raises:
-        UserError: There is nothing to train on, or a conversation is wrong; the message has file and line.
+        UserError: A conversation is wrong; the message has file and line.
     """
-    file = own_file(root, split, EXPECTED)
-    if file is None:
-        return []
-    found = []
+    chats = []
     for line, value in read_values(file):
         where = f"{file}, line {line}"
         if not isinstance(value, dict) or "messages" not in value:
@@ -120,13 +110,26 @@ def read_conversations(root: Path, split: str) -> list[Conversation]:
             if isinstance(value, dict) and "prompt" in value:
                 advice = "For prompts and completions: --data.dataset jsonl"
             raise UserError(f"{where}: the record lacks 'messages'. {advice}")
-        turns = turns_of(value["messages"], where)
-        if turns[-1].role != "assistant":
-            raise UserError(f"{where}: the last message is the user's, so that no answer is learned. Add the answer.")
-        found.append(Conversation(turns, where))
-    if not found:
+        chats.append(Conversation(turns_of(value["messages"], where), where))
+    return chats
+
+
+def read_conversations(root: Path, split: str) -> list[Conversation]:
+    """Return the conversations of a split, each ending with an answer; none if the split has no file.
+
+    Raises:
+        UserError: There is nothing to train on, or a conversation is wrong; the message has file and line.
+    """
+    file = own_files(root, ".jsonl", EXPECTED).get(split)
+    if file is None:
+        return []
+    chats = read_file(file)
+    for chat in chats:
+        if chat.asked == chat.turns:
+            raise UserError(f"{chat.where}: the last message is the user's, so that no answer is learned. Add one.")
+    if not chats:
         raise UserError(f"{file} has no conversations. Expected: {EXPECTED}")
-    return found
+    return chats
 
 
 def has_conversations(file: Path) -> bool:

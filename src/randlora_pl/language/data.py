@@ -266,7 +266,7 @@ class LabelledTexts(TokenData):
         if not self.own:
             given = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
             return given | ({"test": glue.read_glue(self.root, self.dataset, "validation")} if tests else {})
-        files = text_files.own_files(self.root, f".{self.dataset}")
+        files = text_files.own_files(self.root, f".{self.dataset}", text_files.COLUMNS)
         needed = {"train": True, "val": learns, "test": tests}  # training files have the names of the classes
         rows = {split: text_files.read_own(file) for split, file in files.items() if needed[split]}
         arities = {len(some[0].texts): files[split] for split, some in rows.items()}

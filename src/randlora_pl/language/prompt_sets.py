@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from randlora_pl.language.chat import Conversation, Turn, Turns, asked_of, has_conversations, read_conversations
+from randlora_pl.language.chat import Conversation, Turn, Turns, has_conversations, read_conversations, read_file
 from randlora_pl.language.text_files import (
     TEXTS,
     csv_rows,
     decoded,
     first_file,
     lines_of,
-    own_file,
+    own_files,
     read_records,
     read_text,
-    read_values,
     texts_of,
 )
 from randlora_pl.utils.errors import UserError
@@ -177,8 +176,7 @@ def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[
     return pairs
 
 
-OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} per sample'
-OWN += "; optionally val.jsonl and test.jsonl in the same format"
+OWN = 'a line such as {"prompt": "2+2=", "completion": "4"} per sample'
 
 Kind = TypeVar("Kind")
 
@@ -309,7 +307,7 @@ def hold_out(
 
 def _own_samples(root: Path, split: str) -> list[Sample]:
     """Return the user's samples of a split; none if only ``train`` has a file, or ``root`` is the one file."""
-    file = own_file(root, split, OWN)
+    file = own_files(root, ".jsonl", OWN).get(split)
     if file is None:
         return []
     samples = []
@@ -350,19 +348,22 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         UserError: It is missing, empty, of another kind, or a line is wrong; the message has file and line.
     """
     path = Path(source)
+    kind = path.suffix.lower()
     if source == "-":
-        source = "standard input"
-        rows = _plain(lines_of(decoded(sys.stdin.buffer.read(), source)))
+        source, kind = "standard input", ".txt"
+        text = decoded(sys.stdin.buffer.read(), source)
     elif not path.is_file():
         what = "is a folder: name its files" if path.is_dir() else "does not exist"
         raise UserError(f"--texts: {path} {what}.")
-    elif path.suffix.lower() == ".txt":
-        rows = _plain(lines_of(read_text(path)))
-    elif path.suffix.lower() in (".jsonl", ".json"):
+    elif kind == ".txt":
+        text = read_text(path)
+    if kind == ".txt":
+        rows = [(number, {_LINE: line}) for number, line in enumerate(lines_of(text), 1) if line.strip()]
+    elif kind in (".jsonl", ".json"):
         if names == PROMPTS and has_conversations(path):
-            return _conversations(path)
+            return [Given(chat.where, {}, chat.asked) for chat in read_file(path)]
         rows = read_records(path, (), optional=names)
-    elif path.suffix.lower() == ".csv":
+    elif kind == ".csv":
         rows = [(line, {name: row[name] for name in names if name in row}) for line, row in csv_rows(path)]
     else:
         raise UserError(
@@ -371,20 +372,6 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
     if not rows:
         raise UserError(f"{source} has no text.")
     return [Given(f"{source}, line {line}", fields) for line, fields in rows]
-
-
-def _conversations(path: Path) -> list[Given]:
-    """Return the conversations of a file, without an answer at the end, as completions are left out."""
-    found = []
-    for line, value in read_values(path):
-        where = f"{path}, line {line}"
-        messages = value.get("messages") if isinstance(value, dict) else None
-        found.append(Given(where, {}, asked_of(messages, where)))
-    return found
-
-
-def _plain(lines: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    return [(number, {_LINE: line}) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def shown(given: Given) -> str:

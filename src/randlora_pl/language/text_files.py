@@ -106,21 +106,6 @@ def read_values(path: Path) -> list[tuple[int, Any]]:
     return values
 
 
-def own_file(root: Path, split: str, expected: str) -> Path | None:
-    """Return the user's JSON lines of a split; None if only ``train`` has a file, or ``root`` is the one file.
-
-    Raises:
-        UserError: There is nothing to train on; the message has what is expected.
-    """
-    file = root if root.is_file() else root / "train.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Expected below --data.root: {expected}")
-    if split == "train":
-        return file
-    other = file.with_name(f"{split}.jsonl")
-    return other if file != root and other.is_file() else None
-
-
 def half_character(text: str) -> bool:
     """Return True if a text has an unpaired surrogate, as JSON can write it; no tokenizer takes it."""
     return not text.isascii() and re.search(r"[\ud800-\udfff]", text) is not None
@@ -228,8 +213,13 @@ class Labelled:
     label: str
 
 
-def own_files(root: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of a folder by split (suffix ``.csv`` or ``.jsonl``), or one file to train on alone.
+def own_files(root: Path, suffix: str, content: str) -> dict[str, Path]:
+    """Return the files of a folder by split, or one file to train on alone.
+
+    Args:
+        root: The folder, or the file.
+        suffix: ``.csv`` or ``.jsonl``.
+        content: Noun phrase for the error, what a file has.
 
     Raises:
         UserError: There is nothing to train on.
@@ -238,7 +228,7 @@ def own_files(root: Path, suffix: str) -> dict[str, Path]:
         return {"train": root}
     files = {split: root / f"{split}{suffix}" for split in ("train", "val", "test")}
     if not files["train"].is_file():
-        tree = f"train{suffix} with {COLUMNS}; optionally val{suffix} and test{suffix} in the same format"
+        tree = f"train{suffix} with {content}; optionally val{suffix} and test{suffix} in the same format"
         raise UserError(f"{files['train']} does not exist. Expected below --data.root: {tree}")
     return {split: file for split, file in files.items() if file.is_file()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.language.chat import Chat, Turns, asked_of
+from randlora_pl.language.chat import Chat, Conversation, Turns, turns_of
 from randlora_pl.language.chat_template import encode_turns
 from randlora_pl.language.decoder import (
     Decoding,
@@ -291,7 +291,7 @@ class CausalLMTask(TextTask):
         tokens: dict[str | Turns, list[int]] = {}
         for number, given in enumerate(prompts, 1):
             where = f"prompt {number}"
-            prompt = given if isinstance(given, str) else asked_of(given, where)
+            prompt = given if isinstance(given, str) else Conversation(turns_of(given, where), where).asked
             asked.append(prompt)
             if prompt in tokens:
                 continue
