@@ -1,6 +1,7 @@
 """Samples that share a row: which rows, and that each has the losses and gradients that it has alone."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,10 @@ def sample(length: int, start: int = 3, masked: int = 0) -> Encoded:
     return Encoded(ids, [*[IGNORED] * masked, *ids[masked:]], length)
 
 
+def starts(row: Encoded) -> list[int]:
+    return [place for place, position in enumerate(row.positions) if position == 0]
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(20, 45))
 def test_rows_have_every_sample_once_and_no_room_for_the_next(lengths: list[int], size: int) -> None:
     samples = [sample(length, 7 * number) for number, length in enumerate(lengths)]
@@ -38,13 +43,13 @@ def test_rows_have_every_sample_once_and_no_room_for_the_next(lengths: list[int]
     found = []
     for row in rows:
         assert len(row.input_ids) == len(row.labels) == row.full_length <= size
-        for start, end in zip(row.starts, [*row.starts[1:], len(row.input_ids)], strict=True):
+        for start, end in pairwise([*starts(row), len(row.input_ids)]):
             assert row.labels[start] == IGNORED  # the last token of one sample does not predict the first of the next
             assert list(row.labels[start + 1 : end]) == list(row.input_ids[start + 1 : end])
-            assert row.positions[start:end] == list(range(end - start))
+            assert list(row.positions[start:end]) == list(range(end - start))
             found.append(list(row.input_ids[start:end]))
     assert sorted(found) == sorted(list(each.input_ids) for each in samples)
-    first = [row.starts[1] if len(row.starts) > 1 else len(row.input_ids) for row in rows]
+    first = [[*starts(row), len(row.input_ids)][1] for row in rows]
     for place, row in enumerate(rows):
         assert all(len(row.input_ids) + length > size for length in first[place + 1 :])
     assert pack(samples, size) == rows
@@ -54,7 +59,8 @@ def test_a_batch_counts_the_learned_tokens_of_each_row() -> None:
     rows = pack([sample(5, masked=2), sample(3), sample(9, masked=8), sample(1)], 9)
     held = Tokens(rows, 0)
     assert [held[place] for place in range(len(rows))] == [
-        row._replace(input_ids=list(row.input_ids), labels=list(row.labels)) for row in rows
+        row._replace(**{name: list(getattr(row, name)) for name in ("input_ids", "labels", "positions")})
+        for row in rows
     ]
     batch = held.batch([0, 1])
     assert batch["position_ids"].tolist() == [[*range(9), *[0] * 7], [*range(5), *range(3), 0, *[0] * 7]]

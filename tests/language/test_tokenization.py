@@ -15,9 +15,10 @@ from randlora_pl.language.tokenization import (
     Side,
     collate,
     collate_sentences,
-    encode_all,
+    encode,
     encode_prompt,
     encode_sentences,
+    keep,
     pad_id,
 )
 from randlora_pl.utils.errors import UserError
@@ -58,18 +59,18 @@ def test_a_cutoff_takes_the_end_and_tells_the_full_length(
 def test_long_samples_are_counted_and_those_without_a_label_left_out(caplog: pytest.LogCaptureFixture) -> None:
     samples = [("a" * 3, "b"), ("a" * 9, "b"), ("a" * 3, "b" * 30), ("q" * 9, "")]
     with caplog.at_level(logging.WARNING, "randlora_pl"):
-        kept, lengths = encode_all(tokenizer_of(), samples, 8, mask_prompt=True)
+        kept, lengths = keep(encode(tokenizer_of(), samples, 8, mask_prompt=True), 8)
     sizes = [encode_one(tokenizer_of(), sample).full_length for sample in samples]
     assert sizes[0] <= 8 < min(sizes[1:])
     assert (lengths.samples, lengths.cut, lengths.longest, lengths.dropped) == (4, 3, max(sizes), 2)
     assert [len(sample.input_ids) for sample in kept] == [sizes[0], 8]
     said = f"3 of 4 samples are longer than 8 tokens and are truncated (the longest has {max(sizes)})"
     assert caplog.messages == [f"{said}; 2 of them lost all learned tokens and are skipped"]
-    kept, lengths = encode_all(tokenizer_of(), samples, 8)
+    kept, lengths = keep(encode(tokenizer_of(), samples, 8), 8)
     assert (len(kept), lengths.dropped) == (4, 0)
     caplog.clear()
     with caplog.at_level(logging.INFO, "randlora_pl"):
-        _, lengths = encode_all(tokenizer_of(), [("a", "b")], 8)
+        _, lengths = keep(encode(tokenizer_of(), [("a", "b")], 8), 8)
     assert caplog.messages == [] and str(lengths) == "0 of 1 samples are longer than 8 tokens and are truncated"
 
 
@@ -86,12 +87,12 @@ def test_many_samples_take_few_calls_and_no_lists() -> None:
             return plain(*args, **kwargs)
 
     samples = [("ab" * (number % 7), "c" * (number % 5)) for number in range(2345)] + [("a" * 1000, "b")]
-    kept, lengths = encode_all(Counting(), samples, 10_000, separate=True)
+    kept, lengths = keep(encode(Counting(), samples, 10_000, separate=True), 10_000)
     assert len(calls) == 1 + 2 * 3
     assert lengths.samples == len(kept) == len(samples)
     for sample, found in zip(samples, kept, strict=True):
         alone = encode_one(plain, sample, 10_000, separate=True)
-        assert (list(found.input_ids), list(found.labels), found.full_length) == alone[:3]
+        assert (list(found.input_ids), list(found.labels), found.full_length, ()) == alone
     assert sys.getsizeof(kept[-1].input_ids) < 4 * len(kept[-1].input_ids) + 100
 
 
@@ -139,24 +140,16 @@ def test_padding_is_outside_of_the_masks_and_changes_no_token(
         assert (batch["input_ids"][place][~here] == pad).all()
         assert (batch["labels"][place][~here] == IGNORED).all()
         assert here[-1 if side == "left" else 0]
-    pairs = [(sample.input_ids, sample.labels) for sample in encoded]
-    assert all(torch.equal(batch[name], value) for name, value in collate(pairs, pad, side, multiple).items())
 
 
-@pytest.mark.parametrize(
-    ("sentences", "kind"),
-    [([("the task", "a pub"), ("price",)], torch.int64), ([("the",), ("a task",)], torch.float32)],
-)
-def test_sentences_and_pairs_are_padded_as_the_tokenizer_pads_them(
-    sentences: list[tuple[str, ...]], kind: torch.dtype
-) -> None:
+@pytest.mark.parametrize("sentences", [[("the task", "a pub"), ("price",)], [("the",), ("a task",)]])
+def test_sentences_and_pairs_are_padded_as_the_tokenizer_pads_them(sentences: list[tuple[str, ...]]) -> None:
     tokenizer = sentence_tokenizer()
     encoded, lengths = encode_sentences(tokenizer, sentences)
-    batch = collate_sentences(tokenizer, encoded, [1, 0] if kind == torch.int64 else [1.5, 3], pad_id(tokenizer))
+    batch = collate_sentences(tokenizer, encoded, pad_id(tokenizer))
     expected = tokenizer.pad([dict(row) for row in encoded], pad_to_multiple_of=8, return_tensors="pt")
-    assert set(batch) == {*expected, "labels"} == {"input_ids", "token_type_ids", "attention_mask", "labels"}
+    assert set(batch) == set(expected) == {"input_ids", "token_type_ids", "attention_mask"}
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
-    assert batch["labels"].dtype == kind
     assert lengths.cut == 0
     assert tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0] == 1]) == " ".join(
         f"{before} {text}" for before, text in zip(("[CLS]", "[SEP]"), sentences[0], strict=False)

@@ -26,7 +26,7 @@ class TextSamples:
         lengths: int64 (samples,), tokens of each.
     """
 
-    def __init__(self, columns: Mapping[str, Iterable[Sequence[int]]]) -> None:
+    def __init__(self, columns: Mapping[str, Sequence[Sequence[int]]]) -> None:
         self.lengths = np.array([len(row) for row in columns["input_ids"]], np.int64)
         self._ends = np.cumsum([0, *self.lengths])
         self._columns = {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in columns.items()}
@@ -64,24 +64,16 @@ def pack(samples: Sequence[Encoded], size: int) -> list[Encoded]:
     give the same rows.
     """
     rows: list[list[Encoded]] = []
-    rooms: list[int] = []  # in order, those that some row has
-    rows_with: dict[int, list[int]] = {}
+    rooms: list[tuple[int, int]] = []  # in order, with the numbers of the rows; those with room
     for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
         length = len(sample.input_ids)
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
-            row, room = len(rows), size
+        place = bisect_left(rooms, (length, 0))
+        room, row = rooms.pop(place) if place < len(rooms) else (size, len(rows))
+        if row == len(rows):
             rows.append([])
-        else:
-            room = rooms[place]
-            row = rows_with[room].pop()
-            if not rows_with[room]:
-                del rooms[place]
         rows[row].append(sample)
-        left = room - length
-        if not rows_with.setdefault(left, []):
-            insort(rooms, left)
-        rows_with[left].append(row)
+        if room > length:
+            insort(rooms, (room - length, row))
     return [joined(row) for row in rows]
 
 
@@ -99,12 +91,9 @@ class Tokens(TextSamples):
 
     def __init__(self, encoded: Iterable[Encoded], pad: int, side: Side = "right") -> None:
         samples = list(encoded)
-        columns: dict[str, Iterable[Sequence[int]]] = {
-            "input_ids": [sample.input_ids for sample in samples],
-            "labels": [sample.labels for sample in samples],
-        }
-        if any(len(sample.starts) > 1 for sample in samples):
-            columns["position_ids"] = (sample.positions for sample in samples)
+        columns = {name: [getattr(sample, name) for sample in samples] for name in ("input_ids", "labels")}
+        if any(sample.positions for sample in samples):
+            columns["positions"] = [sample.positions or range(len(sample.input_ids)) for sample in samples]
         super().__init__(columns)
         self._columns["labels"][self._ends[:-1]] = IGNORED  # predicted by nothing
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
@@ -112,14 +101,12 @@ class Tokens(TextSamples):
         self.pad, self.side = pad, side
 
     def __getitem__(self, number: int) -> Encoded:
-        row = self._row(number)
-        starts = [place for place, position in enumerate(row.pop("position_ids", [0])) if position == 0]
-        return Encoded(**row, full_length=int(self.lengths[number]), starts=tuple(starts))
+        return Encoded(**self._row(number), full_length=int(self.lengths[number]))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a padded batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length) int64, and ``padding``.
 
-        With the `learned_positions`, for which a device would have to wait. Rows of several samples come with
+        With the `learned_positions`, for which a device would have to wait. Rows of joined samples come with
         ``position_ids`` (b, length).
         """
         texts = collate([self[index] for index in indices], self.pad, self.side)
@@ -162,8 +149,8 @@ class Sentences(TextSamples):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a batch padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
-        labels = self.labels[torch.tensor(indices)].tolist()
-        return collate_sentences(self.tokenizer, [self[index] for index in indices], labels, self.pad)
+        texts = collate_sentences(self.tokenizer, [self[index] for index in indices], self.pad)
+        return {**texts, "labels": self.labels[torch.tensor(indices)]}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from randlora_pl.language.text_files import HALF, half_character, own_files, read_values
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files import open_plain
 
 ROLES = ("system", "user", "assistant")
 MESSAGES = '{"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]}'
@@ -60,7 +61,7 @@ def turns_of(messages: object, where: str) -> Turns:
     turns: list[Turn] = []
     for number, message in enumerate(messages, 1):
         given = message._asdict() if isinstance(message, Turn) else message
-        if fault := _fault(given) or _misplaced(given["role"], turns):
+        if fault := _fault(given, turns):
             raise UserError(f"{where}, message {number}: {fault}")
         turns.append(Turn(given["role"], given["content"]))
     if turns[-1].role == "system":
@@ -68,7 +69,7 @@ def turns_of(messages: object, where: str) -> Turns:
     return tuple(turns)
 
 
-def _fault(message: Any) -> str:
+def _fault(message: Any, before: Sequence[Turn]) -> str:
     if not isinstance(message, dict):
         return "expected an object with role and content."
     if absent := [name for name in ("role", "content") if name not in message]:
@@ -84,10 +85,8 @@ def _fault(message: Any) -> str:
         return f"'content' must be text, not {json.dumps(content)[:40]}. Write it as one text."
     if not content.strip():
         return f"the text of the {role} is empty. Fill it, or delete the conversation."
-    return f"'content' {HALF}. Correct it." if half_character(content) else ""
-
-
-def _misplaced(role: str, before: Sequence[Turn]) -> str:
+    if half_character(content):
+        return f"'content' {HALF}. Correct it."
     last = before[-1].role if before else "start"
     allowed = {"start": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[last]
     if role in allowed:
@@ -135,8 +134,8 @@ def read_conversations(root: Path, split: str) -> list[Conversation]:
 def has_conversations(file: Path) -> bool:
     """Return True if the first record of a JSON file has ``messages``; False also if it cannot be read."""
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            first = next(line for line in lines if line.strip())
+        with open_plain(file) as lines:
+            first = next(line for line in lines if line.strip()).decode("utf-8-sig")
         record = read_values(file)[0][1] if first.lstrip().startswith("[") else json.loads(first)
     except (UserError, OSError, ValueError, RecursionError, StopIteration, IndexError):
         return False

@@ -16,15 +16,7 @@ from randlora_pl.language.catalog import OWN_LABELLED, OWN_TEXTS, check_dataset
 from randlora_pl.language.chat_template import encode_chats, encode_question
 from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_chats, read_items, read_training
-from randlora_pl.language.tokenization import (
-    Encoded,
-    Lengths,
-    encode_all,
-    encode_prompt,
-    encode_sentences,
-    keep,
-    pad_id,
-)
+from randlora_pl.language.tokenization import Encoded, Lengths, encode, encode_prompt, encode_sentences, keep, pad_id
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import NotNegative, at_least
 
@@ -346,7 +338,22 @@ class TextData(TokenData):
     def read(self, learns: bool, tests: bool) -> None:
         """Read and encode what is needed."""
         if learns:
-            self._read_samples()
+            limit, masked = self.cutoff, bool(self.mask_prompt)
+            if self.chats:
+                chats = read_chats(self.root, self.validation)
+                text = repr(chats[0])
+                parts = [keep(encode_chats(self._tokenizer, some, limit, masked), limit) for some in chats]
+            else:
+                samples = read_training(self.dataset, self.root, self.validation)
+                text = repr(samples[0])
+                parts = [keep(encode(self._tokenizer, some, limit, masked, self.separate), limit) for some in samples]
+            self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            (train, self.lengths["train"]), (val, _) = parts
+            if not train:
+                raise UserError(f"No training sample has a token to learn within --data.cutoff {limit}. Raise it")
+            self._joined = len(train)
+            train = pack(train, limit) if self.packing else train
+            self._held |= {split: Tokens(kept, self.pad) for split, kept in (("train", train), ("val", val)) if kept}
             if self.chats:  # what the template refuses of the questions is reported before the training
                 self._questions()
         if tests:
@@ -356,25 +363,6 @@ class TextData(TokenData):
                 if empty := sum(not ids for ids in prompts):
                     raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
                 self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad, "left")
-
-    def _read_samples(self) -> None:
-        """Read and encode the training and validation samples."""
-        limit, masked = self.cutoff, bool(self.mask_prompt)
-        if self.chats:
-            chats = read_chats(self.root, self.validation)
-            text = repr(chats[0])
-            parts = [keep(encode_chats(self._tokenizer, some, limit, masked), limit) for some in chats]
-        else:
-            samples = read_training(self.dataset, self.root, self.validation)
-            text, how = repr(samples[0]), {"mask_prompt": masked, "separate": self.separate}
-            parts = [encode_all(self._tokenizer, some, limit, **how) for some in samples]
-        self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        (train, self.lengths["train"]), (val, _) = parts
-        if not train:
-            raise UserError(f"No training sample has a token to learn within --data.cutoff {limit}. Raise it")
-        self._joined = len(train)
-        train = pack(train, limit) if self.packing else train
-        self._held |= {split: Tokens(kept, self.pad) for split, kept in (("train", train), ("val", val)) if kept}
 
     def _questions(self) -> list[list[int]]:
         """Return the tokens of the tests' prompts; answers of conversations become what the template makes of them."""

@@ -126,13 +126,14 @@ def check_apart(model: Any) -> None:
     tokens = [[step * number % vocabulary for number in range(1, 5)] for step in (1, 2, 3)]
     sample, before, other = (Encoded(ids, ids, len(ids)) for ids in tokens)
 
-    def losses(*samples: Encoded) -> Tensor:
-        batch = collate([joined(samples)], 0, "right")
+    def losses(row: Encoded) -> Tensor:
+        batch = collate([row], 0, "right")
         on_device = {name: value.to(weights.device) for name, value in batch.items()}
         return token_losses(model, {**on_device, "padding": "right"})[0][0]
 
     with torch.no_grad():
-        behind, elsewhere, alone = losses(before, sample)[4:7], losses(other, sample)[4:7], losses(sample)[:3]
+        behind, elsewhere = (losses(joined([first, sample]))[4:7] for first in (before, other))
+        alone = losses(sample)[:3]
     rounding = 1e-4 if weights.dtype == torch.float32 else 0.05  # of another kernel
     same = rounding if getattr(model, "is_loaded_in_8bit", False) else 1e-5  # 8 bits round by all tokens of a batch
     if not (torch.allclose(behind, elsewhere, same, same) and torch.allclose(behind, alone, rounding, rounding)):

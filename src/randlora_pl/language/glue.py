@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from randlora_pl.language.text_files import Examples, lines_of, read_text
+from randlora_pl.language.text_files import Examples, lines_of, numeric, read_text
 from randlora_pl.utils.errors import UserError
 
 
@@ -105,10 +105,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
         if task.labels and label not in task.labels:
             what = f"the label {label[:40]!r} is not one of {', '.join(task.labels)}"
             raise UserError(f"{where}: {what}. Correct the line")
-        try:
-            value = task.labels.index(label) if task.labels else float(label)
-        except ValueError:
-            value = float("nan")
+        value = task.labels.index(label) if task.labels else numeric(label)
         if not task.labels and not 0 <= value <= 5:
             raise UserError(f"{where}: the score {label[:40]!r} is not a number from 0 to 5. Correct the line")
         sentences.append(texts)

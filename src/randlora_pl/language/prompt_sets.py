@@ -81,11 +81,6 @@ class Question:
     output: str
     answer: str
 
-    @property
-    def prompt(self) -> str:
-        """The text before the answer."""
-        return instruction_prompt(self.instruction, self.input)
-
     def options(self, task: Task) -> tuple[str, ...]:
         """Return the answers that this question offers: from its line ``Answer format: a/b/c``, or all of the task's.
 
@@ -251,7 +246,8 @@ def read_training(dataset: str, root: Path, validation: int | None) -> tuple[lis
         train, val = _own_samples(root, "train"), _own_samples(root, "val")
         return (train, val) if val else hold_out(train, validation)
     questions = read_questions(root, dataset)
-    return hold_out([Sample(each.prompt, each.output) for each in questions], validation, 42, "commonsense/validation")
+    samples = [Sample(instruction_prompt(each.instruction, each.input), each.output) for each in questions]
+    return hold_out(samples, validation, 42, "commonsense/validation")
 
 
 def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[Item]:
@@ -277,7 +273,8 @@ def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[It
         for each in read_questions(root, task.name):
             options = each.options(task)
             completions = tuple(map(each.completion, options))
-            items.append(Item(task.name, each.prompt, each.answer, task.answers, options, completions))
+            prompt = instruction_prompt(each.instruction, each.input)
+            items.append(Item(task.name, prompt, each.answer, task.answers, options, completions))
     return items
 
 
@@ -306,7 +303,6 @@ def hold_out(
 
 
 def _own_samples(root: Path, split: str) -> list[Sample]:
-    """Return the user's samples of a split; none if only ``train`` has a file, or ``root`` is the one file."""
     file = own_files(root, ".jsonl", OWN).get(split)
     if file is None:
         return []

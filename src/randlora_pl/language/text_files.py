@@ -304,7 +304,7 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
     """Return the classes of training texts, numbers by size and names by the alphabet; refuse one class and scores."""
     names = {row.label for row in rows}
-    numbers = {name: _number(name) for name in names}
+    numbers = {name: numeric(name) for name in names}
     if all(map(math.isfinite, numbers.values())):
         broken = next((row for row in rows if not numbers[row.label].is_integer()), None)
         if broken is not None:
@@ -327,7 +327,7 @@ def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
 
 def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
     """Return texts with the numbers of their classes; refuse other labels."""
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {name: place for place, name in enumerate(classes)}
     for row in rows:
         if row.label not in numbers:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
@@ -340,14 +340,15 @@ def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
 
 def scores(rows: Sequence[Labelled]) -> Examples:
     """Return texts with scores; refuse labels that are not finite numbers."""
-    numbers = [_number(row.label) for row in rows]
-    for row, number in zip(rows, numbers, strict=True):
-        if not math.isfinite(number):
+    numbers = [numeric(row.label) for row in rows]
+    for row, value in zip(rows, numbers, strict=True):
+        if not math.isfinite(value):
             raise UserError(f"{row.where}: score {row.label[:40]!r} is not a number; for classes: --data.scores false")
     return Examples([row.texts for row in rows], numbers)
 
 
-def _number(text: str) -> float:
+def numeric(text: str) -> float:
+    """Return the number that a text is, or NaN if it is none."""
     try:
         return float(text)
     except ValueError:

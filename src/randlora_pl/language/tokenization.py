@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -143,12 +143,6 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
         raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
 
 
-@torch.no_grad()
-def try_out(model: nn.Module) -> None:
-    """Run a new model once: some shapes, such as heads of an odd size, fail no sooner."""
-    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
-
-
 def pad_id(tokenizer: Any) -> int:
     """Return the number to pad with: the tokenizer's own, or else the number of the end of text (logged).
 
@@ -199,28 +193,23 @@ class Encoded(NamedTuple):
         input_ids: Token numbers.
         labels: The same, or `IGNORED` where the loss does not look.
         full_length: Tokens before the cutoff.
-        starts: Indices of the first tokens of the samples.
+        positions: The position of each token in its sample, of a row; else empty.
     """
 
     input_ids: Sequence[int]
     labels: Sequence[int]
     full_length: int
-    starts: Sequence[int] = (0,)
-
-    @property
-    def positions(self) -> list[int]:
-        """The position of each token in its sample."""
-        return [place for start, end in pairwise([*self.starts, len(self.input_ids)]) for place in range(end - start)]
+    positions: Sequence[int] = ()
 
 
 def joined(samples: Sequence[Encoded]) -> Encoded:
     """Return samples as one row, in which no token predicts the first one of the next sample."""
-    ids, labels, starts = array("i"), array("i"), []
+    ids, labels, positions = array("i"), array("i"), array("i")
     for sample in samples:
-        starts.append(len(ids))
         ids.extend(sample.input_ids)
         labels.extend([IGNORED, *sample.labels[1:]])
-    return Encoded(ids, labels, sum(sample.full_length for sample in samples), tuple(starts))
+        positions.extend(range(len(sample.input_ids)))
+    return Encoded(ids, labels, sum(sample.full_length for sample in samples), positions)
 
 
 @dataclass
@@ -303,13 +292,6 @@ def encode(
             yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
 
 
-def encode_all(
-    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int = 256, **how: bool
-) -> tuple[list[Encoded], Lengths]:
-    """Return all samples that are kept (see `encode` and `keep`)."""
-    return keep(encode(tokenizer, samples, cutoff, **how), cutoff)
-
-
 def keep(samples: Iterable[Encoded], cutoff: int) -> tuple[list[Encoded], Lengths]:
     """Return samples as arrays, which take a fraction of lists' memory, and the effect of the cutoff on them.
 
@@ -328,9 +310,7 @@ def keep(samples: Iterable[Encoded], cutoff: int) -> tuple[list[Encoded], Length
     return kept, lengths
 
 
-def collate(
-    encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
-) -> dict[str, Tensor]:
+def collate(encoded: Sequence[Encoded], pad: int, side: Side = "left", multiple: int = 8) -> dict[str, Tensor]:
     """Return a batch for a decoder, padded on the left as generation needs it, or on the right.
 
     Args:
@@ -341,12 +321,12 @@ def collate(
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 at tokens, 0 at padding) and ``labels`` (`IGNORED` at padding), int64 of
-        shape (batch, length). If a row has several samples also ``position_ids``, which restart (0 at padding).
+        shape (batch, length). Of joined samples also ``position_ids``, which restart (0 at padding).
     """
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels, *_ in encoded]
-    samples = [sample for sample in encoded if isinstance(sample, Encoded)]
-    if any(len(sample.starts) > 1 for sample in samples):
-        rows = [{**row, "position_ids": sample.positions} for row, sample in zip(rows, samples, strict=True)]
+    if any(sample.positions for sample in encoded):
+        for row, sample in zip(rows, encoded, strict=True):
+            row["position_ids"] = sample.positions or range(len(sample.input_ids))
     return _padded(rows, {"input_ids": pad, "labels": IGNORED}, side, multiple)
 
 
@@ -384,23 +364,19 @@ def encode_sentences(
     return kept, lengths
 
 
-def collate_sentences(
-    tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int
-) -> dict[str, Tensor]:
+def collate_sentences(tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
     """Return a batch for an encoder, padded on the right.
 
     Args:
         tokenizer: The one that encoded; it defines the padding of inputs other than tokens.
         encoded: See `encode_sentences`.
-        labels: Class numbers (int) or scores (float).
         pad: Number to pad with (see `pad_id`).
 
     Returns:
-        The tokenizer's inputs, int64 of shape (batch, length), and ``labels``, int64 or float32 of shape (batch,).
+        The tokenizer's inputs, int64 of shape (batch, length).
     """
     fill = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
-    kind = torch.int64 if all(isinstance(label, int) for label in labels) else torch.float32
-    return {**_padded(encoded, fill, "right"), "labels": torch.tensor(labels, dtype=kind)}
+    return _padded(encoded, fill, "right")
 
 
 BYTES = "bytes"

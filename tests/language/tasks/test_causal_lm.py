@@ -11,7 +11,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tokenization import collate, encode_all, pad_id
+from randlora_pl.language.tokenization import collate, encode, pad_id
 from randlora_pl.tasks import AdaptationModule, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.language.files import record, write_commonsense
@@ -189,8 +189,8 @@ def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkey
 
 def test_a_loader_of_ones_own_trains(tokenizer: Path) -> None:
     task = make(tokenizer, loss_average="samples")
-    encoded, _ = encode_all(task.vocabulary, [("red old", "tall")] * 4, 32)
-    batch = collate(encoded, pad_id(task.vocabulary))
+    encoded = encode(task.vocabulary, [("red old", "tall")] * 4, 32)
+    batch = collate(list(encoded), pad_id(task.vocabulary))
     batch |= {"weight": torch.full((4,), 0.25), "index": torch.arange(4)}
     trainer = make_trainer(max_steps=2, accelerator="cpu")
     trainer.fit(AdaptationModule(task), train_dataloaders=torch.utils.data.DataLoader([batch, batch], batch_size=None))

@@ -24,7 +24,7 @@ from randlora_pl.language.decoder import (
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.prompt_sets import Item
 from randlora_pl.language.tasks.common import TextTask
-from randlora_pl.language.tokenization import IGNORED, RANDOM, collate, encode_prompt, model_config, pad_id
+from randlora_pl.language.tokenization import IGNORED, RANDOM, Encoded, collate, encode_prompt, model_config, pad_id
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
 from randlora_pl.utils.errors import UserError
@@ -195,7 +195,6 @@ class CausalLMTask(TextTask):
         self.metrics.to(self.device)
 
     def _packs(self) -> bool:
-        """Return True if the rows of the training have several samples."""
         data = self.run.data
         return data is not None and data.plan is not None and bool(getattr(data, "packing", False))
 
@@ -240,7 +239,6 @@ class CausalLMTask(TextTask):
         return None
 
     def _graded(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
         data = self.run.data
         assert data is not None
@@ -289,16 +287,13 @@ class CausalLMTask(TextTask):
         """
         asked: list[str | Turns] = []
         tokens: dict[str | Turns, list[int]] = {}
-        for number, given in enumerate(prompts, 1):
+        for number, prompt in enumerate(prompts, 1):
             where = f"prompt {number}"
-            prompt = given if isinstance(given, str) else Conversation(turns_of(given, where), where).asked
-            asked.append(prompt)
-            if prompt in tokens:
-                continue
-            if isinstance(prompt, str):
-                tokens[prompt] = encode_prompt(self.vocabulary, prompt, separate)
+            asked.append(prompt if isinstance(prompt, str) else Conversation(turns_of(prompt, where), where).asked)
+            if isinstance(read := asked[-1], str):
+                tokens[read] = tokens.get(read) or encode_prompt(self.vocabulary, read, separate)
             else:
-                tokens[prompt] = encode_turns(self.vocabulary, prompt, where)
+                tokens[read] = tokens.get(read) or encode_turns(self.vocabulary, read, where)
         if empty := sum(not tokens[prompt] for prompt in asked):
             raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
         most, more = table_of_positions(self.model), self.max_new_tokens
@@ -316,7 +311,7 @@ class CausalLMTask(TextTask):
         with evaluating(self.model):
             for start in range(0, len(order), batch_size):
                 some = order[start : start + batch_size]
-                batch = collate([(tokens[prompt], tokens[prompt]) for prompt in some], pad)
+                batch = collate([Encoded(tokens[prompt], tokens[prompt], 0) for prompt in some], pad)
                 here = {name: value.to(self.device) for name, value in batch.items()}
                 written = write_texts(self.model, self.vocabulary, here, self._decoding, pad)
                 texts |= dict(zip(some, written, strict=True))
@@ -364,6 +359,5 @@ class CausalLMTask(TextTask):
 
 
 def _learned(batch: dict[str, Any]) -> Tensor:
-    """Count the learned tokens (b,) of each sample."""
     labels: Tensor = batch["labels"]
     return (labels[:, 1:] != IGNORED).sum(1)

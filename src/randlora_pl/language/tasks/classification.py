@@ -285,7 +285,7 @@ class TextClassificationTask(TextTask):
         with evaluating(self.model, self.head):
             for start in range(0, len(encoded), batch_size):
                 some = [encoded[index] for index in order[start : start + batch_size]]
-                batch = collate_sentences(self.vocabulary, some, [0] * len(some), pad)
+                batch = collate_sentences(self.vocabulary, some, pad)
                 parts.append(self.predict({name: value.to(self.device) for name, value in batch.items()}))
         if not parts:
             return torch.empty(0, max(1, len(self.classnames)))
