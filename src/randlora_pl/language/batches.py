@@ -1,6 +1,5 @@
 """Encoded texts, and numbered batches of them: what a `Loader` hands over for training, validation and tests."""
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -64,16 +63,19 @@ def pack(samples: Sequence[Encoded], size: int) -> list[Encoded]:
     give the same rows.
     """
     rows: list[list[Encoded]] = []
-    rooms: list[tuple[int, int]] = []  # in order, with the numbers of the rows; those with room
+    rows_with: list[list[list[Encoded]]] = [[] for _ in range(size + 1)]  # by their room
+    rooms = 0  # a bit for each that some row has
     for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
         length = len(sample.input_ids)
-        place = bisect_left(rooms, (length, 0))
-        room, row = rooms.pop(place) if place < len(rooms) else (size, len(rows))
-        if row == len(rows):
+        large = rooms >> length
+        room = length + (large & -large).bit_length() - 1 if large else size
+        if not large:
             rows.append([])
-        rows[row].append(sample)
-        if room > length:
-            insort(rooms, (room - length, row))
+            rows_with[size].append(rows[-1])
+        row = rows_with[room].pop()
+        row.append(sample)
+        rows_with[room - length].append(row)
+        rooms = (rooms if rows_with[room] else rooms & ~(1 << room)) | 1 << (room - length)
     return [joined(row) for row in rows]
 
 
