@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,6 +228,8 @@ def test_files_of_the_splits_are_read_in_their_order(tmp_path: Path) -> None:
         array.write_text(text)
         assert not has_conversations(array)
     assert not has_conversations(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert not has_conversations(tmp_path / "pipe.jsonl")  # without waiting for a writer
 
 
 BROKEN = {

@@ -189,5 +189,7 @@ def test_only_tokens_before_a_label_are_looked_at() -> None:
     assert learned_positions(labels).tolist() == [1, 2, 6]
     assert learned_positions(torch.full((2, 5), IGNORED)).tolist() == []
     model = adapted("llama")
-    losses, right, counted = token_losses(model, {**collate([Encoded([3, 4], [IGNORED] * 2, 2)], 0), "padding": "right"})
+    losses, right, counted = token_losses(
+        model, {**collate([Encoded([3, 4], [IGNORED] * 2, 2)], 0), "padding": "right"}
+    )
     assert losses.shape == right.shape == counted.shape == (1, 7) and not losses.any() and not counted.any()

@@ -6,19 +6,12 @@ begins and ends.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from itertools import accumulate, chain, pairwise
+from typing import Any
 
 from randlora_pl.language.chat import Conversation, Turns
 from randlora_pl.language.tokenization import IGNORED, Encoded
 from randlora_pl.utils.errors import UserError, first_line, log
-
-
-class Piece(NamedTuple):
-    """A part of a rendered conversation; True if the assistant wrote it."""
-
-    text: str
-    learned: bool
 
 
 class ChatTemplate:
@@ -56,11 +49,11 @@ class ChatTemplate:
                 raise UserError(f"{where}, message {number}: {what}. Remove it.")
         return self._rendered(turns, where)
 
-    def samples(self, conversation: Conversation, cutoff: int) -> Iterator[list[Piece]]:
-        """Yield the pieces of the samples of a conversation, of which ``cutoff`` tokens are used.
+    def samples(self, conversation: Conversation, cutoff: int) -> Iterator[list[str]]:
+        """Yield the pieces of the samples of a conversation, in turn one that is given and one that is learned.
 
-        It is one sample, unless the template changes earlier answers (Qwen3 leaves out their thoughts). Then each
-        answer is a sample, after the text that it is generated from.
+        Of a sample ``cutoff`` tokens are used. It is one sample, unless the template changes earlier answers (Qwen3
+        leaves out their thoughts). Then each answer is a sample, after the text that it is generated from.
 
         Raises:
             UserError: A text contains a control token, or the template refuses the turns, or begins an answer in
@@ -69,7 +62,7 @@ class ChatTemplate:
         turns, where = conversation.turns, conversation.where
         whole = self.question(turns, where)
         answers = [number for number, turn in enumerate(turns, 1) if turn.role == "assistant"]
-        together: list[Piece] = []
+        together: list[str] = []
         done = 0
         for number in answers:
             given, answer, mark = self.answer(turns[:number], where)
@@ -77,19 +70,19 @@ class ChatTemplate:
                 mark = ""  # of the last answer alone (Phi-3)
             if not whole.startswith(given + answer + mark):
                 break
-            together += [Piece(given[done:], False), Piece(answer + mark, True)]
+            together += [given[done:], answer + mark]
             done = len(given + answer + mark)
             # Each answer renders the text before it: a chat of a thousand messages would take minutes.
-            if number < answers[-1] and len(self.tokens([whole[:done]])[0]) >= cutoff:
+            if number < answers[-1] and len(self.tokens(whole[:done])) >= cutoff:
                 before, _, after = whole[done:].rpartition(self._end)
-                yield [*together, Piece((before or after) + self._end, False)]
+                yield [*together, (before or after) + self._end]
                 return
         else:
-            yield [*together[:-1], Piece(answer + (mark or self._end), True)]
+            yield [*together[:-1], answer + (mark or self._end)]
             return
         for number in answers:
             given, answer, mark = self.answer(turns[:number], where)
-            yield [Piece(given, False), Piece(answer + (mark or self._end), True)]
+            yield [given, answer + (mark or self._end)]
 
     def answer(self, turns: Turns, where: str) -> tuple[str, str, str]:
         """Return what the last of these turns is generated from, its text, and its end of text, empty without one.
@@ -107,9 +100,9 @@ class ChatTemplate:
         answer, mark, _ = answered[len(given) :].partition(self._end)
         return given, answer, mark
 
-    def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokens of texts in the template, without more control tokens."""
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text in the template, without more control tokens."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _rendered(self, turns: Turns, where: str) -> str:
@@ -145,22 +138,19 @@ def encode_chats(
     for conversation in conversations:
         for number, pieces in enumerate(template.samples(conversation, cutoff)):
             several += number == 1
-            texts = [piece.text for piece in pieces]
-            (ids,) = template.tokens(["".join(texts)])
-            ends: list[int] = []
-            for start in accumulate(texts):
-                (own,) = template.tokens([start])
+            ids, ends = template.tokens("".join(pieces)), [0]
+            for start in accumulate(pieces):
+                own = template.tokens(start)
                 if own != ids[: len(own)]:
-                    parts = template.tokens(texts)
-                    ids, ends = list(chain.from_iterable(parts)), list(accumulate(map(len, parts)))
+                    parts = [template.tokens(piece) for piece in pieces]
+                    ids, ends = list(chain.from_iterable(parts)), [0, *accumulate(map(len, parts))]
                     break
                 ends.append(len(own))
                 if len(own) >= cutoff:
                     break
-            labels: list[int] = []
-            for piece, end in zip(pieces, ends, strict=False):
-                here = ids[len(labels) : end]
-                labels += here if piece.learned or not mask_prompt else [IGNORED] * len(here)
+            labels = ids[:cutoff]
+            for start, end in list(pairwise(ends))[::2] if mask_prompt else ():
+                labels[start:end] = [IGNORED] * (end - start)
             yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
     if several:
         log.info("The chat template changes earlier answers: each is a sample (%s conversations)", f"{several:,}")
@@ -173,7 +163,7 @@ def encode_turns(tokenizer: Any, turns: Turns, where: str) -> list[int]:
         UserError: The template is missing, or does not take the turns.
     """
     template = ChatTemplate(tokenizer)
-    return template.tokens([template.question(turns, where)])[0]
+    return template.tokens(template.question(turns, where))
 
 
 def encode_question(tokenizer: Any, chat: Conversation) -> tuple[list[int], str]:
@@ -185,6 +175,5 @@ def encode_question(tokenizer: Any, chat: Conversation) -> tuple[list[int], str]
     template = ChatTemplate(tokenizer)
     template.question(chat.turns, chat.where)
     given, answer, mark = template.answer(chat.turns, chat.where)
-    asked, learned = (template.tokens([text])[0] for text in (given, answer + mark))
-    text: str = tokenizer.decode(learned, skip_special_tokens=True)
-    return asked, text.strip()
+    text: str = tokenizer.decode(template.tokens(answer + mark), skip_special_tokens=True)
+    return template.tokens(given), text.strip()
