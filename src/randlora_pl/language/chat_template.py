@@ -44,8 +44,8 @@ class ChatTemplate:
             UserError: A text contains a control token, or the template refuses the turns.
         """
         for number, turn in enumerate(turns, 1):
-            if found := self._control.search(turn.content):
-                what = f"the text has {found[0]}, a control token of the model, which would end or begin a turn"
+            if match := self._control.search(turn.content):
+                what = f"the text has {match[0]}, a control token of the model, which would end or begin a turn"
                 raise UserError(f"{where}, message {number}: {what}. Remove it.")
         return self._rendered(turns, where)
 
