@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.language.chat import Conversation, Turn, has_conversations, read_conversations, turns_of
-from randlora_pl.language.chat_template import ChatTemplate, encode_chats, encode_question, encode_turns
+from randlora_pl.language.chat_template import ChatTemplate, encode_chats
 from randlora_pl.language.data import TextData
 from randlora_pl.language.tokenization import IGNORED, load_tokenizer
 from randlora_pl.utils.errors import UserError
@@ -101,7 +101,7 @@ def test_answers_and_their_ends_are_learned_in_the_template_of_the_model(known: 
     text = tokenizer.apply_chat_template([turn._asdict() for turn in chat.turns], tokenize=False)
     assert tokenizer.decode(found.input_ids) in (text, text.removesuffix("\n"), text + "<end>")
     assert every.input_ids == every.labels == found.input_ids and found.full_length == len(found.labels)
-    asked, answer = encode_question(tokenizer, chat)
+    asked, answer = ChatTemplate(tokenizer).asked(chat)
     assert found.input_ids[: len(asked)] == asked and found.labels[len(asked) - 1] == IGNORED
     assert found.input_ids[len(asked) :] == found.labels[len(asked) :]
     assert answer == (answers[-1] + known.last.removesuffix("<end>")).strip()
@@ -146,7 +146,7 @@ def test_a_template_that_changes_earlier_answers_makes_a_sample_of_each(chat: Co
         shown = [turn._asdict() for turn in chat.turns[: place + 1]]
         assert tokenizer.decode(sample.input_ids) == tokenizer.apply_chat_template(shown, tokenize=False)
         assert learned(tokenizer, sample.labels) == f"hm, {chat.turns[place].content}<end>"
-    assert encode_question(tokenizer, chat)[1] == f"hm, {chat.turns[-1].content}"
+    assert ChatTemplate(tokenizer).asked(chat)[1] == f"hm, {chat.turns[-1].content}"
 
 
 def test_samples_of_changed_answers_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,7 +193,7 @@ def test_no_token_is_half_question(answer: str) -> None:
     """Line breaks at both sides of the border would be one token, which a model that answers never sees."""
     tokenizer = _merging(prepend=False)
     (found,) = encode_chats(tokenizer, [chat(ASKED, {"role": "assistant", "content": answer})])
-    asked = encode_turns(tokenizer, (Turn("user", "2+2="),), "here")
+    asked = tokenizer(ChatTemplate(tokenizer).question((Turn("user", "2+2="),), "here"))["input_ids"]
     assert found.input_ids[: len(asked)] == asked
     assert learned(tokenizer, found.labels[len(asked) :]) == f"{answer}<end>"
 

@@ -100,6 +100,17 @@ class ChatTemplate:
         answer, mark, _ = answered[len(given) :].partition(self._end)
         return given, answer, mark
 
+    def asked(self, chat: Conversation) -> tuple[list[int], str]:
+        """Return the tokens before the last answer, never cut, and this answer as a model that learned it writes it.
+
+        Raises:
+            UserError: The template does not take the conversation.
+        """
+        self.question(chat.turns, chat.where)
+        given, answer, mark = self.answer(chat.turns, chat.where)
+        text: str = self._tokenizer.decode(self.tokens(answer + mark), skip_special_tokens=True)
+        return self.tokens(given), text.strip()
+
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text in the template, without more control tokens."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -139,8 +150,8 @@ def encode_chats(
         for number, pieces in enumerate(template.samples(conversation, cutoff)):
             several += number == 1
             ids, ends = template.tokens("".join(pieces)), [0]
-            for start in accumulate(pieces):
-                own = template.tokens(start)
+            for text in accumulate(pieces):
+                own = template.tokens(text)
                 if own != ids[: len(own)]:
                     parts = [template.tokens(piece) for piece in pieces]
                     ids, ends = list(chain.from_iterable(parts)), [0, *accumulate(map(len, parts))]
@@ -154,26 +165,3 @@ def encode_chats(
             yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
     if several:
         log.info("The chat template changes earlier answers: each is a sample (%s conversations)", f"{several:,}")
-
-
-def encode_turns(tokenizer: Any, turns: Turns, where: str) -> list[int]:
-    """Return the tokens of a conversation for generation, never cut; ``where`` is its location for errors.
-
-    Raises:
-        UserError: The template is missing, or does not take the turns.
-    """
-    template = ChatTemplate(tokenizer)
-    return template.tokens(template.question(turns, where))
-
-
-def encode_question(tokenizer: Any, chat: Conversation) -> tuple[list[int], str]:
-    """Return the tokens of a conversation before its last answer, and this answer as a model that learned it writes it.
-
-    Raises:
-        UserError: The template is missing, or does not take the conversation.
-    """
-    template = ChatTemplate(tokenizer)
-    template.question(chat.turns, chat.where)
-    given, answer, mark = template.answer(chat.turns, chat.where)
-    text: str = tokenizer.decode(template.tokens(answer + mark), skip_special_tokens=True)
-    return template.tokens(given), text.strip()

@@ -13,7 +13,7 @@ from randlora_pl.data.loader import Loader, TrainSchedule
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens, pack
 from randlora_pl.language.catalog import OWN_LABELLED, OWN_TEXTS, check_dataset
-from randlora_pl.language.chat_template import encode_chats, encode_question
+from randlora_pl.language.chat_template import ChatTemplate, encode_chats
 from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_chats, read_items, read_training
 from randlora_pl.language.tokenization import Encoded, Lengths, encode, encode_prompt, encode_sentences, keep, pad_id
@@ -366,12 +366,12 @@ class TextData(TokenData):
 
     def _questions(self) -> list[list[int]]:
         """Return the tokens of the tests' prompts; answers of conversations become what the template makes of them."""
-        prompts = []
+        prompts, template = [], ChatTemplate(self._tokenizer) if self.chats else None
         for number, item in enumerate(self.items):
-            if item.chat is None:
+            if item.chat is None or template is None:
                 prompts.append(encode_prompt(self._tokenizer, item.prompt, self.separate))
                 continue
-            ids, answer = encode_question(self._tokenizer, item.chat)
+            ids, answer = template.asked(item.chat)
             prompts.append(ids)
             self.items[number] = replace(item, answer=answer)
         return prompts

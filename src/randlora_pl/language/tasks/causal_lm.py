@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.chat import Chat, Conversation, Turns, turns_of
-from randlora_pl.language.chat_template import encode_turns
+from randlora_pl.language.chat_template import ChatTemplate
 from randlora_pl.language.decoder import (
     Decoding,
     check_apart,
@@ -287,13 +287,15 @@ class CausalLMTask(TextTask):
         """
         asked: list[str | Turns] = []
         tokens: dict[str | Turns, list[int]] = {}
+        template = None
         for number, prompt in enumerate(prompts, 1):
             where = f"prompt {number}"
             asked.append(prompt if isinstance(prompt, str) else Conversation(turns_of(prompt, where), where).asked)
             if isinstance(read := asked[-1], str):
                 tokens[read] = tokens.get(read) or encode_prompt(self.vocabulary, read, separate)
             else:
-                tokens[read] = tokens.get(read) or encode_turns(self.vocabulary, read, where)
+                template = template or ChatTemplate(self.vocabulary)
+                tokens[read] = tokens.get(read) or template.tokens(template.question(read, where))
         if empty := sum(not tokens[prompt] for prompt in asked):
             raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
         most, more = table_of_positions(self.model), self.max_new_tokens
