@@ -102,7 +102,7 @@ def advice(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_recommendation_can_be_read(driver: Any, advice: str, width: int, scheme: str) -> None:
     show(driver, width, scheme, advice)
     check_layout(driver, width)
-    check_figures(driver, width, scheme, 3)
+    check_figures(driver, width, scheme, 2)
     sentence = driver.find_element("css selector", "#short > h2 + p")
     assert sentence.text.startswith("Take LoRA: it is ") and sentence.is_displayed()
     assert sentence.location["y"] + sentence.size["height"] < 900, "on the first screen"

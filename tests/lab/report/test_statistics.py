@@ -100,17 +100,6 @@ def test_crossed_variance_is_that_of_a_random_model() -> None:
     assert np.mean([one.p < 0.05 for one in found]) <= 0.06, "more false verdicts than promised"
 
 
-def test_parts_and_simultaneous_intervals_of_a_crossed_mean() -> None:
-    """Parts are the variances of means by row and by column; three intervals hold together at Bonferroni's level."""
-    values = np.random.default_rng(0).normal(size=(4, 30)) + np.arange(4)[:, None]
-    found = Crossed.over(values)
-    assert found.of_runs == pytest.approx(values.mean(1).var(ddof=1) / 4)
-    assert found.of_samples == pytest.approx(values.mean(0).var(ddof=1) / 30)
-    assert found.half_among(1) == found.half
-    quantile = scipy.stats.t.isf(0.05 / 2 / 3, found.freedom)
-    assert found.half_among(3) == pytest.approx(quantile * found.error) and found.half_among(3) > found.half
-
-
 def test_crossed_difference_without_any_spread() -> None:
     assert Crossed.over(np.zeros((5, 100))).p == 1.0
     assert Crossed.over(np.ones((5, 100))).p == 0.0

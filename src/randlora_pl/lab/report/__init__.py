@@ -63,8 +63,6 @@ class Crossed:
         samples: Number of test samples.
         runs: Number of training runs.
         differing: Number of samples with a value other than zero in any run.
-        of_runs: Variance of the mean by the choice of runs, which falls with their number.
-        of_samples: Variance of the mean by the choice of samples, which falls with their number.
     """
 
     mean: float
@@ -73,8 +71,6 @@ class Crossed:
     samples: int
     runs: int
     differing: int
-    of_runs: float
-    of_samples: float
 
     @classmethod
     def over(cls, values: NDArray[np.float64]) -> "Crossed":
@@ -87,17 +83,12 @@ class Crossed:
         variance = max(*parts, sum(parts) - both)
         weights = parts[0] ** 2 / (runs - 1) + parts[1] ** 2 / (samples - 1)
         freedom = float(variance**2 / weights) if weights else samples - 1.0
-        differing = int(values.any(0).sum())
-        return cls(mean, sqrt(variance), freedom, samples, runs, differing, *map(float, parts))
+        return cls(mean, sqrt(variance), freedom, samples, runs, int(values.any(0).sum()))
 
     @property
     def half(self) -> float:
         """Half of the 95 % confidence interval of the mean by Student's t-distribution."""
         return _quantile(self.freedom) * self.error
-
-    def half_among(self, count: int) -> float:
-        """Return half of the interval if 95 % must hold for several means at once (Bonferroni's correction)."""
-        return _quantile(self.freedom, count) * self.error
 
     @property
     def p(self) -> float:
@@ -107,8 +98,8 @@ class Crossed:
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def _quantile(freedom: float, count: int = 1) -> float:
-    return float(stats.t.ppf(1 - 0.025 / count, freedom))
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def shown(estimate: Estimate | Crossed, form: str = ".1f") -> str:

@@ -131,7 +131,7 @@ class Versus:
         return few and self.planned and self.seeds >= SEEDS and not (self.untuned or self.correlation)
 
     def span(self, count: int) -> tuple[float, float] | None:
-        """Return the interval of the difference in points if 95 % must hold for several pairs at once.
+        """Return the interval of the difference in points if 95 % must hold for several pairs at once (Bonferroni).
 
         If the methods differ on too few test samples for Student's t, it is as wide as the share of samples on which
         they may differ (Clopper and Pearson, 1934).
@@ -145,7 +145,7 @@ class Versus:
         if differing < min(DIFFERING, samples):
             share = 100 * float(stats.beta.ppf(1 - 0.025 / count, differing + 1, samples - differing))
             return -share, share
-        half = self.crossed.half_among(count)
+        half = float(stats.t.ppf(1 - 0.025 / count, self.crossed.freedom)) * self.crossed.error
         return self.crossed.mean - half, self.crossed.mean + half
 
     @property

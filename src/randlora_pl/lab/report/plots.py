@@ -1,7 +1,7 @@
 """Plots: differences to a reference, accuracy against parameters as the paper's Figure 1, memory, and curves."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import filterfalse
 from statistics import fmean
@@ -84,37 +84,6 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
     caption += f"intervals over {over}; a dot without one has a single value."
     described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
     return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
-
-
-def interval_picture(
-    sweep: Sweep, reference: str, spans: Mapping[str, tuple[float, float, float]], margin: float
-) -> Picture:
-    """Draw how much better each method is than one of them, with its interval; what does not matter is shaded.
-
-    Args:
-        sweep: Sweep with these methods.
-        reference: Method that the others are compared with.
-        spans: Mean difference of each other method in points, and the ends of its interval.
-        margin: Difference in points that does not matter.
-    """
-    figure, names = _rows(list(spans), 1, 0.8)
-    panel = figure.subplots()
-    panel.axvspan(-margin, margin, color=INK, alpha=0.15, linewidth=0)
-    for place, (method, (mean, low, high)) in enumerate(spans.items()):
-        look = style(sweep, method) | {"linestyle": "none", "linewidth": 1.5, "capsize": 3, "markersize": 6}
-        panel.errorbar([mean], [place], xerr=[[mean - low], [high - mean]], **look)
-    panel.axvline(0, color=INK, linewidth=1)
-    panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(len(names) - 0.5, -0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(6))
-    panel.set_xlabel(fill(f"better than {reference} by, points", 44))
-    legend(figure, [], grid="x")
-    caption = f"Difference of each method to {reference} in points of {sweep.measured}. The 95 % confidence intervals "
-    caption += (
-        f"hold for all methods at once. Gray is the margin ({margin:g}), up to which a difference does not matter."
-    )
-    lines = (f"{method} {mean:+.1f}, from {low:+.1f} to {high:+.1f}" for method, (mean, low, high) in spans.items())
-    return Picture("intervals", caption, f"{'; '.join(lines)}.", figure)
 
 
 def memory_picture(sweep: Sweep, model: str) -> Picture | None:
