@@ -68,7 +68,7 @@ def build(contest: Contest, commands: Mapping[str, str]) -> Document:
     sweep, model = contest.sweep, contest.model
     logged = {*logged_runs(sweep, model)["method"]}
     curves = curve_picture(sweep, model, [method for method in contest.order if method in logged][:8])
-    costs: list[Table | Picture | None] = [cost_table(sweep, Beside(sweep.plan), model), memory_picture(sweep, model)]
+    costs = cost_table(sweep, Beside(sweep.plan), model), memory_picture(sweep, model)
     limits = [
         f"It holds for new pictures of this kind, the model {model}, these sizes of adapters and this number of steps.",
         "Simpler is a method that leaves the model as it is, then one with fewer trained parameters. Of about equally "
@@ -91,7 +91,7 @@ def build(contest: Contest, commands: Mapping[str, str]) -> Document:
         Section("confusion", "Which classes are confused", parts=[*filter(None, [confusion_table(contest)])]),
         Section("training", "Training", parts=[*filter(None, [curves])]),
         Section("rates", "Learning rates", parts=[*filter(None, [rate_table(sweep)])]),
-        Section("cost", "Time and memory", parts=[*filter(None, costs)]),
+        Section("cost", "Time and memory", parts=[part for part in costs if part]),
         Section("elsewhere", "Forgetting", parts=[*filter(None, [elsewhere_table(sweep, model)])]),
         Section("missing", "Runs without a result", parts=missing_tables(sweep)),
         Section("unread", "What could not be read", points=sweep.warnings),
