@@ -31,7 +31,7 @@ class Contest:
         failed: The other methods, with the reason.
         base: The simplest method that no other is shown to be better than by possibly more than the margin.
         regret: The most in points by which another method may be better than this one; infinity if too little is known.
-        decided: Whether this is no more than the margin.
+        decided: Whether this is at most the margin.
         winner: The recommended method. If nothing is decided, it is the simplest of those not beaten whose mean
             accuracy is within the margin of the best one.
 
