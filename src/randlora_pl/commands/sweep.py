@@ -28,7 +28,7 @@ from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.sweep import FILE, LOWEST, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
 from randlora_pl.sweep.loop import slurm
-from randlora_pl.sweep.margins import BREAKS, CHOSEN, NAMES, next_higher
+from randlora_pl.sweep.margins import BREAKS, NAMES, next_higher, rule_text
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
 from randlora_pl.utils.files import write_text
@@ -378,20 +378,12 @@ def markdown(report: Tree, measure: "Measure") -> str:
     def shown_as(value: float) -> str:
         return f"{100 * value:.1f}" if decimals is None else f"{value:.{decimals}f}"
 
-    first, by_rule = report["seeds"][0], report.get("rule") == LOWEST
+    where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
+    seeds = f"seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds."
+    by_rule = report.get("rule") == LOWEST
     about = f"{what}, the mean over models, datasets and budgets; no test sample was read. "
-    if by_rule:
-        several = max(len(report[axis]) for axis in ("seeds", "models", "datasets", "budgets")) > 1
-        others = any(name not in RATES for entry in report["methods"].values() for name in entry["chosen"] or ())
-        about += f"Every method had {report['trials']} trials{' with each choice of the other options' * others}, "
-        about += f"from its own rates with seed {first}, and its best {report['finalists']} ran with all seeds. "
-        about += CHOSEN if several else "One run of a candidate has no standard error, so the best was chosen."
-    else:
-        where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
-        about += (
-            f"Every candidate{where} with seed {first}, the {report['finalists']} best of each method with all seeds."
-        )
-    lines = [about, "", *(_margins(report, measure) if by_rule else [])]
+    about += rule_text(report) if by_rule else f"Every candidate{where} with {seeds}"
+    lines = [about, "", *(_margins(report) if by_rule else [])]
     header = ["method", "tried", *(f"seed {seed}" for seed in report["seeds"]), "mean", ""]
     rows = []
     for method, facts in report["methods"].items():
@@ -407,18 +399,14 @@ def markdown(report: Tree, measure: "Measure") -> str:
     return "\n".join([*lines, *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
 
 
-def _margins(report: Tree, measure: "Measure") -> list[str]:
+def _margins(report: Tree) -> list[str]:
     """Return a table of the chosen rates, and of how far each is from failing."""
-    methods = {label: entry for label, entry in report["methods"].items() if entry["chosen"]}
-    options = [name for name in RATES if any(name in entry["chosen"] for entry in methods.values())]
+    chosen = {label: entry["chosen"] for label, entry in report["methods"].items() if entry["chosen"]}
+    options = [name for name in RATES if any(name in rates for rates in chosen.values())]
     rows = []
-    for label, entry in methods.items():
-        chosen = entry["chosen"]
-        rates = [f"{chosen[name]:g}" if name in chosen else "" for name in options]
-        for name in options:
-            beyond = next_higher(entry, name, report["monitor"], measure) if name in chosen else ()
-            rates.append("; ".join(beyond))
-        rows.append([label, *rates])
+    for label, rates in chosen.items():
+        own = [f"{rates[name]:g}" if name in rates else "" for name in options]
+        rows.append([label, *own, *("; ".join(filter(None, next_higher(report, label, name))) for name in options)])
     header = ["method", *(NAMES[name] for name in options), *(f"next higher {NAMES[name]}" for name in options)]
     return [*markdown_table(header, rows, range(len(header))), "", BREAKS, ""] if rows else []
 

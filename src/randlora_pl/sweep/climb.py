@@ -23,33 +23,37 @@ Point = tuple[int, ...]
 Values = tuple[Any, ...]
 """A candidate: a value of each option, the rates first."""
 Score = Callable[[Values], float | None]
-Step = TypeVar("Step", bound=float)
+Item = TypeVar("Item")
 
 
-def climbed(grid: Sequence[Step], low: int, high: int, score: Callable[[Step], float | None]) -> tuple[int, int]:
-    """Extend a part of a grid while its best value is at an end of it.
+def climbed(
+    grid: Sequence[Item], low: int, high: int, score: Callable[[Item], float | None]
+) -> tuple[Sequence[Item], Item | None]:
+    """Extend a part of a grid while its best item is at an end of it.
 
     Args:
-        grid: Values in rising order.
-        low: First index of the part.
-        high: Last index of the part.
-        score: The higher the better, None where it is not known yet; of equal ones the lowest value counts.
+        grid: Items in the order of rising rates.
+        low: First index of the part, if the grid has it.
+        high: Last index of the part, if the grid has it.
+        score: Score of an item.
 
     Returns:
-        The part to try so far: it only ever grows as scores become known, until its best has a neighbour on both sides
-        or is an end of the grid.
+        The part to try so far, and the best of it, None while a score is open. The part only ever grows as scores
+        become known, until its best has a neighbour on both sides or is an end of the grid.
     """
+    low, high = max(low, 0), min(high, len(grid) - 1)
     while True:
-        scores = [known for value in grid[low : high + 1] if (known := score(value)) is not None]
-        if len(scores) <= high - low:
-            return low, high
+        part = grid[low : high + 1]
+        scores = [known for item in part if (known := score(item)) is not None]
+        if len(scores) < len(part):
+            return part, None
         best = low + scores.index(max(scores))
         if best == low > 0:
             low -= 1
         elif best == high < len(grid) - 1:
             high += 1
         else:
-            return low, high
+            return part, grid[best]
 
 
 @dataclass
@@ -81,12 +85,6 @@ class Climb:
     def __post_init__(self) -> None:
         self.first, self.every = cache(self.first), cache(self.every)
 
-    @property
-    def height(self) -> float:
-        """Return the score of the best point; minus infinity without one."""
-        score = None if self.best is None else self.every(self.values(self.best))
-        return -math.inf if score is None else score
-
     def values(self, point: Point) -> Values:
         """Return the candidate at a point."""
         return (*(grid[index] for grid, index in zip(self.grids, point, strict=True)), *self.rest)
@@ -102,67 +100,60 @@ class Climb:
         First the best point gets a neighbour on both sides in each rate. Every trial that is left goes to the nearest
         point, of equally near ones to the one with the highest rates: it measures how far from failing the best is.
         """
-        while len(self.order) < trials and self._settle():
-            center = self.best or self._top()
+        while len(self.order) < trials and (top := self._settle()) is not None:
+            center = self.best or top
             left = [point for point in self._all() if point not in self.order]
             if not left:
                 break
             self.order.append(min(left, key=lambda point: (_steps(point, center), [-index for index in point])))
         del self.order[trials:]
-        self.over = all(self.first(self.values(point)) is not None for point in self.order)
+        self.over = self._known(self.order, self.first)
         if self.over:
             worked = self.worked(self.order, self.first)
-            below = [point for point in worked if point < worked[0] and _steps(point, worked[0]) == 1]
-            asked = list(dict.fromkeys([*worked[:1], *below, *worked]))[: FINALISTS[LOWEST]]
-            self.finalists += [point for point in asked if point not in self.finalists]
-            self.over = all(self.every(self.values(point)) is not None for point in self.finalists)
+            asked = sorted(
+                worked, key=lambda point: point > worked[0] or _steps(point, worked[0]) > 1
+            )  # lower ones beside
+            self.finalists = list(dict.fromkeys([*self.finalists, *asked[: FINALISTS[LOWEST]]]))
+            self.over = self._known(self.finalists, self.every)
             self.best = next(iter(self.worked(self.finalists, self.every)), None)
 
-    def lacking(self) -> bool:
-        """Return True if a rate beside the best one has not been tried."""
-        if self.best is None:
-            return False
-        return any(_steps(point, self.best) == 1 and point not in self.order for point in self._all())
+    def untried(self) -> set[Point]:
+        """Return the neighbours of the best point in each rate that were not tried, also outside of the grids."""
+        point = self.best or ()
+        axes = [axis for axis in range(len(point)) if len(self.grids[axis]) > 1]
+        beside = {(*point[:axis], point[axis] + step, *point[axis + 1 :]) for axis in axes for step in (-1, 1)}
+        return beside - {*self.order}
 
     def interior(self) -> bool:
         """Return True if the best point has been tried with a lower and a higher value of each rate."""
-        if self.best is None or self.lacking():
-            return False
-        places = zip(self.best, self.grids, strict=True)
-        return all(0 < index < len(grid) - 1 for index, grid in places if len(grid) > 1)
+        return self.best is not None and not self.untried()
+
+    def lacking(self) -> bool:
+        """Return True if a rate beside the best one has not been tried."""
+        return not self.untried().isdisjoint(self._all())
+
+    def _known(self, points: Iterable[Point], score: Score) -> bool:
+        return all(score(self.values(point)) is not None for point in points)
 
     def _all(self) -> Iterable[Point]:
         return product(*(range(len(grid)) for grid in self.grids))
 
-    def _top(self) -> Point:
-        return next(iter(self.worked(self.order, self.first)), self.start)
-
-    def _settle(self) -> bool:
-        """Climb by each rate until the best point is the best by all of them; return False while a score is open."""
-        point, axis, still = self._top(), 0, 0
+    def _settle(self) -> Point | None:
+        """Climb by each rate until a point is the best by all of them; return it, None while a score is open."""
+        point, axis, still = next(iter(self.worked(self.order, self.first)), self.start), 0, 0
         while still < len(self.grids):
-            best = self._line(point, axis)
+            line: list[Point] = [(*point[:axis], index, *point[axis + 1 :]) for index in range(len(self.grids[axis]))]
+            best = climbed(line, point[axis] - 1, point[axis] + 1, self._ask)[1]
             if best is None:
-                return False
+                return None
             still = still + 1 if best == point else 1
             point, axis = best, (axis + 1) % len(self.grids)
-        return all(self.first(self.values(point)) is not None for point in self.order)
+        return point if self._known(self.order, self.first) else None
 
-    def _line(self, point: Point, axis: int) -> Point | None:
-        """Climb by one rate from a point; return the best on the way, None while a score is open."""
-
-        def score(index: int) -> float | None:
-            asked = (*point[:axis], index, *point[axis + 1 :])
-            if asked not in self.order:
-                self.order.append(asked)
-            return self.first(self.values(asked))
-
-        size, own = len(self.grids[axis]), point[axis]
-        low, high = climbed(range(size), max(own - 1, 0), min(own + 1, size - 1), score)
-        scores = {index: known for index in range(low, high + 1) if (known := score(index)) is not None}
-        if len(scores) <= high - low:
-            return None
-        return (*point[:axis], max(scores, key=lambda index: scores[index]), *point[axis + 1 :])
+    def _ask(self, point: Point) -> float | None:
+        if point not in self.order:
+            self.order.append(point)
+        return self.first(self.values(point))
 
 
 def advance_together(climbs: Sequence[Climb], trials: int | None) -> int:

@@ -1,45 +1,62 @@
-"""Distance of the rates that a search has chosen from those that fail, by its record."""
+"""Rule by which a search has chosen rates, and the distance of these from rates that fail, by its record."""
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from randlora_pl.sweep import RATES
-
-if TYPE_CHECKING:
-    from randlora_pl.tasks import Measure
+from randlora_pl.tasks.measures import Measure
 
 NAMES = dict(zip(RATES, ("adapter rate", "head rate", "prompt rate"), strict=True))
-CHOSEN = "Chosen: among the candidates within one standard error of the best, the lowest rates."
-"""What the rule ``lowest`` does."""
 POINTS = 10
 BREAKS = f"A rate breaks if a run failed, its metric fell by more than {POINTS} points, or its loss doubled."
 """What `next_higher` counts as broken."""
 
 
-def next_higher(entry: Mapping[str, Any], option: str, monitor: str, measure: "Measure") -> tuple[str, str]:
+def rule_text(record: Mapping[str, Any]) -> str:
+    """Return what the rule ``lowest`` did in a search, as sentences."""
+    trials, others, fewer = record["trials"], False, False
+    for entry in record["methods"].values():
+        names = [name for name in entry["chosen"] or () if name not in RATES]
+        counts = Counter(tuple(each[name] for name in names) for each in entry["tried"])
+        others, fewer = others or bool(names), fewer or min(counts.values(), default=trials) < trials
+    several = max(len(record[axis]) for axis in ("seeds", "models", "datasets", "budgets")) > 1
+    chosen = "Chosen: among the candidates within one standard error of the best, the lowest rates."
+    return (
+        f"Every method had {trials} trials{', or all rates of a shorter list' * fewer}"
+        f"{' with each choice of the other options' * others}, from its own rates with seed {record['seeds'][0]}, and "
+        f"its best {record['finalists']} ran with all seeds. "
+        f"{chosen if several else 'One run of a candidate has no standard error, so the best was chosen.'}"
+    )
+
+
+def next_higher(record: Mapping[str, Any], method: str, option: str) -> tuple[str, str]:
     """Return how the next higher rate did, and at which one the method breaks, as texts.
 
     Args:
-        entry: What the record of a search has of a method.
-        option: Name of the rate; the other options are the chosen ones.
-        monitor: Metric of the search.
-        measure: The same as tables show it: a fraction counts in points.
+        record: What `tune` writes of a search.
+        method: Label of a method.
+        option: Name of the rate; the other options are the chosen ones. If none was chosen, the texts are empty.
     """
-    chosen = entry["chosen"]
+    entry: Mapping[str, Any] = record.get("methods", {}).get(method, {})
+    chosen = entry.get("chosen") or {}
+    if option not in chosen:
+        return "", ""
+    monitor, measure = record["monitor"], Measure(**record["measure"])
     alike = [each for each in entry["tried"] if all(each[name] == chosen[name] for name in chosen if name != option)]
     own: Mapping[str, float] = next((each[monitor] for each in alike if each[option] == chosen[option]), {})
-    higher = sorted((each for each in alike if each[option] > chosen[option]), key=lambda each: float(each[option]))
-    texts, broken = [], []
-    for each in higher:
+    text = breaks = ""
+    for each in sorted(alike, key=lambda each: float(each[option])):
+        if each[option] <= chosen[option]:
+            continue
         seeds = [seed for seed in own if seed in each[monitor]]
         if "failed" in each or not seeds:
-            texts.append(f"{each[option]:g}: failed")
-            broken.append(f"breaks at {each[option]:g}")
-            continue
-        before, after = (fmean(metrics[seed] for seed in seeds) for metrics in (own, each[monitor]))
-        change, form = (100 * (after - before), "+.1f") if measure.decimals is None else (after - before, "+.3f")
-        texts.append(f"{each[option]:g}: {change:{form}}")
-        if after > 2 * before if measure.mode == "min" else change < -POINTS:
-            broken.append(f"breaks at {each[option]:g}")
-    return next(iter(texts), "not tried"), next(iter(broken), "none tried breaks")
+            shown, broken = "failed", True
+        else:
+            before, after = (fmean(metrics[seed] for seed in seeds) for metrics in (own, each[monitor]))
+            change, form = (100 * (after - before), "+.1f") if measure.decimals is None else (after - before, "+.3f")
+            shown, broken = f"{change:{form}}", after > 2 * before if measure.mode == "min" else change < -POINTS
+        text = text or f"{each[option]:g}: {shown}"
+        breaks = breaks or f"breaks at {each[option]:g}" * broken
+    return text or "not tried", breaks or "none tried breaks"

@@ -47,7 +47,6 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 from randlora_pl.utils.options import is_number
 
 if TYPE_CHECKING:
-    from randlora_pl.adapters import Adapter
     from randlora_pl.sweep.study import Pruning, Study
 
 CLIMB, TPE = "climb", "tpe"
@@ -78,7 +77,7 @@ class Search:
         if wrong := [name for name in VALIDATED if f"trainer.{name}" in given]:
             raise UserError(f"tune.set has trainer.{wrong[0]}: a search validates at its own times. Remove it.")
         self.sampler, self.pruner = tune.get("sampler", CLIMB), tune.get("pruner", "")
-        climbs = self.sampler == CLIMB and {*RATES} & {*tune.get("search", RATES)}
+        climbs = self.sampler == CLIMB and {*RATES} & {*(tune.get("search") or RATES)}
         self.rule = tune.get("rule", LOWEST if climbs else BEST)
         self.trials = tune.get("trials", 20)
         for name, fits in (("pruner", self.sampler == TPE), ("rule", self.sampler == CLIMB)):
@@ -100,26 +99,22 @@ class Search:
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
         self._configs: dict[str, list[Tree]] = {}
-        tasks = (classes.task_of(self._tree(method)["model"]["class_path"]) for method in self.small.methods)
-        kind = next(filter(None, tasks), Objective)
+        kind = next(filter(None, (self._tasks(method)[0] for method in self.small.methods)), Objective)
         self.monitor = tune.get("monitor", f"val/{kind.measure(kind.tuned_by).name}")
         self.measure = kind.measure(self.monitor.removeprefix("val/"))
         self.sign = -1 if self.measure.mode == "min" else 1
-        head = self.rule == LOWEST and any(self._has_head(method) for method in self.small.methods)
+        head = self.rule == LOWEST and any(self._head(method) is not None for method in self.small.methods)
         searched = without_axes("tune.search", tune.get("search") or {RATE: None} | ({HEAD: None} if head else {}))
         free = (RATE, HEAD) if self.rule == LOWEST else (RATE,) if self.sampler == CLIMB else ()
         self.space = {str(name): _values(name, values, self.sampler, free) for name, values in searched.items()}
         self.names = {method: self._names(method) for method in self.small.methods}
         known = {option for names in self.names.values() for option in names.values()}
         if unknown := [option for option in self.space if option not in known]:
-            options = [*RATES, *(name for method in self.names for name in self._options(method))]
+            options = [RATE, *known, *(name for method in self.names for name in self._options(method))]
             raise UserError(f"tune.search has {unknown[0]!r}, which no method has.{near(unknown[0], options)}")
         self._grids: dict[str, tuple[list[list[Any]], Point]] = {}
         self._cells: dict[tuple[str, Values, int], list[Cell]] = {}
         self._studies: dict[str, Study] = {}
-
-    def _tree(self, method: str) -> Tree:
-        return self._trees(method)[0]
 
     def _trees(self, method: str) -> list[Tree]:
         """Return the config of a method with each of its models."""
@@ -130,36 +125,34 @@ class Search:
                 self._configs[method] = [cell_config(facts, *arguments, untrained=False) for facts in models]
         return self._configs[method]
 
-    def _names(self, method: str) -> dict[str, str]:
-        """Return the options to search of a method: not all have an alpha, and a linear probe has a head's rate."""
-        tree, kind = self._tree(method), self._adapter(method)
-        adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-        rate = classes.rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
-        if self.rule == LOWEST and self._has_head(method) and kind is not None and not kind.updates:
-            rate = HEAD  # on texts, too
-        names = {rate: RATE} if RATE in self.space else {}
-        names |= {option: option for option in RATES[1:] if option in self.space and self._takes(method, option)}
-        options = self._options(method)
-        return names | {option: option for option in self.space if option in options or "." in option}
+    def _tasks(self, method: str) -> "list[type[Objective] | None]":
+        return [classes.task_of(tree["model"]["class_path"]) for tree in self._trees(method)]
 
-    def _adapter(self, method: str) -> "type[Adapter] | None":
-        return getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
+    def _adapter(self, method: str) -> str:
+        return str(flatten(self._trees(method)[0])["model.adapter"]).rpartition(".")[2]
 
     def _options(self, method: str) -> list[str]:
-        kind = self._adapter(method)
+        kind = getattr(methods, self._adapter(method), None)
         return list(inspect.signature(kind).parameters) if kind else []
 
     def _takes(self, method: str, option: str) -> bool:
         """Return True if the tasks of all models of a method take an option; those from outside may."""
         return all(kind is None or option in inspect.signature(kind).parameters for kind in self._tasks(method))
 
-    def _has_head(self, method: str) -> bool:
-        """Return True if a head trains, at a rate of its own, whatever the model of a method."""
+    def _head(self, method: str) -> bool | None:
+        """Return True if a head with a rate of its own trains beside an adapter, False if alone; None without one."""
         heads = [kind is not None and kind.trained_head for kind in self._tasks(method)]
-        return all(heads) and self._takes(method, HEAD)
+        updates = getattr(getattr(methods, self._adapter(method), None), "updates", True)
+        return bool(updates) if all(heads) and self._takes(method, HEAD) else None
 
-    def _tasks(self, method: str) -> "list[type[Objective] | None]":
-        return [classes.task_of(tree["model"]["class_path"]) for tree in self._trees(method)]
+    def _names(self, method: str) -> dict[str, str]:
+        """Return the options to search of a method: not all have an alpha, and a linear probe has a head's rate."""
+        task = self._trees(method)[0]["model"]["class_path"].rpartition(".")[2]
+        alone = self.rule == LOWEST and self._head(method) is False  # on texts, too
+        names = {HEAD if alone else classes.rate_name(self._adapter(method), task): RATE} if RATE in self.space else {}
+        names |= {option: option for option in RATES[1:] if option in self.space and self._takes(method, option)}
+        options = self._options(method)
+        return names | {option: option for option in self.space if option in options or "." in option}
 
     def restrict(self, group: str, labels: Sequence[str]) -> None:
         """Keep some models, datasets or methods, and the methods that a model is left for."""
@@ -191,7 +184,7 @@ class Search:
             for name, option in self.names[method].items():
                 grid = self.space[option]
                 if self.sampler == CLIMB and name in RATES and (self.rule == LOWEST or not grids):
-                    tree = self._tree(method)
+                    tree = self._trees(method)[0]
                     rate = tree["model"].get("init_args", {}).get(name)
                     own = float(getattr(task_of(tree), name) if rate is None else rate)  # the config's, or the default
                     grid = [own * 2.0**power for power in range(-10, 11)] if grid is None else grid
@@ -201,20 +194,25 @@ class Search:
         return self._grids[method]
 
     def _climbs(self) -> dict[str, list[Climb]]:
-        """Return the climbs of each method by the rule ``lowest``, one with each choice of its other options."""
-        climbs = {}
-        for method in self.names:
+        """Return the climbs of each method by the rule ``lowest``, one with each choice of the others."""
+        climbs: dict[str, list[Climb]] = {}
+        for method in self.names if self.rule == LOWEST else ():
             grids, start = self._grid(method)
             first, every = (partial(self.score, method, seeds=seeds) for seeds in (self.seeds[:1], self.seeds))
             others = product(*grids[len(start) :])
             climbs[method] = [Climb(grids[: len(start)], rest, start, first, every) for rest in others]
-        self.trials = advance_together(list(chain(*climbs.values())), self.description.tune.get("trials"))
+        if climbs:
+            self.trials = advance_together(list(chain(*climbs.values())), self.description.tune.get("trials"))
         return climbs
 
     def _winners(self) -> dict[str, Climb]:
-        """Return the climb of each method with the best candidate; a method without one is left out."""
-        best = {method: max(climbs, key=lambda climb: climb.height) for method, climbs in self._climbs().items()}
-        return {method: climb for method, climb in best.items() if climb.best is not None}
+        """Return the climb of each method with the best candidate; without the rule ``lowest`` there is none."""
+        winners = {}
+        for method, climbs in self._climbs().items():
+            tops = {climb.values(climb.best): climb for climb in climbs if climb.best is not None}
+            for values in self.best(method, [*tops], self.seeds)[:1]:
+                winners[method] = tops[values]
+        return winners
 
     def study(self, method: str) -> "Study":
         """Return Optuna's study of a method."""
@@ -240,9 +238,8 @@ class Search:
         rates, *others = grids
         tried: list[Values] = []
         for rest in product(*others):
-            score = partial(lambda rest, rate: self.score(method, (rate, *rest), self.seeds[:1]), rest)
-            low, high = climbed(rates, max(start[0] - 1, 0), min(start[0] + 1, len(rates) - 1), score)
-            tried += [(rate, *rest) for rate in rates[low : high + 1]]
+            line = [(rate, *rest) for rate in rates]
+            tried += climbed(line, start[0] - 1, start[0] + 1, partial(self.score, method, seeds=self.seeds[:1]))[0]
         return sorted(tried, key=lambda values: values[0])
 
     def known(self, ask: bool = False) -> list[Cell]:
@@ -259,47 +256,46 @@ class Search:
                 if ask and not study.full():
                     study.ask()
                     ask = False
-        for method, runs in self._runs().items():
-            for values, seed in runs:
+        for method, tried in self.tried().items():
+            for values, seed in ((values, seed) for values, seeds in tried.items() for seed in seeds):
                 cells += [cell for cell in self.cells(method, values, seed) if not self.dropped(cell)]
         return cells
 
-    def _runs(self) -> dict[str, list[tuple[Values, int]]]:
-        """Return the candidates of each method that are known by now, each with its seeds."""
-        if self.rule == LOWEST:
-            runs: dict[str, list[tuple[Values, int]]] = {method: [] for method in self.names}
-            first, *others = self.seeds
-            for method, climb in ((method, climb) for method, climbs in self._climbs().items() for climb in climbs):
-                runs[method] += [(climb.values(point), first) for point in climb.order]
-                runs[method] += product(map(climb.values, climb.finalists), others)
-            return runs
-        return {method: self._rounds(method) for method in self.names}
+    def tried(self) -> dict[str, dict[Values, list[int]]]:
+        """Return the seeds of every candidate of each method that is known by now, in rising order of the rates."""
+        tried = {method: self._rounds(method) for method in self.names} if self.rule == BEST else {}
+        for method, climbs in self._climbs().items():
+            tried[method] = {climb.values(point): self.seeds[:1] for climb in climbs for point in climb.order}
+            tried[method] |= {climb.values(point): self.seeds for climb in climbs for point in climb.finalists}
+        return {
+            method: dict(sorted(runs.items(), key=lambda pair: pair[0][: len(self._grid(method)[1])]))
+            for method, runs in tried.items()
+        }
 
-    def _rounds(self, method: str) -> list[tuple[Values, int]]:
-        """Return the candidates of a method that are known by now, by the rule ``best``."""
-        first, *others = self.seeds
-        tried = self.candidates(method)
-        pairs = [(values, first) for values in tried]
-        over = all(self.score(method, values, [first]) is not None for values in tried)
+    def _rounds(self, method: str) -> dict[Values, list[int]]:
+        """Return the candidates of a method that are known by now, each with its seeds, by the rule ``best``."""
+        first = self.seeds[:1]
+        candidates = self.candidates(method)
+        tried = dict.fromkeys(candidates, first)
+        over = all(self.score(method, values, first) is not None for values in candidates)
         if not over or (self.sampler == TPE and not (self._begun() and self.study(method).full())):
-            return pairs
-        finalists = self.best(method, tried, [first])[: FINALISTS[BEST]]
-        pairs += [(values, seed) for values in finalists for seed in others]
+            return tried
+        finalists = self.best(method, candidates, first)[: FINALISTS[BEST]]
+        tried |= dict.fromkeys(finalists, self.seeds)
         over = all(self.score(method, values, self.seeds) is not None for values in finalists)
         best = self.best(method, finalists, self.seeds)
-        if not over or not best or self.sampler != CLIMB or not self._grid(method)[1]:
-            return pairs
-        rates, rest = self._grid(method)[0][0], best[0][1:]
-        begun = [values[0] for values in tried if values[1:] == rest]
+        if not over or not best or not self._grid(method)[1]:
+            return tried
+        line = [(rate, *best[0][1:]) for rate in self._grid(method)[0][0]]
+        begun = [index for index, values in enumerate(line) if values in candidates]
 
-        def score(rate: float) -> float | None:
-            lost = rate in begun and (rate, *rest) not in finalists
-            return -math.inf if lost else self.score(method, (rate, *rest), self.seeds)
+        def score(values: Values) -> float | None:
+            lost = values in candidates and values not in finalists
+            return -math.inf if lost else self.score(method, values, self.seeds)
 
         # a winner without a neighbour on one side gets one there, and so on
-        low, high = climbed(rates, rates.index(begun[0]), rates.index(begun[-1]), score)
-        beyond = [(rate, *rest) for rate in rates[low : high + 1] if rate not in begun]
-        return pairs + [(values, seed) for values in beyond for seed in self.seeds]
+        part, _ = climbed(line, begun[0], begun[-1], score)
+        return tried | {values: self.seeds for values in part if values not in candidates}
 
     def dropped(self, cell: Cell) -> bool:
         """Return True if a cell is not worth running, because its candidate has failed elsewhere."""
@@ -316,7 +312,7 @@ class Search:
 
     def _at_hand(self, method: str) -> Values:
         """Return the candidate that Optuna's first trial is: the method's own values where they are in the space."""
-        flat = {name.removeprefix("model.adapter."): value for name, value in flatten(self._tree(method)).items()}
+        flat = {name.removeprefix("model.adapter."): value for name, value in flatten(self._trees(method)[0]).items()}
         flat |= {name: flat.get(f"model.{name}") for name in RATES}
         own_values = []
         for name, option in self.names[method].items():
@@ -340,80 +336,62 @@ class Search:
         hashes = [other.hash for other in self.cells(method, values, cell.labels.seed)]
         return self.study(method).watcher(values, hashes.index(cell.hash), self.monitor)
 
-    def score(self, method: str, values: Values, seeds: Sequence[int]) -> float | None:
-        """Return the mean metric of a candidate, or minus the loss; None while cells are open.
-
-        Minus infinity stands for a candidate that failed.
-        """
+    def figures(self, method: str, values: Values, seeds: Sequence[int]) -> list[float] | None:
+        """Return the metric of each run of a candidate, or minus the loss; None while one is open, [] if one failed."""
         cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
         states = {self.folder.state(cell) for cell in cells}
-        if FAILED in states:
-            return -math.inf
-        if OPEN in states:
+        if OPEN in states and FAILED not in states:
             return None
         metrics = [self.folder.results(cell).get(self.monitor) for cell in cells]
-        numbers = [float(metric) for metric in metrics if isinstance(metric, int | float)]
-        return self.sign * fmean(numbers) if len(numbers) == len(cells) else -math.inf
+        numbers = [self.sign * float(metric) for metric in metrics if isinstance(metric, int | float)]
+        return numbers if len(numbers) == len(cells) and FAILED not in states else []
 
-    def scores(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> dict[Values, float]:
-        """Return the scores of the candidates that have worked with these seeds."""
-        known = {values: self.score(method, values, seeds) for values in candidates}
-        return {values: score for values, score in known.items() if score is not None and score > -math.inf}
+    def score(self, method: str, values: Values, seeds: Sequence[int]) -> float | None:
+        """Return the mean of the figures of a candidate, minus infinity if it failed; None while cells are open."""
+        figures = self.figures(method, values, seeds)
+        return None if figures is None else fmean(figures) if figures else -math.inf
 
     def best(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> list[Values]:
         """Return the candidates that have worked, the best first; of equal ones the first."""
-        scores = self.scores(method, candidates, seeds)
+        known = {values: self.score(method, values, seeds) for values in candidates}
+        scores = {values: score for values, score in known.items() if score is not None and score > -math.inf}
         return sorted(scores, key=lambda values: -scores[values])
-
-    def tried(self) -> dict[str, dict[Values, list[int]]]:
-        """Return the seeds of every candidate of each method that is known by now, in rising order of the rates."""
-        tried: dict[str, dict[Values, list[int]]] = {}
-        for method, runs in self._runs().items():
-            seeds: dict[Values, list[int]] = {}
-            for values, seed in runs:
-                seeds.setdefault(values, []).append(seed)
-            rates = len(self._grid(method)[1])
-            tried[method] = dict(sorted(seeds.items(), key=lambda pair: pair[0][:rates]))
-        return tried
 
     def chosen(self) -> dict[str, Tree]:
         """Return the choice of each method; a method none of whose candidates worked is left out."""
-        if self.rule == LOWEST:
-            found = {method: [self._choice(method, climb)] for method, climb in self._winners().items()}
-        else:
-            found = {method: self.best(method, list(tried), self.seeds)[:1] for method, tried in self.tried().items()}
-        return {
-            method: dict(zip(self.names[method], values, strict=True)) for method in found for values in found[method]
-        }
-
-    def _choice(self, method: str, climb: Climb) -> Values:
-        scores = {}
-        for point in climb.worked(climb.finalists, climb.every):
-            cells = [cell for seed in self.seeds for cell in self.cells(method, climb.values(point), seed)]
-            scores[point] = [self.sign * float(self.folder.results(cell)[self.monitor]) for cell in cells]
-        return climb.values(lowest(scores))
+        chosen: dict[str, Values] = {}
+        for method, climb in self._winners().items():
+            points = climb.worked(climb.finalists, climb.every)
+            figures = {point: self.figures(method, climb.values(point), self.seeds) or [] for point in points}
+            chosen[method] = climb.values(lowest(figures))
+        for method, tried in self.tried().items() if self.rule == BEST else ():
+            for values in self.best(method, [*tried], self.seeds)[:1]:
+                chosen[method] = values
+        return {method: dict(zip(self.names[method], values, strict=True)) for method, values in chosen.items()}
 
     def report(self) -> Tree:
         """Everything that was tried, JSON-ready: the provenance of the rates."""
-        chosen, tried, entries = self.chosen(), self.tried(), {}
-        winners = self._winners() if self.rule == LOWEST else {}
+        chosen, tried, winners, entries = self.chosen(), self.tried(), self._winners(), {}
         for method in self.names:
             begun = []
             for values, seeds in tried[method].items():
-                scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in seeds}
-                means = {str(seed): self.sign * score for seed, score in scores.items() if score is not None}
-                cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
-                reason = next(filter(None, (self.folder.failure(cell).get("reason") for cell in cells)), None)
-                if means or reason:
-                    entry = dict(zip(self.names[method], values, strict=True)) | {self.monitor: means}
-                    begun.append(entry | ({"failed": reason} if reason else {}))
+                figures = {str(seed): self.figures(method, values, [seed]) for seed in seeds}
+                entry = dict(zip(self.names[method], values, strict=True))
+                entry[self.monitor] = {seed: self.sign * fmean(numbers) for seed, numbers in figures.items() if numbers}
+                if [] in figures.values():
+                    cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
+                    reasons = (self.folder.failure(cell).get("reason") for cell in cells)
+                    entry["failed"] = next(filter(None, reasons), f"{self.monitor} is not a finite number")
+                if any(numbers is not None for numbers in figures.values()):
+                    begun.append(entry)
             facts = self.description.methods[method]
-            found = {"interior": method in winners and winners[method].interior()} if self.rule == LOWEST else {}
-            entries[method] = {"method": facts, "chosen": chosen.get(method), **found, "tried": begun}
+            inside = {"interior": method in winners and winners[method].interior()} if self.rule == LOWEST else {}
+            entries[method] = {"method": facts, "chosen": chosen.get(method), **inside, "tried": begun}
         return {
             "finished": self.finished(),
             "split": "val",
             "monitor": self.monitor,
+            "measure": vars(self.measure),
             "seeds": self.seeds,
             "finalists": FINALISTS[self.rule],
             "sampler": self.sampler,
@@ -430,30 +408,25 @@ class Search:
     def remarks(self) -> list[str]:
         """Return remarks on best rates at the edge of what was tried, on equal rates, and on heads."""
         edges, flat = [], []
-        tried, winners = self.tried(), self._winners() if self.rule == LOWEST else {}
-        for method, values in self.chosen().items():
-            (name, rate), *_ = values.items()
-            scores = self.scores(method, list(tried[method]), self.seeds[:1])
-            rates = [candidate[0] for candidate in tried[method]]
-            edge, best = name in RATES and len(set(rates)) > 1 and rate in (min(rates), max(rates)), (rate,)
+        tried, winners = self.tried(), self._winners()
+        for method, chosen in self.chosen().items():
             if climb := winners.get(method):
-                edge, best = not climb.interior(), climb.values(climb.best or ())[: len(climb.grids)]
+                best = climb.values(climb.best or ())[: len(climb.grids)]
+                edge = not climb.interior()
+            else:
+                best = tuple(value for name, value in chosen.items() if name in RATES)[:1]
+                rates = {values[:1] for values in tried[method]}
+                edge = bool(best) and len(rates) > 1 and best in (min(rates), max(rates))
             if edge:
                 edges.append(f"{method} ({' and '.join(f'{each:g}' for each in best)})")
-            if len(scores) > 1 and len(set(scores.values())) == 1:
+            worked = self.best(method, [*tried[method]], self.seeds[:1])
+            if len(worked) > 1 and len({self.score(method, values, self.seeds[:1]) for values in worked}) == 1:
                 flat.append(method)
+        heads = [method for method in self.names if HEAD not in self.names[method] and self._head(method)]
         beyond = f"Best at the edge of what was tried, so a better rate may lie beyond it: {', '.join(edges)}"
         equal = f"All candidates are equally good, so none can be selected: {', '.join(flat)}. Train for more steps."
-        return [beyond] * bool(edges) + [equal] * bool(flat) + self._heads()
-
-    def _heads(self) -> list[str]:
-        """Return a remark on heads beside adapters if the search of their adapters' rates leaves theirs out."""
-        left_out = [method for method in self.names if HEAD not in self.names[method] and self._has_head(method)]
-        with_adapter = [method for method in left_out if (kind := self._adapter(method)) is None or kind.updates]
-        if not with_adapter or len(self.names) < 2:
-            return []
-        which = ", ".join(with_adapter)
-        return [f"The heads of {which} learn at a rate that was not searched, so this compares heads, too."]
+        left = f"The heads of {', '.join(heads)} learn at a rate that was not searched, so this compares heads, too."
+        return [beyond] * bool(edges) + [equal] * bool(flat) + [left] * bool(heads and len(self.names) > 1)
 
     def tuned(self) -> SweepConfig:
         """Return the description with the best candidates in it."""

@@ -59,7 +59,7 @@ def rates_of(search: Search, *seeds: int) -> set[float]:
 
 
 def test_of_equals_the_lowest_is_the_best(tmp_path: Path) -> None:
-    assert climbed([1.0, 2.0, 3.0, 4.0], 0, 2, lambda value: 0.5) == (0, 2)
+    assert climbed(range(4), 0, 2, lambda item: 0.5) == (range(3), 0)
     search = search_of(tmp_path, tune=one([1e-3, 1e-2]), methods=LORA)
     scored(search, lambda cell: 0.5)
     assert search.chosen() == {"LoRA-4": {"learning_rate": 1e-3}}
@@ -67,17 +67,17 @@ def test_of_equals_the_lowest_is_the_best(tmp_path: Path) -> None:
 
 @given(data=st.data(), size=st.integers(1, 9))
 def test_a_climb_ends_at_the_top_of_one_hill_and_only_ever_grows(data: st.DataObject, size: int) -> None:
-    grid = [10.0 ** (i / 2 - 4) for i in range(size)]
     top, start = (data.draw(st.integers(0, size - 1)) for _ in range(2))
-    known: dict[float, float] = {}
-    low, high = max(start - 1, 0), min(start + 1, size - 1)
-    while missing := [value for value in grid[low : high + 1] if value not in known]:
-        known[missing[0]] = -abs(grid.index(missing[0]) - top)
-        ends = climbed(grid, low, high, known.get)
-        assert ends[0] <= low <= high <= ends[1] and (len(missing) == 1 or ends == (low, high))
-        low, high = ends
+    known: dict[int, float] = {}
+    part, best = climbed(range(size), start - 1, start + 1, known.get)
+    assert list(part) == [index for index in (start - 1, start, start + 1) if 0 <= index < size]
+    while missing := [index for index in part if index not in known]:
+        known[missing[0]] = -abs(missing[0] - top)
+        assert best is None
+        before, (part, best) = part, climbed(range(size), start - 1, start + 1, known.get)
+        assert {*before} <= {*part} and (len(missing) == 1 or part == before)
     near = {i for i in (top - 1, top, top + 1) if 0 <= i < size}
-    assert near <= set(range(low, high + 1)), "the best and both its neighbours"
+    assert near <= {*part} and best == top, "the best and both its neighbours"
 
 
 def test_a_search_that_climbs_leaves_out_what_is_far_from_the_best(tmp_path: Path) -> None:
@@ -247,9 +247,40 @@ def test_rates_climb_with_each_choice_of_another_option(tmp_path: Path) -> None:
         tuned = search_of(tmp_path / str(count), tune={"search": search}, methods=LORA)
         while not tuned.finished():
             scored(tuned, figure)
-        entry = tuned.report()["methods"]["LoRA-4"]
+        report = tuned.report()
+        entry = report["methods"]["LoRA-4"]
         assert len(entry["tried"]) == count and entry["chosen"] == dict.fromkeys(search, 8e-3) | {"rank": 4}
         assert entry.get("interior", True) and tuned.remarks() == []
+        some = "Every method had 8 trials, or all rates of a shorter list with each choice of the other options"
+        assert (some in markdown(report, tuned.measure)) == (count == 10)
+
+
+def test_a_method_without_an_option_that_is_searched_runs_as_it_is(tmp_path: Path) -> None:
+    methods = LORA | {"full": {"adapter": "FullFineTuning"}}
+    for sampler in ("climb", "grid"):
+        search = search_of(tmp_path / sampler, tune={"search": {"rank": [2, 4]}, "sampler": sampler}, methods=methods)
+        while not search.finished():
+            scored(search, lambda cell: 0.5 + 0.1 * cell.facts.get("rank", 0))
+        assert search.chosen() == {"LoRA-4": {"rank": 4}, "full": {}} and search.remarks() == []
+
+
+def test_a_search_of_nothing_named_is_one_of_the_rates() -> None:
+    search = search_of(tune={"search": {}}, **HEADS)
+    assert search.rule == "lowest" and tuple(search.names["LoRA"]) == BOTH
+
+
+def test_a_run_without_a_finite_metric_counts_as_failed(tmp_path: Path) -> None:
+    search = search_of(tmp_path, tune=one([1e-3, 2e-3, 4e-3], rule="lowest"), methods=LORA)
+    while not search.finished():
+        scored(search, lambda cell: 0.9 - 10 * abs(cell.facts["learning_rate"] - 2e-3))
+        for place in tmp_path.glob("cells/*"):
+            if json.loads((place / "cell.json").read_text())["learning_rate"] == 4e-3:
+                (place / "results.json").write_text('{"finished": true}')
+        search = search_of(tmp_path, tune=one([1e-3, 2e-3, 4e-3], rule="lowest"), methods=LORA)
+    report = search.report()
+    (failed,) = (entry for entry in report["methods"]["LoRA-4"]["tried"] if "failed" in entry)
+    assert failed == {"learning_rate": 4e-3, "val/acc": {}, "failed": "val/acc is not a finite number"}
+    assert "| LoRA-4 | 0.002 | 0.004: failed; breaks at 0.004 |" in markdown(report, search.measure)
 
 
 def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 Table 2 of the paper claims a relation of rank and accuracy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
 from math import floor, log
 from statistics import fmean
-from typing import Any
 
 from pandas import DataFrame, Series, isna
 
@@ -29,9 +28,8 @@ from randlora_pl.lab.report.accuracy import Beside, identifier
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, losses
 from randlora_pl.run.options.classes import rate_name
-from randlora_pl.sweep import HEAD, LOWEST, RATES
-from randlora_pl.sweep.margins import BREAKS, CHOSEN, next_higher
-from randlora_pl.tasks.measures import find_measure
+from randlora_pl.sweep import HEAD, LOWEST
+from randlora_pl.sweep.margins import BREAKS, next_higher, rule_text
 
 EDGE = "best at the edge of its search"
 
@@ -60,24 +58,24 @@ def rate_table(sweep: Sweep) -> Table | None:
         for method in sweep.plan.methods:
             runs = trained[(trained["model"] == model) & (trained["method"] == method)]
             rates = runs.groupby(columns, dropna=False, sort=False)
+            name = rate_name(sweep.kinds[method], None)
+            options = ["" if name == HEAD else name, HEAD] if heads else [name]
             for (rate, how, _, head), some in rates:
                 places = (some["dataset"] + " " + some["budget"]).unique()
                 where = "everywhere" if len(rates) == 1 else ", ".join(places)
-                cells = [rate_cell(rate)]
-                if heads and rate_name(sweep.kinds[method], None) == HEAD:
-                    cells = [TableCell(""), rate_cell(rate)]
-                elif heads:
-                    cells += [TableCell("") if isna(head) else rate_cell(head)]
-                entry = tuned.get("methods", {}).get(method) if how == VALIDATION else None
-                rows.append(row(method, model, how, where, *cells, *(_beyond(entry, tuned) if searched else [])))
+                values = ({} if isna(head) else {HEAD: head}) | {name: rate}
+                cells = [rate_cell(values[option]) if option in values else TableCell("") for option in options]
+                record = tuned if how == VALIDATION else {}
+                cells += [TableCell(*next_higher(record, method, option)) for option in options * searched]
+                rows.append(row(method, model, how, where, *cells))
     if not rows:
         return None
-    lowest = f"{CHOSEN} Every method had {tuned.get('trials')} trials."
-    by_best = "validation: the best rate that randlora-pl tune tried on validation samples."
-    by_rule = f"validation: the rates that randlora-pl tune chose on validation samples. {lowest}"
+    chose = "the best rate that randlora-pl tune tried on validation samples."
+    if tuned.get("rule") == LOWEST:
+        chose = f"the rates that randlora-pl tune chose on validation samples. {rule_text(tuned)}"
     meanings = {
         PAPER: "paper: the paper's rate for the method.",
-        VALIDATION: by_rule if tuned.get("rule") == LOWEST else by_best,
+        VALIDATION: f"validation: {chose}",
         TYPED: "typed: set by hand in the sweep, not tuned.",
         DEFAULT: "default: the default rate of the method, not tuned.",
     }
@@ -95,18 +93,6 @@ def rate_table(sweep: Sweep) -> Table | None:
     titles += ["Next higher adapter rate", "Next higher head rate"] * searched
     header = row("Method", "Model", "Chosen by", "Where", *titles)
     return Table("rates-methods", "Learning rates and how they were chosen", header, rows, below, left=4)
-
-
-def _beyond(entry: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> list[TableCell]:
-    """Return cells with the next higher rate of the adapter and of the head, by the record of a search."""
-    chosen = (entry or {}).get("chosen") or {}
-    monitor = str(tuned.get("monitor", "val/acc"))
-    measure = find_measure((), monitor.removeprefix("val/"))
-    cells = []
-    for names in ([name for name in RATES if name != HEAD], [HEAD]):
-        found = [next_higher(entry, name, monitor, measure) for name in names if entry and name in chosen]
-        cells.append(TableCell(*found[0]) if found else TableCell(""))
-    return cells
 
 
 def rate_cell(rate: float) -> TableCell:

@@ -16,8 +16,11 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import Versus, comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.files import build, cells_csv, write_report
 from randlora_pl.lab.report.training import rate_table, untuned
+from randlora_pl.sweep.margins import next_higher
+from randlora_pl.tasks.measures import ACCURACY, Measure
 from randlora_pl.utils.text import pack_bits
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
+from tests.support.products import in_one_item
 
 B32 = "CLIP-ViT-B/32"
 DATASETS = ["a", "b", "c", "d", "e", "f", "g"]
@@ -239,7 +242,8 @@ def searched(**changes: Any) -> dict[str, Any]:
         "RandLoRA-6": entry("RandLoRA-6", (0.005, 0.4, both), (0.01, 0.4, both), (0.02, 0.4, {}), (0.01, 0.8, worse)),
         "probe": entry("probe", (None, 0.5, both), (None, 1.0, {"0": 0.51, "6": 0.6})),
     }
-    record = provenance(methods, rule="lowest", trials=16, seeds=[0, 6]) | {"methods": entries}
+    rule: dict[str, Any] = {"rule": "lowest", "trials": 16, "finalists": 4, "measure": vars(ACCURACY)}
+    record = provenance(methods, seeds=[0, 6], **rule) | {"methods": entries}
     return {"methods": methods, "tuned": record | changes}
 
 
@@ -264,7 +268,8 @@ def test_both_rates_are_shown_with_the_distance_to_what_fails(tmp_path: Path) ->
     }
     assert {row[2].text for row in table.rows} == {"validation"}
     text = " ".join(table.below)
-    assert "within one standard error of the best, the lowest rates. Every method had 16 trials." in text
+    assert "Every method had 16 trials, or all rates of a shorter list, from its own rates with seed 0" in text
+    assert "within one standard error of the best, the lowest rates." in text
     shutil.copytree(tmp_path / "sweep", tmp_path / "report", ignore=shutil.ignore_patterns("cells"))
     (tmp_path / "report" / "cells.csv").write_text(cells_csv(sweep))
     assert rate_table(read_sweep(tmp_path / "report")) == table, "as from cells.csv"
@@ -274,6 +279,24 @@ def test_both_rates_are_shown_with_the_distance_to_what_fails(tmp_path: Path) ->
     assert table is not None
     how = {row[0].text: row[2].text for row in table.rows}
     assert how == {"LoRA-32": "typed", "RandLoRA-6": "typed", "probe": "validation"}, "the head ran at another rate"
+
+
+@in_one_item(
+    ("measure", "texts"),
+    [
+        (Measure("acc"), ("2: +20.0", "none tried breaks")),
+        (Measure("mae", mode="min", decimals=3), ("2: +0.200", "breaks at 4")),
+        (Measure("BLEU", decimals=2), ("2: +0.200", "none tried breaks")),
+    ],
+)
+def test_a_rate_breaks_by_the_direction_of_the_metric(measure: Measure, texts: tuple[str, str]) -> None:
+    tried = [{"learning_rate": rate, "val/m": {"0": figure}} for rate, figure in ((4.0, 0.9), (2.0, 0.6), (1.0, 0.4))]
+    entry = {"chosen": {"learning_rate": 1.0}, "tried": tried}
+    record = {"monitor": "val/m", "measure": vars(measure), "methods": {"LoRA": entry, "failed": {"chosen": None}}}
+    assert next_higher(record, "LoRA", "learning_rate") == texts
+    assert (
+        next_higher(record, "LoRA", "head_learning_rate") == next_higher(record, "failed", "learning_rate") == ("", "")
+    )
 
 
 def test_a_best_rate_at_the_edge_of_its_search_gives_no_verdict(tmp_path: Path) -> None:
