@@ -39,6 +39,7 @@ SHORT = [
 
 
 TINY = {
+    "smollm2": "{num_hidden_layers: 2, hidden_size: 72, intermediate_size: 128, vocab_size: 300}",
     "commonsense": "{num_hidden_layers: 2, hidden_size: 112, intermediate_size: 128, vocab_size: 300}",
     "glue": "{num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128}",
 }
@@ -52,6 +53,19 @@ def texts(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         lines = [f"{word} film {number},{label}" for number in range(6) for word, label in (("fine", 1), ("dull", 0))]
         (folder / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+
+
+CHATS = [("May I bring my dog?", "Yes, on a leash."), ("How much is a ticket?", "A ticket is 9 crowns.")]
+
+
+def chats(folder: Path) -> None:
+    """Write conversations."""
+    folder.mkdir()
+    lines = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in CHATS * 8
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def photos(folder: Path, count: int = 3) -> Path:
@@ -137,8 +151,9 @@ def test_fit(
     for name in ("cat", "dog"):
         photos(mine / name, 20)
     texts(mine)
+    chats(tmp_path / "chats")
     tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
-    command = command.replace("DIR", shlex.quote(str(mine)))
+    command = command.replace("DIR", shlex.quote(str(mine))).replace("CHATS", shlex.quote(str(tmp_path / "chats")))
     run(command, *SHORT, "--model.pretrained", "random", *sum(tiny, ()), "--run.root", str(tmp_path / "runs"))
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/2*/results.json")

@@ -100,7 +100,7 @@ def test_sizes_are_written_like_15k() -> None:
         ({"budgets": ["100%"]}, "'commonsense' is unknown. Did you mean 'commonsense_15k'"),
         ({"budgets": ["15k", "50%"]}, "Unknown option --data.fraction"),
         ({"budgets": ["30k"]}, "'commonsense_30k' is unknown"),
-        ({"datasets": ["cars"]}, "'cars' is unknown. Known to a language task"),
+        ({"datasets": ["cars"]}, "'cars' is unknown.*Known to a language task"),
     ],
 )
 def test_budgets_that_texts_do_not_have_are_refused(changes: dict[str, Any], said: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 from randlora_pl.language.offline import find_wheel
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES, ROOT, shown
-from tests.test_readme import photos, texts
+from tests.test_readme import chats, photos, texts
 
 TEXTS = PAGES | {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -103,19 +103,6 @@ def own_sweep(path: Path) -> None:
 def quickstart(name: str = "") -> Callable[[Path], object]:
     """Return what copies the quickstart's run, or a part of it."""
     return lambda path: shutil.copytree(path.parent / "runs" / "quickstart" / "latest" / name, path)
-
-
-CHATS = [("May I bring my dog?", "Yes, on a leash."), ("How much is a ticket?", "A ticket is 9 crowns.")]
-
-
-def chats(folder: Path) -> None:
-    """Write conversations."""
-    folder.mkdir()
-    lines = [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in CHATS * 8
-    ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def decoder(folder: Path) -> None:
