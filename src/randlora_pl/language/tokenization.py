@@ -143,6 +143,12 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
         raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
 
 
+@torch.no_grad()
+def try_out(model: nn.Module) -> None:
+    """Run a new model once: some shapes, such as heads of an odd size, fail no sooner."""
+    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+
+
 def pad_id(tokenizer: Any) -> int:
     """Return the number to pad with: the tokenizer's own, or else the number of the end of text (logged).
 

@@ -13,7 +13,7 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.chat import Chat
 from randlora_pl.language.offline import NAME, source_of
-from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached
+from randlora_pl.language.tokenization import BYTES, RANDOM, load_tokenizer, model_config, possible, reached, try_out
 from randlora_pl.models.weights import ModelIdentity, seeded
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.optim import TEXTS
@@ -111,10 +111,8 @@ class TextTask(Objective):
         config.pad_token_id = pad
         with seeded(self.seed), possible(self.config_overrides, config=config):
             model = auto.from_config(config)
-            if self.config_overrides:  # some shapes, such as heads of an odd size, fail no sooner
-                one = torch.ones(1, 2, dtype=torch.int64)
-                with torch.no_grad():
-                    model.eval()(input_ids=one - 1, attention_mask=one)
+            if self.config_overrides:
+                try_out(model)
         return model
 
     def pretrained_model(self, auto: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
