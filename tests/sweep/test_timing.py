@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from randlora_pl.sweep.timing import (
     SPARE,
     TIERS,
+    Budget,
     Cost,
-    Measurement,
     Sizes,
     Tier,
-    seconds_for,
     seconds_of,
     spent,
     tiers,
@@ -22,7 +21,7 @@ from randlora_pl.sweep.timing import (
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
-SIZES = Sizes(batches=200, steps=100, size=64, accumulate=2, train=6400, val=100, test=250, classes=5)
+SIZES = Sizes(steps=100, batch=128, train=6400, val=100, test=250, classes=5)
 
 
 @in_one_item(
@@ -47,32 +46,33 @@ def test_a_shown_time_is_read_again_and_never_shorter(seconds: float) -> None:
 
 
 def test_the_time_of_a_run_follows_from_a_short_one() -> None:
-    """It starts in 2 s, takes a second for a micro-batch, and validates in 18 - 6 x 2 = 6 s."""
+    """It starts in 2 s, takes two seconds for a step, and validates in 18 - 6 x 2 = 6 s."""
     results = {"cell_seconds": 20.0, "fit_seconds": 18.0, "images_per_second": 64.0}
-    assert Cost.of(results, SIZES) == (2 + 200 + 6, 2 + 200 + 6 + 3 * 6 + 6 * 2.5, 1.0)
-    assert Cost.of({"fit_seconds": 12.0, "images_per_second": None}, SIZES) == (200, 200, 1.0)
+    assert Cost.of(results, SIZES) == (2 + 200 + 6, 2 + 200 + 6 + 3 * 6 + 6 * 2.5, 2.0)
+    assert Cost.of({"fit_seconds": 12.0, "images_per_second": None}, SIZES) == (200, 200, 2.0)
     assert spent([results, {"fit_seconds": 3}]) == 23
 
 
 def test_a_plan_costs_trials_further_seeds_of_the_finalists_and_tested_runs() -> None:
     one = [Cost(10, 20)]
-    assert seconds_for(Tier(9, 3, 5), one) == 9 * 10 + 4 * 2 * 10 + 5 * 20
-    assert seconds_for(Tier(3, 2, 1), one) == 3 * 10 + 3 * 10 + 20
-    assert seconds_for(Tier(0, 1, 1), one) == 20
+    assert Tier(9, 3, 5).seconds(one) == 9 * 10 + 4 * 2 * 10 + 5 * 20
+    assert Tier(3, 2, 1).seconds(one) == 3 * 10 + 3 * 10 + 20
+    assert Tier(0, 1, 1).seconds(one) == 20
 
 
 def test_plans_get_smaller_and_five_seeds_come_before_trials() -> None:
     for larger, smaller in pairwise(TIERS):
-        assert seconds_for(larger, [Cost(1, 1)]) > seconds_for(smaller, [Cost(1, 1)])
+        assert larger.seconds([Cost(1, 1)]) > smaller.seconds([Cost(1, 1)])
     assert [tier.trials for tier in TIERS if tier.seeds == 5][-1] == 5
     assert tiers(Tier(8, 3, 2))[:2] == [(8, 3, 2), (8, 2, 2)] and tiers(Tier(8, 3, 2))[-1] == TIERS[-1]
 
 
-def of(**costs: tuple[float, float]) -> Measurement:
-    return Measurement({name: Cost(*cost) for name, cost in costs.items()}, SIZES, spent=30)
+def budget(seconds: float, **costs: tuple[float, float]) -> Budget:
+    return Budget(seconds, 30, {name: Cost(*cost) for name, cost in costs.items()}, steps=100)
 
 
-TWO = of(probe=(10, 20), full=(30, 40))
+def two(seconds: float) -> Budget:
+    return budget(seconds, probe=(10, 20), full=(30, 40))
 
 
 @in_one_item(
@@ -84,42 +84,40 @@ TWO = of(probe=(10, 20), full=(30, 40))
 )
 def test_the_largest_plan_that_fits_is_taken(left: float, tier: tuple[int, ...] | None) -> None:
     if tier is not None:
-        assert TWO.fitting(30 + left, TIERS[0]) == tier
+        assert two(30 + left).fitting(TIERS[0]) == tier
         return
     with pytest.raises(UserError, match="one run of each of the 2 methods takes about 60 s"):
-        TWO.fitting(30 + left, TIERS[0])
+        two(30 + left).fitting(TIERS[0])
 
 
 @given(seconds=st.floats(1, 1e5), costs=st.lists(st.tuples(st.floats(0.1, 50), st.floats(0.1, 50)), min_size=1))
 def test_more_time_never_gives_a_smaller_plan(seconds: float, costs: list[tuple[float, float]]) -> None:
-    measurement = of(**{f"m{place}": pair for place, pair in enumerate(costs)})
     places = []
     for time in (seconds, 2 * seconds):
+        given = budget(time, **{f"m{place}": pair for place, pair in enumerate(costs)})
         try:
-            tier = measurement.fitting(time, TIERS[0])
+            tier = given.fitting(TIERS[0])
         except UserError:
             places.append(len(TIERS))
         else:
-            assert measurement.seconds(tier) <= time
+            assert given.expected(tier) <= time
             places.append(TIERS.index(tier))
     assert places[1] <= places[0]
 
 
 def test_seeds_follow_from_the_seconds_of_the_search() -> None:
-    assert [TWO.seeds(left, {}, 5) for left in (-10.0, 60.0, 64.0, 200.0, 1e9)] == [1, 1, 1, 3, 5]
+    assert [two(0).seeds(left, {}, 5) for left in (-10.0, 60.0, 64.0, 200.0, 1e9)] == [1, 1, 1, 3, 5]
     slower = {"probe": [15.0, 16.0, 90.0], "full": []}
-    assert [TWO.seeds(left, slower, 5) for left in (138.0, 140.0)] == [1, 2], "a tested run of the probe takes 26 s"
+    assert [two(0).seeds(left, slower, 5) for left in (138.0, 140.0)] == [1, 2], "a tested run of the probe takes 26 s"
 
 
 def test_a_budget_that_is_too_small_is_answered_with_what_fits() -> None:
-    sizes = Sizes(batches=100, steps=100, size=8, accumulate=1, train=800, val=100, test=100, classes=2)
-    batches = {"linear probe": 0.1, "LoRA": 0.5, "full": 1.0}
-    costs = {method: Cost(2 + 100 * batch, 6 + 100 * batch, batch) for method, batch in batches.items()}
-    measurement = Measurement(costs, sizes, spent=30)
+    steps = {"linear probe": 0.1, "LoRA": 0.5, "full": 1.0}
+    costs = {method: Cost(2 + 100 * step, 6 + 100 * step, step) for method, step in steps.items()}
     with pytest.raises(UserError) as refused:
-        measurement.fitting(110, TIERS[0])
+        Budget(110, 30, costs, steps=100).fitting(TIERS[0])
     assert "takes about 3 min (linear probe 16 s, LoRA 56 s, full 2 min)" in refused.value.what
     assert refused.value.hint == "What fits: --budget 3m30s, or --data.steps 30, or --methods 'linear probe' LoRA"
     with pytest.raises(UserError) as refused:
-        measurement.fitting(50, TIERS[0])
+        Budget(50, 30, costs, steps=100).fitting(TIERS[0])
     assert refused.value.hint == "What fits: --budget 3m30s"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,28 +24,15 @@ from randlora_pl.utils.options import NotNegative, Option, Rest, Words
 GRID, SEEDS = "own_data", [1, 2, 3, 4, 5]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnOptions:
-    """Options of a comparison on own images.
-
-    Attributes:
-        budget: Time for all of it, such as 30m or 1h30m: rates, seeds and tests. The plan is printed first.
-        grid: Sweep or file with the methods and their sizes.
-        margin: Points of accuracy that a larger method must gain to be worth it.
-    """
-
-    budget: Annotated[str, Option("TIME")] = ""
-    grid: Annotated[str, Option("SWEEP")] = GRID
-    margin: Annotated[float, NotNegative] = 1.0
-
-
 def compare_methods(
     words: Words,
     others: Rest,
     *,
     config: Annotated[Sequence[str], Option("CONFIG", names=("--config", "-c"), repeated=True)] = (),
     methods: Sequence[str] = (),
-    own: OwnOptions = OwnOptions(),
+    budget: Annotated[str, Option("TIME")] = "",
+    grid: Annotated[str, Option("SWEEP")] = GRID,
+    margin: Annotated[float, NotNegative] = 1.0,
     options: SweepOptions,
 ) -> int:
     """Compare methods on your own images, and recommend one of them.
@@ -66,6 +53,9 @@ def compare_methods(
     Args:
         config: Base model of the comparison, or a sweep to run: a bundled config or a file
         methods: Run only these methods
+        budget: Time for all of it, such as 30m or 1h30m: rates, seeds and tests. The plan is printed first.
+        grid: Sweep or file with the methods and their sizes
+        margin: Points of accuracy that a larger method must gain to be worth it
         output: Folder to write (default: runs/compare/DATA_MODEL, or runs/sweeps/NAME)
         dry_run: Only print the plan, or the cells of the sweep
         root: Place of your own images, or the folder with the datasets of a sweep
@@ -73,15 +63,30 @@ def compare_methods(
     """
     contents = {name: read_config(find_config(name)) for name in config}
     sweeps = [name for name, content in contents.items() if {"methods", "models"} & content.keys()]
-    typed = [name for name in vars(own) if getattr(own, name) != getattr(OwnOptions(), name)]
+    typed = [f"--{name}" for name, own in (("budget", budget), ("grid", grid != GRID), ("margin", margin != 1)) if own]
     if not sweeps and (config or typed or options.root or any("." in word for word in filter(is_option, others))):
-        return _compare_own(config, methods, own, options, others, words)
+        _check_words(config, options, others)
+        from randlora_pl.commands.comparison import Comparison
+        from randlora_pl.sweep.timing import seconds_of
+
+        seconds = seconds_of(budget) if budget else None
+        if budget and options.jobs > 1:
+            raise UserError("--budget is the time of one process. Leave out --jobs or --budget.")
+        if options.seeds is not None:
+            fit(list(options.seeds), Seeds, "--seeds")
+        of_run = [word for name in config for word in ("--config", name)] + others
+        of_run += [] if options.root is None else ["--data.root", options.root]
+        description, tree = described(of_run, methods, grid, options.seeds or SEEDS)
+        ((model, *_), (data, *_)) = description.models, description.datasets
+        output = options.output or Path("runs") / "compare" / f"{data}_{model}".replace(" ", "-")
+        same = words.command("compare-methods")
+        return Comparison(description, of_run, tree, same, replace(options, root=None), output, seconds, margin).run()
     if others:
         Command("compare-methods", compare_methods).parser().error(f"unrecognized arguments: {' '.join(others)}")
     if len(config) > 1:
         raise UserError(f"--config {sweeps[0]} is a sweep, which is not merged with others. Pass it alone.")
     if typed:
-        raise UserError(f"--{typed[0]} needs a base model, and {sweeps[0]} is a sweep.", _BASE)
+        raise UserError(f"{typed[0]} needs a base model, and {sweeps[0]} is a sweep.", _BASE)
     if methods:
         options = replace(options, only=[*options.only, f"method={','.join(methods)}"])
     code, job = run_sweep(config[0] if config else "compare_methods", options, words.command("compare-methods"))
@@ -97,7 +102,7 @@ def compare_methods(
 
 
 _BASE = "Name one: --config clip_vitb32. All: randlora-pl config list"
-_OF_SWEEPS = ("only", "skip_missing", "shard", "tune", "slurm", "max_hours")
+_OF_SWEEPS = ("only", "skip_missing", "shard", "tune", "slurm", "max_hours", "launcher")
 _FRESH = "Every method starts from the pretrained model. Remove it."
 _REPLACED = {
     "resume": "Run the same command again to resume.",
@@ -112,19 +117,17 @@ _REPLACED = {
 def _check_words(base: Sequence[str], options: SweepOptions, others: Sequence[str]) -> None:
     """Refuse options that a comparison does not have."""
     for name in _OF_SWEEPS:
-        if getattr(options, name):
+        if getattr(options, name) not in (None, False, (), [], "local"):
             raise UserError(f"{spelled(name)} belongs to sweeps, and this is a comparison on own images. Remove it.")
-    if options.launcher != "local":
-        raise UserError(f"--launcher {options.launcher} belongs to sweeps. Leave it out, or use --jobs N.")
-    names = [(word, short_name(word.partition("=")[0]).replace("-", "_")) for word in filter(is_option, others)]
-    for word, name in names:
-        parts = name.split(".")
-        places = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-        if replaced := next((place for place in places if place in _REPLACED), None):
-            raise UserError(f"compare-methods does not take {word.partition('=')[0]}.", _REPLACED[replaced])
-        if len(parts) == 1 and name != "model":
+    typed = [word.partition("=")[0] for word in filter(is_option, others)]
+    names = {word: short_name(word).replace("-", "_") for word in typed}
+    for word, name in names.items():
+        for replaced, instead in _REPLACED.items():
+            if f"{name}.".startswith(f"{replaced}."):
+                raise UserError(f"compare-methods does not take {word}.", instead)
+        if "." not in name and name != "model":
             Command("compare-methods", compare_methods).parser().error(f"unrecognized arguments: {word}")
-    if not base and all(name != "model.name" for _, name in names):
+    if not base and "model.name" not in names.values():
         raise UserError("compare-methods needs a base model for your own images.", _BASE)
 
 
@@ -148,29 +151,6 @@ def _check_task(tree: Tree) -> None:
         if holds:
             what = f"compare-methods compares adapters by classes of validation and test images, and {what}."
             raise UserError(what, instead)
-
-
-def _compare_own(
-    base: Sequence[str], methods: Sequence[str], own: OwnOptions, options: SweepOptions, others: Rest, words: Words
-) -> int:
-    """Check the typed words, and run the comparison that they describe."""
-    _check_words(base, options, others)
-    from randlora_pl.commands.comparison import Comparison
-    from randlora_pl.sweep.timing import seconds_of
-
-    seconds = seconds_of(own.budget) if own.budget else None
-    if seconds is not None and options.jobs > 1:
-        raise UserError("--budget is the time of one process. Leave out --jobs or --budget.")
-    if options.seeds is not None:
-        fit(list(options.seeds), Seeds, "--seeds")
-    typed = [word for name in base for word in ("--config", name)] + others
-    typed += [] if options.root is None else ["--data.root", options.root]
-    description, tree = described(typed, methods, own.grid, options.seeds or SEEDS)
-    ((model, *_), (data, *_)) = description.models, description.datasets
-    output = options.output or Path("runs") / "compare" / f"{data}_{model}".replace(" ", "-")
-    how = replace(options, output=output, root=None)
-    same = words.command("compare-methods")
-    return Comparison(description, typed, tree, same, how, seconds, own.margin).run()
 
 
 def described(typed: list[str], methods: Sequence[str], name: str, seeds: Sequence[int]) -> tuple[SweepConfig, Tree]:

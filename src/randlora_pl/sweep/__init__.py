@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, is_typeddict
 
+import yaml
+
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.run.options.mistakes import FORMS
 from randlora_pl.utils.errors import UserError, near
@@ -238,6 +240,10 @@ class SweepConfig:
         tree |= {"datasets": list(self.datasets) if plain else self.datasets, "baselines": self.baselines or None}
         del tree["root"]
         return {key: value for key, value in tree.items() if value not in ("", {}, [], None)}
+
+    def text(self) -> str:
+        """Return the content as YAML."""
+        return yaml.safe_dump(self.content(), sort_keys=False, allow_unicode=True, width=120)
 
     def methods_of(self, model: str) -> list[str]:
         """Return the methods that a model is tried with."""

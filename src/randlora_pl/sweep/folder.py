@@ -35,9 +35,6 @@ TUNE = "tune"
 REPORT = "report"
 """Folder of the report of a sweep in the folder of the sweep, unless another one is typed."""
 
-TIMING, COMPARISON = "timing", "comparison.yaml"
-"""Folder of the runs that measure the time of a comparison, and what it compares, in the folder of the comparison."""
-
 FIRST = "first"
 """Folder of the LoRA that a cell starts from in the folder of the cell."""
 FIRST_SECONDS = "first/fit_seconds"
@@ -115,22 +112,22 @@ class SweepFolder:
         file = self.path / self.file
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         writing = {name for name in names if name.startswith(f".{self.file}.part")}  # another process begins, too
-        if names - writing - {TUNE, TIMING, COMPARISON} and not file.is_file():
+        if names - writing - {TUNE} and not file.is_file():
             raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
         self.check(cells)
         if file.is_file():
             description = description.union(self.description())
-        text = yaml.safe_dump(description.content(), sort_keys=False, allow_unicode=True, width=120)
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            _write(file, text)
+        if not file.is_file() or file.read_text(encoding="utf-8") != description.text():
+            _write(file, description.text())
 
-    def replace(self, cells: Sequence[Cell]) -> None:
-        """Remove the cells that are called like one of these and have another config."""
+    def replace(self, description: SweepConfig, cells: Sequence[Cell]) -> None:
+        """Make the folder for a sweep in place of the one there; cells of the same names and other configs go."""
         planned = {tuple(cell.labels): cell.hash for cell in cells}
         for file in sorted((self.path / "cells").glob("*/cell.json")):
             entry, own = _read(file), file.parent.name
             if planned.get(tuple(entry.get(name) for name in Labels._fields), own) != own:
                 shutil.rmtree(file.parent)
+        _write(self.path / self.file, description.text())
 
     def description(self) -> SweepConfig:
         """Return the description of the sweep in the folder.

@@ -8,19 +8,15 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from randlora_pl.sweep import LOWEST, SweepConfig, Tree
+from randlora_pl.sweep import LOWEST
 from randlora_pl.sweep.climb import FINALISTS
 from randlora_pl.sweep.expand import data_of
-from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.loop import Loop, Runner
-from randlora_pl.sweep.plan import Cell, plan
-from randlora_pl.sweep.search import VALIDATED
+from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.reuse import caching
 from randlora_pl.utils.text import duration
 
 FEWEST = 20
@@ -38,6 +34,11 @@ class Tier(NamedTuple):
     trials: int
     tries: int
     seeds: int
+
+    def seconds(self, costs: "Iterable[Cost]") -> float:
+        """Return the expected seconds of the plan for some methods."""
+        again = min(FINALISTS[LOWEST], self.trials) * (self.tries - 1)
+        return sum((self.trials + again) * cost.search + self.seeds * cost.final for cost in costs)
 
 
 TIERS = tuple(
@@ -58,8 +59,8 @@ def seconds_of(text: str) -> float:
     """
     number = r"(\d+(?:\.\d+)?)"
     parts = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS), text)
-    found = zip(parts.groups(), _UNITS.values(), strict=True) if parts else ()
-    seconds = sum(float(each or 0) * size for each, size in found)
+    numbers = zip(parts.groups(), _UNITS.values(), strict=True) if parts else ()
+    seconds = sum(float(digits or 0) * size for digits, size in numbers)
     if not seconds:
         raise UserError(f"--budget {brief(text)[1:-1]}: expected a time such as 90s, 30m, 2h or 1h30m.")
     return seconds
@@ -73,23 +74,11 @@ def time_of(seconds: float) -> str:
     return "".join(f"{number}{name}" for name, number in parts.items() if number)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Samples of the data of a run.
+class Sizes(NamedTuple):
+    """Optimizer steps of a run, samples of a step and of each split, and classes."""
 
-    Attributes:
-        batches: Micro-batches of a whole training.
-        steps: Optimizer steps of it.
-        size: Samples of a micro-batch.
-        accumulate: Micro-batches of an optimizer step.
-        train: Training samples; ``val`` and ``test`` are the others.
-        classes: Number of classes.
-    """
-
-    batches: float
     steps: int
-    size: int
-    accumulate: int
+    batch: int
     train: int
     val: int
     test: int
@@ -104,20 +93,18 @@ class Sizes:
         """
         data: Any = data_of(cell.tree)
         data.setup("fit")
-        accumulate = int(cell.tree.get("trainer", {}).get("accumulate_grad_batches") or 1)
-        drawn = data.plan.samples_drawn * (accumulate if data.steps else 1)
+        batch = data.batch_size * int(cell.tree.get("trainer", {}).get("accumulate_grad_batches") or 1)
+        steps = data.steps or math.ceil(data.plan.samples_drawn / batch)
         train, val, test = (len(data.samples(split)) for split in ("train", "val", "test"))
-        steps = math.ceil(drawn / (data.batch_size * accumulate))
-        size = data.batch_size
-        return cls(drawn / size, steps, size, accumulate, train, val, test, data.num_classes)
+        return cls(steps, batch, train, val, test, data.num_classes)
 
 
 class Cost(NamedTuple):
-    """Seconds of a run of the search, of a tested run, and of a micro-batch in them."""
+    """Seconds of a run of the search, of a tested run, and of a step in them."""
 
     search: float
     final: float
-    batch: float = 0.0
+    step: float = 0.0
 
     @classmethod
     def of(cls, results: Mapping[str, Any], sizes: Sizes) -> "Cost":
@@ -125,18 +112,16 @@ class Cost(NamedTuple):
 
         A tested run validates four times. What a training needs besides its steps counts as validation.
         """
-        training, short = float(results["fit_seconds"]), STEPS * sizes.accumulate
-        rate = results.get("images_per_second")
-        batch = sizes.size / rate if rate else training / short
-        check = max(training - short * batch, 0.0)
-        search = max(spent([results]) - training, 0.0) + sizes.batches * batch + check
-        return cls(search, search + 3 * check + check * sizes.test / max(sizes.val, 1), batch)
+        training, rate = float(results["fit_seconds"]), results.get("images_per_second")
+        step = sizes.batch / rate if rate else training / STEPS
+        check = max(training - STEPS * step, 0.0)
+        search = max(spent([results]) - training, 0.0) + sizes.steps * step + check
+        return cls(search, search + 3 * check + check * sizes.test / sizes.val, step)
 
 
-def seconds_for(tier: Tier, costs: Iterable[Cost]) -> float:
-    """Return the expected seconds of a plan for some methods."""
-    again = min(FINALISTS[LOWEST], tier.trials) * (tier.tries - 1)
-    return sum((tier.trials + again) * cost.search + tier.seeds * cost.final for cost in costs)
+def spent(runs: Iterable[Mapping[str, Any]]) -> float:
+    """Return the seconds that runs took, by their results; a resumed run has the time of its training alone."""
+    return sum(float(results.get("cell_seconds") or results["fit_seconds"]) for results in runs)
 
 
 def tiers(most: Tier) -> list[Tier]:
@@ -145,49 +130,51 @@ def tiers(most: Tier) -> list[Tier]:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Cost of all methods of a comparison.
+class Budget:
+    """Time of a comparison, and the cost of its methods.
 
     Attributes:
-        costs: Cost by the label of the method, in the order of the config.
-        sizes: The data of a run.
+        seconds: Time for all of it.
         spent: Seconds that the measurement took.
+        costs: Cost by the label of the method, in the order of the config.
+        steps: Optimizer steps of a run.
     """
 
-    costs: Mapping[str, Cost]
-    sizes: Sizes
+    seconds: float
     spent: float
+    costs: Mapping[str, Cost]
+    steps: int
 
-    def seconds(self, tier: Tier) -> float:
-        """Return the expected seconds of a plan, and of the measurement before."""
-        return self.spent + seconds_for(tier, self.costs.values())
+    def expected(self, tier: Tier) -> float:
+        """Return the expected seconds of the measurement and of a plan."""
+        return self.spent + tier.seconds(self.costs.values())
 
-    def fitting(self, seconds: float, most: Tier) -> Tier:
+    def fitting(self, most: Tier) -> Tier:
         """Return the largest plan that fits into `SPARE` of the time; one run of each method may fill all of it.
 
         Raises:
             UserError: Not even that fits; the message has what does.
         """
-        left, plans = seconds - self.spent, tiers(most)
-        fits = [tier for tier in plans if self.seconds(tier) - self.spent <= SPARE * left]
-        if fits or self.seconds(plans[-1]) <= seconds:
+        left, plans = self.seconds - self.spent, tiers(most)
+        fits = [tier for tier in plans if self.expected(tier) - self.spent <= SPARE * left]
+        if fits or self.expected(plans[-1]) <= self.seconds:
             return [*fits, plans[-1]][0]
-        each = ", ".join(f"{method} {duration(cost.final)}" for method, cost in self.costs.items())
+        times = ", ".join(f"{method} {duration(cost.final)}" for method, cost in self.costs.items())
         whole = duration(sum(cost.final for cost in self.costs.values()))
         what = f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {whole}"
-        raise UserError(f"{what} ({each}).", f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
+        raise UserError(f"{what} ({times}).", f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
 
     def _ways(self, left: float, least: Tier) -> list[str]:
         """Return what would fit into the seconds that are left: a larger budget, fewer steps, or fewer methods."""
-        ways = [f"--budget {time_of(self.seconds(least))}"]
-        batches = sum(cost.batch for cost in self.costs.values())
-        fixed = seconds_for(least, self.costs.values()) - self.sizes.batches * batches
-        steps = int((left - fixed) / (self.sizes.accumulate * batches)) if batches else 0
+        ways = [f"--budget {time_of(self.expected(least))}"]
+        step = sum(cost.step for cost in self.costs.values())
+        surplus = least.seconds(self.costs.values()) - left
+        steps = int(self.steps - surplus / step) if step else 0
         if steps >= FEWEST:
             ways.append(f"--data.steps {steps // 10 * 10}")
         names: list[str] = []
         for name in self.costs:
-            if seconds_for(least, [self.costs[each] for each in (*names, name)]) <= left:
+            if least.seconds(self.costs[other] for other in (*names, name)) <= left:
                 names.append(name)
         if len(names) > 1:
             ways.append(f"--methods {shlex.join(names)}")
@@ -204,35 +191,3 @@ class Measurement:
         one = sum(cost.final for cost in self.costs.values())
         one += sum(median(took) - self.costs[method].search for method, took in runs.items() if took)
         return max(1, min(most, int(LAST_SPARE * left / max(one, 1e-9))))
-
-
-def timed_cells(description: SweepConfig) -> list[Cell]:
-    """Return a short run of each method, on the validation images alone."""
-    short: Tree = {"data": {"steps": STEPS}, "trainer": VALIDATED}
-    return plan(replace(description, seeds=description.seeds[:1]), short)
-
-
-def measure(
-    folder: SweepFolder, description: SweepConfig, cells: Sequence[Cell], deadline: float, retry_failed: bool
-) -> None:
-    """Run each method for a few steps without a test; finished runs are kept, runs with other options removed.
-
-    Args:
-        folder: Folder of these runs.
-        description: The methods; the pretrained model is not among them.
-        cells: Runs of `timed_cells`.
-        deadline: Value of ``time.monotonic`` after which no run begins.
-        retry_failed: If True, runs that failed before are tried again.
-    """
-    from randlora_pl.run import lightning_cli, stages  # noqa: F401 (the first run does not count their import)
-
-    folder.replace(cells)
-    folder.open(description, cells)
-    loop = Loop(folder, cells, Runner(test=False), retry_failed, deadline, keep_adapters=False)
-    with loop.watch.shown(), caching():
-        loop.work()
-
-
-def spent(runs: Iterable[Mapping[str, Any]]) -> float:
-    """Return the seconds that runs took, by their results; a resumed run has the time of its training alone."""
-    return sum(float(results.get("cell_seconds") or results["fit_seconds"]) for results in runs)

@@ -91,7 +91,7 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "tiny_clip", "--data.rot", "own"], "Did you mean --data.root"),
         (["--config", "tiny_clip", "--only", "seed=1"], "--only belongs to sweeps"),
         (["--config", "tiny_clip", "--tune"], "--tune belongs to sweeps"),
-        (["--config", "tiny_clip", "--launcher", "slurm"], "use --jobs N"),
+        (["--config", "tiny_clip", "--launcher", "slurm"], "--launcher belongs to sweeps"),
         (["--config", "tiny_clip", "--resume", "runs/a"], "Run the same command again to resume"),
         (["--config", "tiny_clip", "--seed_everything", "4"], "Set --seeds 1 2 3 4 5"),
         (["--config", "tiny_clip", "--from-adapter", "runs/a"], "starts from the pretrained model"),
@@ -149,7 +149,7 @@ def test_the_printed_commands_train_what_was_compared(own_images: None, tmp_path
     typed = ["--config", str(tmp_path / "base.yaml"), "--data.root", str(tmp_path / "own")]
     typed += ["--data.templates", "a {} one"]
     description, base = described(typed, [], "own_data", [1])
-    it = comparison.Comparison(description, typed, base, "", SweepOptions(), None, 1.0)
+    it = comparison.Comparison(description, typed, base, "", SweepOptions(), tmp_path / "out", None, 1.0)
     cells = {cell.labels.method: cell for cell in plan(it.trained)}
     assert [*cells] == ["linear probe", "RandLoRA", "LoRA", "DoRA", "HiRA", "full fine-tuning"]
     for method, cell in cells.items():
@@ -167,6 +167,10 @@ def test_what_stops_a_comparison_before_its_search(run: Run, own_images: None, t
     shutil.copytree(tmp_path / "own" / "dark", tmp_path / "single" / "dark")
     one = run(*OWN, "--data.root", "single", "--budget", "1h")
     assert one.code == 2 and not Path("runs").exists() and "single has one class, and a comparison needs two" in one.err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("")
+    other = run(*OWN, "--output", "full", "--dry-run")
+    assert other.code == 2 and "full is not empty and holds no comparison. Name another folder by --output" in other.err
     failed = run(*OWN, "--budget", "1h", "--trainer.precision", "16-true")
     assert failed.code == 2
     assert re.search(r"linear probe cannot be trained: [^\n]+\. Leave it out: --methods LoRA\. Or mend it", failed.err)
@@ -176,7 +180,6 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
     run: Run, own_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TIERS", (timing.Tier(1, 1, 1),))
-    monkeypatch.setattr(comparison, "TIERS", timing.TIERS)
     call, load, test = Runner.__call__, FileImages.load, comparison.Comparison.test
     counts, read, tested = [0, 0], set[str](), list[bool]()  # runs that began, and at which one Ctrl-C comes
 
@@ -191,9 +194,9 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
             read.add(self.path(index).as_posix())
         return load(self, index, short)
 
-    def begun(self: comparison.Comparison, description: SweepConfig) -> int:
+    def begun(self: comparison.Comparison, description: SweepConfig, used: float) -> int:
         tested.append(True)
-        return test(self, description)
+        return test(self, description, used)
 
     monkeypatch.setattr(Runner, "__call__", counted)
     monkeypatch.setattr(FileImages, "load", noted)
@@ -223,8 +226,15 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
     tuned = json.loads((folder / "tune/tuning.json").read_text())["methods"]
     chosen = tuned["LoRA" if "LoRA" in str(model["adapter"]) else "linear probe"]["chosen"]
     assert chosen.items() <= model.items() and tree["data"]["root"] == "own"
+    assert re.search(r"All runs took .+ of 60 min\.", result.out)
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    former = shutil.copytree(next(folder.glob("cells/*")), folder / "cells" / "of-a-larger-plan") / "cell.json"
+    for name, value in {"budget": "100%", "method": "LoRA", "seed": 4}.items():
+        former.write_text(json.dumps(json.loads(former.read_text()) | {name: value}))
     again = run(*words)
     assert again.code == 0 and counts[0] == 2 and sentence in again.out, "nothing is trained again"
+    assert (folder / "table.md").read_text(encoding="utf-8") == table, "runs of another plan are kept, and not shown"
+    assert former.is_file()
     other = run(*words[:-4], "--seeds", "3", "--data.flip", "false")
     assert other.code == 2 and "holds another sweep" in other.err and "Name another --output" in other.err
 

@@ -5,7 +5,7 @@ Curves of training loss and validation metric are in few numbers that fit into `
 
 import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -145,13 +145,14 @@ def read_cells(folder: Path) -> DataFrame:
     return read_sweep(folder).cells
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep with its plan.
+def read_sweep(folder: Path, names: Collection[str] | None = None) -> Sweep:
+    """Read a sweep with its plan, and of its cells those with these names (default: all).
 
     Raises:
         UserError: The folder holds no sweep, or the sweep has no finished cell.
     """
     cell_folders = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
+    cell_folders = [cell for cell in cell_folders if names is None or cell.name in names]
     if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
         raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
     table = folder / "cells.csv"
