@@ -41,13 +41,8 @@ class Tier(NamedTuple):
         return sum((self.trials + again) * cost.search + self.seeds * cost.final for cost in costs)
 
 
-TIERS = tuple(
-    Tier(*numbers)
-    for numbers in (
-        *((16, 3, 5), (12, 2, 5), (9, 2, 5), (7, 2, 5), (5, 1, 5)),  # fewer than five seeds give no verdict
-        *((5, 1, 3), (3, 1, 3), (3, 1, 2), (3, 1, 1), (0, 1, 1)),
-    )
-)
+_TESTED = ((16, 3, 5), (12, 2, 5), (9, 2, 5), (7, 2, 5), (5, 1, 5))  # fewer than five seeds give no verdict
+TIERS = tuple(Tier(*numbers) for numbers in (*_TESTED, (5, 1, 3), (3, 1, 3), (3, 1, 2), (3, 1, 1), (0, 1, 1)))
 """Plans from the largest to the smallest, of which the first that fits is taken."""
 
 
@@ -160,25 +155,20 @@ class Budget:
         if fits or self.expected(plans[-1]) <= self.seconds:
             return [*fits, plans[-1]][0]
         times = ", ".join(f"{method} {duration(cost.final)}" for method, cost in self.costs.items())
-        whole = duration(sum(cost.final for cost in self.costs.values()))
-        what = f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {whole}"
-        raise UserError(f"{what} ({times}).", f"What fits: {', or '.join(self._ways(left, plans[-1]))}")
-
-    def _ways(self, left: float, least: Tier) -> list[str]:
-        """Return what would fit into the seconds that are left: a larger budget, fewer steps, or fewer methods."""
-        ways = [f"--budget {time_of(self.expected(least))}"]
+        whole, names, last = sum(cost.final for cost in self.costs.values()), list[str](), left
         step = sum(cost.step for cost in self.costs.values())
-        surplus = least.seconds(self.costs.values()) - left
-        steps = int(self.steps - surplus / step) if step else 0
-        if steps >= FEWEST:
-            ways.append(f"--data.steps {steps // 10 * 10}")
-        names: list[str] = []
-        for name in self.costs:
-            if least.seconds(self.costs[other] for other in (*names, name)) <= left:
+        steps = int(self.steps - (whole - left) / step) if step else 0
+        for name, cost in self.costs.items():
+            if cost.final <= last:
                 names.append(name)
-        if len(names) > 1:
-            ways.append(f"--methods {shlex.join(names)}")
-        return ways
+                last -= cost.final
+        ways = [f"--budget {time_of(self.expected(plans[-1]))}"]
+        ways += [f"--data.steps {steps // 10 * 10}"] * (steps >= FEWEST)
+        ways += [f"--methods {shlex.join(names)}"] * (len(names) > 1)
+        what = (
+            f"The budget is too small: one run of each of the {len(self.costs)} methods takes about {duration(whole)}"
+        )
+        raise UserError(f"{what} ({times}).", f"What fits: {', or '.join(ways)}")
 
     def seeds(self, left: float, runs: Mapping[str, Sequence[float]], most: int) -> int:
         """Return the number of seeds of the tests that fit into `LAST_SPARE` of the time after a search, at least one.

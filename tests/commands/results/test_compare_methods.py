@@ -226,14 +226,14 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
     tuned = json.loads((folder / "tune/tuning.json").read_text())["methods"]
     chosen = tuned["LoRA" if "LoRA" in str(model["adapter"]) else "linear probe"]["chosen"]
     assert chosen.items() <= model.items() and tree["data"]["root"] == "own"
-    assert re.search(r"All runs took .+ of 60 min\.", result.out)
-    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert re.search(r"All runs took .+ of 1 h 00 min\.", result.out)
+    table = (folder / "cells.csv").read_text(encoding="utf-8")
     former = shutil.copytree(next(folder.glob("cells/*")), folder / "cells" / "of-a-larger-plan") / "cell.json"
     for name, value in {"budget": "100%", "method": "LoRA", "seed": 4}.items():
         former.write_text(json.dumps(json.loads(former.read_text()) | {name: value}))
     again = run(*words)
     assert again.code == 0 and counts[0] == 2 and sentence in again.out, "nothing is trained again"
-    assert (folder / "table.md").read_text(encoding="utf-8") == table, "runs of another plan are kept, and not shown"
+    assert (folder / "cells.csv").read_text(encoding="utf-8") == table, "runs of another plan are kept, and not shown"
     assert former.is_file()
     other = run(*words[:-4], "--seeds", "3", "--data.flip", "false")
     assert other.code == 2 and "holds another sweep" in other.err and "Name another --output" in other.err
