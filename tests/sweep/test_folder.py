@@ -81,9 +81,12 @@ def test_cells_of_the_same_names_are_replaced_and_others_stay(folder: SweepFolde
         folder.check([other], ["model.learning_rate"])
     (rated,) = cells_of(methods={first.labels.method: {"adapter": "RandLoRA", "rank": 6, "learning_rate": 0.5}})
     folder.check([rated], ["model.learning_rate"])
-    folder.replace([first])
+    folder.replace(SweepConfig.from_content(GRID), [first])
+    one = SweepConfig.from_content(GRID | {"seeds": [7]})
+    folder.replace(one, [first])
     assert all(map(Path.is_dir, places)), "the same, and a damaged one"
-    folder.replace([rated])
+    assert folder.description() == one, "the seeds of the former one are left out"
+    folder.replace(one, [rated])
     assert [place.is_dir() for place in places] == [False, True]
 
 
