@@ -113,14 +113,14 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "undecided by an untuned rate": (
         {PROBE: near(90), LORA: near(93)},
         {"untuned": [LORA]},
-        "Undecided: LoRA against the linear probe is +3.0 points, without a verdict (not tuned: linear probe "
-        f"validation, LoRA typed). If it must be one today, take LoRA{NEAR} | On",
+        "Undecided: LoRA against the linear probe is +3.0 points, without a verdict (the learning rates were not "
+        f"searched alike). If it must be one today, take LoRA{NEAR} | On",
     ),
     "undecided, and the best is hardly better than a simpler one": (
         {PROBE: few(80, 3), LORA: few(93, 3), HIRA: few(80, 3), FULL: few(93.5, 3)},
         {"untuned": [FULL]},
-        "Undecided: full fine-tuning against the linear probe is +13.2 points, without a verdict (3 seeds, 5 are "
-        f"needed). If it must be one today, take LoRA{NEAR} | On",
+        "Undecided: full fine-tuning against the linear probe is +13.2 points, without a verdict (the learning rates "
+        f"were not searched alike; 3 seeds, 5 are needed). If it must be one today, take LoRA{NEAR} | On",
     ),
     "few differing": (
         {PROBE: alone(), LORA: alone(1, 2, 3, 4, 5)},

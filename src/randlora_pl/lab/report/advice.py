@@ -121,6 +121,7 @@ def methods_table(contest: Contest) -> Table:
             difference = TableCell(formatted(mean), " to ".join(map(formatted, span or ())), sort=mean)
             differs = contest.better(method, winner) or contest.better(winner, method)
             if pair.p is None:
+                verdict.text = "not tuned" if pair.untuned else "no verdict"
                 below.append(f"{method}: {pair.obstacle}.")
             else:
                 verdict.text = "no difference found" if not differs else "better" if mean > 0 else "worse"

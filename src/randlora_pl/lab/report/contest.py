@@ -13,6 +13,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.lab.report import formatted, many
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
 from randlora_pl.lab.report.comparisons import EQUAL, LEVEL, comparisons
+from randlora_pl.lab.report.training import EDGE
 from randlora_pl.sweep import ZERO_SHOT, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text import unpack_bits
@@ -182,7 +183,9 @@ class Contest:
             units = f"{many(crossed.samples, 'test picture')} and {many(crossed.runs, 'seed')}"
             start += f", and {low} to {high} are possible with {units}."
         else:
-            start += f", without a verdict ({(rival.lacking or rival.obstacle).partition('; ')[0]})."
+            alike = rival.untuned if EDGE in rival.untuned else "the learning rates were not searched alike"
+            reasons = [alike] * bool(rival.untuned) + [rival.lacking.partition("; ")[0]] * bool(rival.lacking)
+            start += f", without a verdict ({'; '.join(reasons or [rival.obstacle])})."
         return f"{start} If it must be one today, take {self._named(self.winner)}, the simplest one near the best here."
 
     def _pretrained(self) -> str:
