@@ -108,7 +108,8 @@ class Comparison:
         seeds = [seed for seed in range(tries + len(own)) if seed not in own][:tries]
         how = {name: getattr(self.options, name) for name in ("dry_run", "retry_failed", "jobs")}
         typed = TuneOptions(**how, output=self.folder / TUNE, trials=trials)
-        return search_job(typed, self.folder / COMPARISON, replace(self.description, tune={"seeds": seeds}), self.same)
+        tuned = replace(self.description, tune={"seeds": seeds})
+        return search_job(typed, Path("compare-methods"), tuned, self.same)  # the name is in errors
 
     def plan(self, job: Job, tested: int, budget: Budget | None) -> Tier:
         """Print the plan, the largest that fits into the time, and return it."""

@@ -108,6 +108,7 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "tiny_clip", "--methods", "LoRA"], "A comparison needs two methods. Name two or more"),
         (["--config", "tiny_clip", "--grid", "own_dat"], "Did you mean 'sweeps/own_data'"),
         (["--config", "tiny_clip", "--seeds", "1", "1"], "each number once"),
+        (["--config", "tiny_clip", "--model.name", "nope"], "error: compare-methods: model: --model.name: neither"),
     ],
 )
 def test_bad_words_of_a_comparison_are_refused(refused: Refused, words: list[str], said: str) -> None:
