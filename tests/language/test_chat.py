@@ -242,6 +242,11 @@ BROKEN = {
     "no role": (line({"content": "a"}), "message 1: 'role' is missing"),
     "no content": (line(ASKED, {"role": "assistant"}), "message 2: 'content' is missing"),
     "another role": (line(ASKED, ANSWER | {"role": "asistant"}), 'message 2: the role "asistant" is unknown. Did'),
+    "a role of another program": (
+        line({"role": "human", "content": "a"}),
+        "role \"human\" is unknown. Did you mean 'user'?",
+    ),
+    "a misspelt key": (line({"role": "user", "contents": "a"}), "'content' is missing, there is 'role', 'contents'."),
     "no text as role": (line({"role": None, "content": "a"}), "message 1: the role null is unknown"),
     "a tool": (line(ASKED, {"role": "tool", "content": "4"}), "message 2: the role 'tool' is not supported"),
     "a call": (line(ASKED, ANSWER | {"tool_calls": [{"id": 1}]}), "message 2: 'tool_calls' is not read"),

@@ -42,12 +42,15 @@ def test_files_have_the_permissions_of_any_other(mask: int, tmp_path: Path) -> N
     try:
         write_bytes(tmp_path / "made" / "file", b"content")
         (tmp_path / "other").write_bytes(b"content")
+        with atomic_folder(tmp_path / "folder") as part:
+            (part / "private").touch(0o600)
         assert os.umask(mask) == mask, "the umask stays"
     finally:
         os.umask(before)
     file = tmp_path / "made" / "file"
     assert file.read_bytes() == b"content"
-    assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o666 & ~mask
+    for path in (file, tmp_path / "other", tmp_path / "folder" / "private"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
 
 
 def test_text_replaces_an_older_file_at_once(tmp_path: Path) -> None:

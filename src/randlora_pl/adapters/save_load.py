@@ -35,7 +35,7 @@ from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.trained import forget_computed, reset_buffers
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, parse_json, scratch_folder, umask
+from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, parse_json, scratch_folder
 from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
 from randlora_pl.utils.run_files import find_adapter
 from randlora_pl.utils.weights_files import without_local_paths
@@ -165,7 +165,7 @@ def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of the umask, and sync it to disk.
+    """Write a safetensors file.
 
     Raises:
         OSError: The file cannot be written, for example because the disk is full.
@@ -177,7 +177,6 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[st
         if system := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(file)) from error
         raise
-    file.chmod(0o666 & ~umask())  # safetensors gives access to the owner only
 
 
 _log = logging.getLogger("randlora_pl")

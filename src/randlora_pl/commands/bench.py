@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from randlora_pl.commands.common import check_file, counting
-from randlora_pl.commands.data import present_root
-from randlora_pl.data.catalog import find
-from randlora_pl.data.locations import root_of
-from randlora_pl.data.validate import format_of
+from randlora_pl.commands.common import counting
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files import disk_errors, parse_yaml, write_text
-from randlora_pl.utils.options import Count, File, Option, Probability, Root, Words
+from randlora_pl.utils.files import parse_yaml, write_text
+from randlora_pl.utils.options import Count, Option, Probability, Words
 from randlora_pl.utils.text import duration, table
 
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
@@ -89,86 +85,6 @@ def _new_folder(
             raise KeyboardInterrupt(f"the finished results are in {folder}") from stop
         raise
     print(f"\nResults: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
-
-
-def data(
-    name: str | None = None,
-    *,
-    root: Root = None,
-    image_size: Annotated[Count, Option("PIXELS")] = 224,
-    batch_size: Count = 64,
-    workers: Count = 2,
-    images: Count = 1024,
-    rounds: Count = 5,
-    output: File | None = None,
-) -> int:
-    """Measure the images per second of each stage of the input pipeline, and of plain torchvision.
-
-    Examples:
-        randlora-pl bench data digits
-
-    Args:
-        name: Dataset (randlora-pl datasets)
-        image_size: Height and width of the images
-        batch_size: Images per batch
-        workers: Processes that load batches
-        images: Images per round
-        rounds: Number of measurements, for median and extremes
-        output: New JSON file for the results
-    """
-    if name is None and root is None:
-        raise UserError("bench data needs a dataset. Use: randlora-pl bench data NAME, or --root PATH")
-    row = find(name or format_of(root_of(root or "")))
-    if row.captions:
-        raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
-    from randlora_pl.lab.bench import Spread, batches_ahead, in_turns, machine, pipeline, ratios, report
-
-    least = (batches_ahead(workers) + 2) * batch_size
-    if images < least:
-        raise UserError(
-            f"--images {images} is too few to measure {workers} workers with batches of "
-            f"{batch_size}; give {least} or more"
-        )
-    if output is not None:
-        check_file(output)
-    folder = present_root(root, [row], "bench data")
-    from randlora_pl.data.module import ImageData
-
-    loaded = ImageData(
-        dataset=row.name, root=str(folder), batch_size=batch_size, image_size=image_size,
-        steps=images // batch_size, cache_images=False, num_workers=workers,
-    )  # fmt: skip
-    loaded.setup("fit")
-    if (there := len(loaded.samples("train"))) < least:
-        raise UserError(
-            f"{row.name} has {there:,} training images, and {least} are needed to measure {workers} workers with "
-            f"batches of {batch_size}. Set --batch-size or --workers lower."
-        )
-    measured = pipeline.cases(loaded, workers)
-    facts = machine()
-    print(
-        f"{row.name}: {rounds} rounds of {loaded.plan.samples_drawn if loaded.plan else 0:,} images at "
-        f"{image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
-    )
-    with counting("measurements", (rounds + 1) * len(measured)) as tick:
-        rates = in_turns({case.name: case.run for case in measured}, rounds, lambda _: tick(1))
-    rows: list[tuple[str, ...]] = []
-    stages: dict[str, dict[str, Any]] = {}
-    for case in measured:
-        speed, ratio = Spread.over(rates[case.name]), ratios(rates[case.name], rates[pipeline.PLAIN])
-        rows.append((case.name, f"{speed:,.0f}", f"{ratio:.2f}" if case.whole else "", case.what))
-        stages[case.name] = {"images_per_second": rates[case.name]}
-        if case.whole:
-            stages[case.name]["times_plain"] = ratio.median
-    print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))
-    if output is not None:
-        options = {
-            "image_size": image_size, "batch_size": batch_size, "workers": workers, "images": images, "rounds": rounds,
-        }  # fmt: skip
-        with disk_errors(output):
-            report.write_json({"dataset": row.name, "options": options, "machine": facts, "stages": stages}, output)
-        print(f"\nResults: {output}")
-    return 0
 
 
 Overrides = Annotated[str, Option("OPTIONS", "Changes to a decoder's configuration, such as '{num_hidden_layers: 4}'")]

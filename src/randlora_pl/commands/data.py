@@ -14,6 +14,7 @@ from randlora_pl.data.download import ProgressCallback, length
 from randlora_pl.data.locations import root_of
 from randlora_pl.language import glue, prompt_sets
 from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
+from randlora_pl.language.chat import MESSAGES
 from randlora_pl.language.text_files import first_file
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import File, Option, Root, between
@@ -94,7 +95,10 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
     facts = []
     for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
         source = {"files": f"below --data.root PATH, see {page}"}
-        if name in glue.TASKS:
+        if name == "chat":
+            files = "train.jsonl, and if you like val.jsonl and test.jsonl, below --data.root PATH"
+            source = {"files": files, "each line": MESSAGES, "guide": page}
+        elif name in glue.TASKS:
             source = {"get it": glue.SOURCE}
         elif name not in OWN_TEXTS:
             tree, get = prompt_sets.TREE, prompt_sets.SOURCE

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from randlora_pl.language.text_files import HALF, half_character, own_files, read_values
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files import open_plain
 
 ROLES = ("system", "user", "assistant")
 MESSAGES = '{"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]}'
 EXPECTED = f"a line such as {MESSAGES} per conversation"
+MEANT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+"""Roles of other programs, and ours."""
 UNREAD = ("tool_calls", "function_call", "reasoning_content", "thinking", "weight")
 """Fields of other programs' messages that change what is learned."""
 
@@ -73,12 +75,14 @@ def _fault(message: Any, before: Sequence[Turn]) -> str:
     if not isinstance(message, dict):
         return "expected an object with role and content."
     if absent := [name for name in ("role", "content") if name not in message]:
-        return f"{absent[0]!r} is missing. Expected: {MESSAGES}"
+        given = ", ".join(brief(name, 20) for name in [*message][:4]) or "nothing"
+        return f"{absent[0]!r} is missing, there is {given}. Expected: {MESSAGES}"
     role, content = message["role"], message["content"]
     if role in ("tool", "function"):
         return f"the role {role!r} is not supported. Remove the calls of tools, or write them as text."
     if role not in ROLES:
-        return f"the role {json.dumps(role)[:40]} is unknown.{near(str(role), ROLES)} There are {', '.join(ROLES)}"
+        meant = near(MEANT.get(str(role), str(role)), ROLES)
+        return f"the role {json.dumps(role)[:40]} is unknown.{meant} There are {', '.join(ROLES)}"
     if unread := [name for name in UNREAD if message.get(name) not in (None, "", [])]:
         return f"{unread[0]!r} is not read, only role and content are. Remove it, or write it into the content."
     if not isinstance(content, str):

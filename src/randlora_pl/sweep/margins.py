@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 from randlora_pl.sweep import RATES
-from randlora_pl.tasks.measures import Measure
 
 NAMES = dict(zip(RATES, ("adapter rate", "head rate", "prompt rate"), strict=True))
 POINTS = 10
@@ -43,6 +42,8 @@ def next_higher(record: Mapping[str, Any], method: str, option: str) -> tuple[st
     chosen = entry.get("chosen") or {}
     if option not in chosen:
         return "", ""
+    from randlora_pl.tasks.measures import Measure  # its package imports PyTorch
+
     monitor, measure = record["monitor"], Measure(**record["measure"])
     alike = [each for each in entry["tried"] if all(each[name] == chosen[name] for name in chosen if name != option)]
     own: Mapping[str, float] = next((each[monitor] for each in alike if each[option] == chosen[option]), {})

@@ -101,13 +101,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def move(source: Path, path: Path) -> None:
-    """Sync a finished file or folder to disk and give it its final name; an older one is replaced.
+    """Sync a finished file or folder to disk and give it its final name and permissions; an older one is replaced.
 
     A folder is replaced by two renames. A process that is killed between them leaves both folders under hidden names
     (see `remove_leftovers`).
     """
     for file in [source, *source.rglob("*")]:
         if file.is_file():
+            file.chmod(0o666 & ~umask())  # safetensors gives access to the owner only
             with file.open("r+b") as stream:
                 os.fsync(stream.fileno())
     if not path.is_dir() or path.is_symlink():

@@ -150,9 +150,7 @@ def test_a_command_can_read_the_words_itself(monkeypatch: pytest.MonkeyPatch) ->
         return len(words)
 
     assert Command("plain", plain).raw
-    assert (
-        Words(["a b", "--output", "x", "--c"]).command("bench data", "--output") == "randlora-pl bench data 'a b' --c"
-    )
+    assert Words(["a b", "--output", "x", "--c"]).command("data show", "--output") == "randlora-pl data show 'a b' --c"
     monkeypatch.setattr("randlora_pl.utils.own_classes._named", ["mine"])
     assert Words(["--jobs", "2"]).command("sweep") == "randlora-pl sweep --jobs 2 --import mine"
 
@@ -229,9 +227,9 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
 
 def test_all_datasets_of_a_command_must_be_there(tmp_path: Path) -> None:
     rows = [find("digits"), find("dtd")]
-    assert present_root(str(tmp_path), rows[:1], "bench data") == tmp_path
+    assert present_root(str(tmp_path), rows[:1], "data show") == tmp_path
     with pytest.raises(UserError, match=r"dtd is not in .*randlora-pl data get dtd"):
-        present_root(str(tmp_path), rows, "bench data")
+        present_root(str(tmp_path), rows, "data show")
 
 
 def test_entries_wrap_beside_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_a_large_product_has_a_rate() -> None:
     assert not any(isinstance(value, torch.Tensor) for value in vars(gemm).values())  # it takes no memory of the cases
 
 
-def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None:
+def test_cases_are_measured_in_turns() -> None:
     order: list[str] = []
     numbers = iter(range(100))
 
@@ -119,12 +119,12 @@ def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None
         order.append(name)
         return next(numbers)
 
-    figures = in_turns({"a": lambda: case("a"), "b": lambda: case("b")}, 2)
-    assert order == [*"ab", *"ab", *"ba"]
-    assert figures == {"a": [2, 5], "b": [3, 4]}
+    told: list[str] = []
     seen: list[dict[str, list[float]]] = []
-    in_turns({"a": lambda: case("a")}, 2, warm_up=False, after_round=seen.append)
-    assert seen == [{"a": [6]}, {"a": [6, 7]}]
+    figures = in_turns({"a": lambda: case("a"), "b": lambda: case("b")}, 2, told.append, seen.append)
+    assert order == told == [*"ab", *"ba"]
+    assert figures == {"a": [0, 3], "b": [1, 2]}
+    assert seen == [{"a": [0], "b": [1]}, figures]
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -174,10 +174,8 @@ class Spread:
 def in_turns(
     cases: Mapping[str, Callable[[], float]],
     rounds: int,
-    tick: Callable[[str], None] = lambda _: None,
-    *,
-    warm_up: bool = True,
-    after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
+    tick: Callable[[str], None],
+    after_round: Callable[[dict[str, list[float]]], None],
 ) -> dict[str, list[float]]:
     """Return the measurements of each case, one per round; every round goes through all cases.
 
@@ -188,25 +186,16 @@ def in_turns(
         cases: Functions to measure, by name; each call returns one value.
         rounds: Measurements of each case.
         tick: Called with the name of the case that is measured next.
-        warm_up: Whether a round that does not count comes first.
-        after_round: Given the measurements so far after each round that counts.
+        after_round: Given the measurements so far after each round.
     """
     values: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(-1 if warm_up else 0, rounds):
+    for number in range(rounds):
         order = list(cases)
-        for name in order[::-1] if number > 0 and number % 2 else order:
+        for name in order[::-1] if number % 2 else order:
             tick(name)
-            value = cases[name]()
-            if number >= 0:
-                values[name].append(value)
-        if number >= 0:
-            after_round({name: list(numbers) for name, numbers in values.items()})
+            values[name].append(cases[name]())
+        after_round({name: list(numbers) for name, numbers in values.items()})
     return values
-
-
-def batches_ahead(workers: int) -> int:
-    """Return the number of uncounted batches: made while the last worker started, or the first one."""
-    return max(1, 3 * workers)  # one in the making and PyTorch's two in advance for each
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:

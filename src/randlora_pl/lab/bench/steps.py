@@ -226,7 +226,7 @@ def measure(
             results.append(one)
         return results
 
-    return collect(bench.in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(collect(values))))
+    return collect(bench.in_turns(turns, rounds, tick, lambda values: keep(collect(values))))
 
 
 def available(

@@ -322,7 +322,7 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
         "stopped early": f"at step {results['steps']:,} of {results['data/steps']:,}: {early}" if early else "",
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
-        + (f", {speed:,.0f} {unit}/s" if speed else ""),
+        + (f", {f'{speed:,.0f}' if speed >= 10 else f'{speed:.2g}'} {unit}/s" if speed else ""),
         "exchanged": f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else "",
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(files)}",
