@@ -81,7 +81,7 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
             f"check_adapter has no check {unknown[0]!r}.{near(unknown[0], CHECKS)}", f"Skip {', '.join(CHECKS)}."
         )
     ran, refused = dict[str, None](), ""
-    found: dict[str, list[str]] = {}
+    collected: dict[str, list[str]] = {}
     with torch.random.fork_rng(devices=[]):
         for layer, build in _layers(width).items():
             contract = Contract(adapter.replace(dropout=0.0) if adapter.dropout else adapter, build)
@@ -93,11 +93,11 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
                 continue
             ran |= dict.fromkeys(findings)
             for name, text in findings.items():
-                found.setdefault(name, []).extend([f"on {layer}{{}}: {text}"] * bool(text))
+                collected.setdefault(name, []).extend([f"on {layer}{{}}: {text}"] * bool(text))
     if not ran:
         raise UserError(f"{adapter.method()} refuses every layer of width {width}, the last one with: {refused}")
-    more = {name: f" and {len(texts) - 1} more" if len(texts) > 1 else "" for name, texts in found.items()}
-    if texts := {name: own[0].replace("{}", more[name], 1) for name, own in found.items() if own}:
+    more = {name: f" and {len(texts) - 1} more" if len(texts) > 1 else "" for name, texts in collected.items()}
+    if texts := {name: own[0].replace("{}", more[name], 1) for name, own in collected.items() if own}:
         raise ContractError(adapter.method(), len(ran), texts)
     return list(ran)
 
@@ -224,22 +224,22 @@ class Contract:
         Raises:
             UserError: The method refuses the layer.
         """
-        found: dict[str, str] = {}
+        findings: dict[str, str] = {}
         for name in [name for name in CHECKS if name not in skip]:
-            if found.get("one update") or found.get(CAUSES.get(name, "")):
+            if findings.get("one update") or findings.get(CAUSES.get(name, "")):
                 continue
             torch.manual_seed(0)
             try:
-                found[name] = next(CHECKS[name](self), "")
+                findings[name] = next(CHECKS[name](self), "")
             except UserError as error:
                 self.adapt(self.build())  # raises the refusal again
-                found[name] = " ".join(str(error).split())
+                findings[name] = " ".join(str(error).split())
             except Exception as error:  # the user's code may raise anything
                 file = getattr(sys.modules.get(type(self.adapter).__module__), "__file__", None)
                 lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
                 place = f" ({Path(str(file)).name}, line {lines[-1]}). Correct this line." if lines else "."
-                found[name] = f"{type(error).__name__}: {first_line(error)}{place}"
-        return found
+                findings[name] = f"{type(error).__name__}: {first_line(error)}{place}"
+        return findings
 
     def adapt(self, plain: nn.Module, **options: Any) -> nn.Module:
         """Return a copy of a model with the method, with other options, whose procedure has started."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.layers import Attention
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from randlora_pl.adapters import (
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.save_load import CONFIG, TENSORS
 from randlora_pl.adapters.trained import update_buffers
+from randlora_pl.testing import Conv1D
 
 # Each takes the rank and ``qkv``. Scalings are large so that updates are of the size of the weights.
 METHODS: dict[str, Callable[..., Adapter]] = {
@@ -122,18 +122,6 @@ def adapted_one(
     model = One(in_features, out_features).to(dtype)
     inject(model, adapter, ["fc"])
     return model, model.fc.delta
-
-
-class Conv1D(nn.Module):
-    """As in GPT-2 of transformers: a linear layer whose weight is stored as (in, out)."""
-
-    def __init__(self, out_features: int, in_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(in_features, out_features) * 0.3)
-        self.bias = nn.Parameter(torch.randn(out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.T, self.bias)
 
 
 class OneConv1D(nn.Module):
