@@ -3,7 +3,6 @@
 import json
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 
 from randlora_pl.commands.main import raise_on_sigterm
@@ -11,7 +10,7 @@ from randlora_pl.run.parallel.launch import parting, process_rank
 from randlora_pl.sweep.loop import CELL, ERROR, Runner, end_with_parent
 from randlora_pl.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import LostProcessError, UserError
-from randlora_pl.utils.files import read_mapping
+from randlora_pl.utils.files import read_mapping, write_text
 from randlora_pl.utils.own_classes import import_named
 from randlora_pl.utils.text import log_to_terminal
 
@@ -34,8 +33,8 @@ def main(folder: Path, modules: list[str]) -> int:
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         reason = f"process {process_rank()}: {reason}" if process_rank() else reason
         entry = {"mistake": isinstance(error, UserError), "reason": reason, "traceback": traceback.format_exc()}
-        with suppress(FileExistsError), (folder / ERROR).open("x", encoding="utf-8") as file:  # that of the first
-            json.dump(entry, file)
+        if not (folder / ERROR).exists():  # later errors are about the process that is gone
+            write_text(folder / ERROR, json.dumps(entry))
         return 1
     return 0
 

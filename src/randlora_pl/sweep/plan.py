@@ -212,13 +212,14 @@ def _of_cases(tree: Tree, dataset: str, budget: str, places: Cases) -> Tree:
 
 
 def _devices(*stages: Tree) -> int:
-    """Return the devices of a cell; a UserError refuses what is no number, another one of a stage, and machines."""
-    trainers = [{"devices": 1, "num_nodes": 1} | tree.get("trainer", {}) for tree in stages]
-    given = [(facts["devices"], facts["num_nodes"]) for facts in trainers]
-    counts = [(1 if devices in ("1", "auto") else devices, machines in (1, "1")) for devices, machines in given]
-    if any(type(count[0]) is not int or count != (counts[0][0], True) for count in counts) or counts[0][0] < 1:
-        raise UserError(f"trainer.devices and num_nodes are {given[-1]}. Give one number of devices on one machine.")
-    return int(counts[0][0])
+    """Return the devices of a cell; a UserError refuses other values, stages that differ, and several machines."""
+    trainers = [{"devices": 1, "num_nodes": 1} | stage.get("trainer", {}) for stage in stages]
+    devices = [1 if given["devices"] in ("1", "auto") else given["devices"] for given in trainers]
+    spread = any(given["num_nodes"] not in (1, "1") for given in trainers)
+    if type(devices[0]) is not int or devices[0] < 1 or devices.count(devices[0]) < len(devices) or spread:
+        what = "trainer.num_nodes is not 1" if spread else f"trainer.devices is {devices[-1]!r}"
+        raise UserError(f"{what}. A cell runs on one machine. Give one number of devices for all of it, such as 2.")
+    return devices[0]
 
 
 def result_key(flat: Mapping[str, Any]) -> Tree:
