@@ -219,7 +219,7 @@ def _devices(*stages: Tree) -> int:
     if type(devices[0]) is not int or devices[0] < 1 or devices.count(devices[0]) < len(devices) or spread:
         what = "trainer.num_nodes is not 1" if spread else f"trainer.devices is {devices[-1]!r}"
         raise UserError(f"{what}. A cell runs on one machine. Give one number of devices for all of it, such as 2.")
-    return devices[0]
+    return int(devices[0])
 
 
 def result_key(flat: Mapping[str, Any]) -> Tree:
