@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +23,15 @@ from randlora_pl.sweep.loop import Loop, Runner
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.run_files import LAST, read_results
-from tests.run.parallel.jobs import PATIENCE, ended, environment, outputs, spawn
+from tests.run.parallel.jobs import ended, environment, outputs, spawn
 from tests.run.parallel.processes import meetings
 from tests.support.cli import Refused, Run
 from tests.sweep.grids import GRID, cells_of, written
 
 TWO = {"methods": {"LoRA-4": {"adapter": "LoRA", "rank": 4}}, "set": GRID["set"] | {"trainer.devices": 2}}
 """One cell on two devices."""
+LONG = 600
+"""Seconds, also for a busy machine."""
 
 
 def test_devices_are_part_of_a_cell_but_one() -> None:
@@ -188,7 +191,7 @@ def test_a_job_of_submitit_with_two_tasks_runs_a_cell(run: Run, tmp_path: Path) 
     written(tmp_path, **TWO)
     assert run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", "cluster=local", "timeout_min=10").code == 0
     (cell,), folder = cells_of(**TWO), SweepFolder(tmp_path / "runs/sweeps/small")
-    within(PATIENCE, lambda: folder.state(cell) != OPEN and not folder.worker(cell))
+    within(LONG, lambda: folder.state(cell) != OPEN and not folder.worker(cell))
     results = folder.results(cell)
     assert results["devices"] == 2 and results["effective_batch"] == 8 and not ranks(folder.path)
     within(60, lambda: len(list(folder.path.glob("slurm/*_result.pkl"))) == 2)  # also the task that follows has ended
@@ -197,10 +200,9 @@ def test_a_job_of_submitit_with_two_tasks_runs_a_cell(run: Run, tmp_path: Path) 
 @pytest.mark.faults
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_processes_of_a_cell_end_with_the_sweep_which_can_be_resumed(tmp_path: Path, ending: int) -> None:
-    cell, folder, sweep = long_sweep(tmp_path)
-    with ended(sweep):
+    with long_sweep(tmp_path) as (cell, folder, sweep):
         sweep.send_signal(ending)
-        sweep.communicate(timeout=PATIENCE)
+        sweep.communicate(timeout=LONG)
         within(90, lambda: not ranks(folder.path))
         assert folder.state(cell) == OPEN and not folder.worker(cell)
         assert not holder(folder.cell_path(cell) / FILE)
@@ -212,23 +214,24 @@ def test_the_processes_of_a_cell_end_with_the_sweep_which_can_be_resumed(tmp_pat
 
 @pytest.mark.faults
 def test_a_process_that_is_killed_ends_its_cell_and_no_other(tmp_path: Path) -> None:
-    cell, folder, sweep = long_sweep(tmp_path, seeds=[1, 2])
-    with ended(sweep):
+    with long_sweep(tmp_path, seeds=[1, 2]) as (cell, folder, sweep):
         os.kill(ranks(folder.path)[1], signal.SIGKILL)
         within(90, lambda: folder.state(cell) == FAILED)
-        text = sweep.communicate(timeout=PATIENCE)[0]
+        text = sweep.communicate(timeout=LONG)[0]
     assert sweep.returncode == 1 and "1 of 2 cells are done, 1 failed" in text
     assert "process" in folder.failure(cell)["reason"] and not ranks(folder.path)
 
 
-def long_sweep(folder: Path, **more: Any) -> "tuple[Cell, SweepFolder, subprocess.Popen[str]]":
+@contextmanager
+def long_sweep(folder: Path, **more: Any) -> Iterator[tuple[Cell, SweepFolder, subprocess.Popen[str]]]:
     """A sweep in a process of its own, whose first cell has a checkpoint."""
     grid = TWO | {"set": TWO["set"] | {"data.steps": 30, "checkpoint.every_n_steps": 3}} | more
     written(folder, **grid)
     sweep = spawn([sys.executable, "-m", "randlora_pl", "sweep", "small.yaml"], folder)
     cell, place = cells_of(**grid)[0], SweepFolder(folder / "runs/sweeps/small")
-    within(PATIENCE, lambda: (place.cell_path(cell) / LAST).is_file() or sweep.poll() is not None)
-    return cell, place, sweep
+    with ended(sweep):
+        within(LONG, lambda: (place.cell_path(cell) / LAST).is_file() or sweep.poll() is not None)
+        yield cell, place, sweep
 
 
 def ranks(folder: Path) -> dict[int, int]:
