@@ -50,10 +50,7 @@ class WorkOptions:
 
     def __post_init__(self) -> None:
         if launched() is not None:
-            raise UserError(
-                "a sweep starts processes by itself. Start it without torchrun or srun, with --jobs N, or with "
-                "trainer.devices in the config for several processes of a cell."
-            )
+            raise UserError("a sweep starts torchrun itself, see trainer.devices. Start it without torchrun or srun.")
 
 
 @dataclass(kw_only=True)
