@@ -52,7 +52,7 @@ def loaded(build: Callable[[], nn.Module], chosen: Chosen, folder: Path) -> Adap
         model = copy.deepcopy(base)
         inject(model, adapter, targets)
         torch.manual_seed(number)
-        randomise(model)
+        randomise(model, 0.05)
         adapters.load(name, save_adapter(model, folder / name))
     return adapters
 
@@ -87,7 +87,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     chosen: dict[str, tuple[Adapter, list[str] | None]] = {}
     for method in [method for method in METHODS if method not in WHOLE]:
         chosen[method] = METHODS[method](4, "packed"), None
-        if "lora" in method:
+        if method in ("lora", "randlora", "randlora-hadamard", "randlora-lead"):
             chosen[f"{method}-split"] = METHODS[method](2, "split"), ["q", "v", "mlp"]
     adapters = loaded(lambda: zoo.small_clip().visual, chosen, tmp_path_factory.mktemp("all"))
     images = zoo.images(8)
@@ -98,7 +98,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     return Everything(adapters, images, alone)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_mix_of_methods_in_any_order_is_as_one_by_one(every: Everything, data: Any) -> None:
     names = data.draw(st.lists(st.sampled_from([None, *every.adapters.names]), min_size=1, max_size=8))
@@ -257,8 +257,9 @@ def test_quantized_layers_inference_mode_and_autocast(tmp_path: Path) -> None:
 
 
 def test_values_are_replaced_without_a_new_compilation(tmp_path: Path) -> None:
-    chosen = {"live": (RANDLORA, None), "next": (RANDLORA, None), "other": (RandLoRA(rank=3, seed=8), None)}
-    adapters, images = loaded(zoo.small_vit, chosen, tmp_path), zoo.images()
+    methods = {"live": RANDLORA, "next": RANDLORA, "other": RandLoRA(rank=3, seed=8)}
+    chosen = {name: (method, ["fc"]) for name, method in methods.items()}
+    adapters, images = loaded(lambda: One(8, 12), chosen, tmp_path), torch.randn(2, 5, 8)
     expected = one_by_one(adapters, ["next", "next"], images)
     adapters.use("live")
     counter = CompileCounter()
@@ -269,7 +270,7 @@ def test_values_are_replaced_without_a_new_compilation(tmp_path: Path) -> None:
         after = compiled(images)
     assert compilations > 0 and counter.frame_count == compilations
     assert_close(after, expected)
-    assert not torch.allclose(before, after, atol=1e-2)
+    assert not torch.allclose(before, after, atol=1e-3)
     with pytest.raises(UserError, match=r"'live' is .* Load it under another name"):
         adapters.replace("live", tmp_path / "other")
     with torch.no_grad():

@@ -217,8 +217,9 @@ class AdapterSet:
         """Activate an adapter for each sample of a batch inside a ``with`` block, and restore the previous choice.
 
         The outputs are as with each sample's adapter alone, up to rounding. A frozen weight is multiplied once for all
-        samples. Updates of thin factors (LoRA and others) and RandLoRA's with equal bases are applied together, others
-        and those of convolutions by adapter. It is for prediction: gradients are off, and compiled code is not used.
+        samples. Updates of thin factors (LoRA and others) and RandLoRA's with equal bases are applied together. Others,
+        and updates of convolutions, are applied by adapter. It is for prediction: gradients are off, and compiled code
+        is not used.
 
         Each tensor whose first dimension is the number of names has one sample per row. The first call with inputs of
         another shape also calls the base model with one sample and with two, to find the samples inside the model.

@@ -120,14 +120,14 @@ class PerSample(DeltaWeight):
         else:
             parts = [(rows, apply(update, samples[rows].flatten(0, 1))) for rows, update in self.alone]
             parts += [(self.others, plain(samples[self.others].flatten(0, 1)))] if self.others else []
-            split = [like(part, parts[0][1]).unflatten(0, (len(rows), -1)) for rows, part in parts]
+            split = [like(part, parts[0][1]).reshape(len(rows), -1, *part.shape[1:]) for rows, part in parts]
             outputs = torch.cat(split)[self.order]
         for columns, updates in self.joint.values():
             rows = sorted(updates)
             whole, own = len(rows) == len(samples), [updates[row] for row in rows]
             some, onto = (samples, outputs[..., columns]) if whole else (samples[rows], outputs[rows, :, columns])
             if isinstance(own[0], Joint):
-                own[0].add_joint(own, some, onto)
+                own[0].add_joint(own, some, onto)  # type: ignore[arg-type]  # all are of its kind, by their key
             else:
                 factors = {each: each.factors() for each in dict.fromkeys(own) if isinstance(each, FactoredDelta)}
                 add_factors([factors[each] for each in own], some, onto)  # type: ignore[index]
@@ -243,7 +243,7 @@ def _place(path: str, one: Tensor, two: Tensor) -> Place:
     if len(grown) != 1 or two.shape[grown[0]] != 2 * one.shape[grown[0]]:
         raise _unknown(path, what)
     dim, rows = grown[0], one.shape[grown[0]]
-    first, second = two.float().split(rows, dim)
+    first, second = two.float().chunk(2, dim)
     moved, differs = (first - one.float()).norm(), (second - first).norm()
     if not moved <= 0.1 * differs + 1e-4 * one.float().norm():  # rounding depends on the number of rows
         raise _unknown(path, f"{what}, in which the rows of the first sample move")
