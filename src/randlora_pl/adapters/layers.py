@@ -16,6 +16,7 @@ from randlora_pl.adapters.base import DeltaWeight, like, no_matrix
 from randlora_pl.adapters.sites import dequantize, is_conv1d, is_quantized, reader_of
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.packed import PackedLinear
 
 
 def unsharded(tensor: Tensor) -> Tensor:
@@ -398,7 +399,8 @@ class AdaptedQuantized(AdaptedLayer):
 @functools.cache
 def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
     """Return the adapted class for a quantized layer class."""
-    return type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
+    own = (PackedLinear, plain) if plain.forward is nn.Linear.forward else (plain,)
+    return type(f"Adapted{plain.__name__}", (AdaptedQuantized, *own), {"__module__": __name__})
 
 
 def _empty(plain: type[nn.Module]) -> nn.Module:
@@ -427,6 +429,9 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
             kinds[path] = AdaptedConv1D
         else:
             kinds[path] = AdaptedLinear if reader_of(model, path) is None else ReadLinear
+    for layer in [each for path, each in model.named_modules() if path not in updates and is_quantized(each)]:
+        if type(layer).forward is nn.Linear.forward:  # else a training keeps its unpacked weight
+            adapted_class(type(layer)).attach(layer, None)
     for path, delta in updates.items():
         kinds[path].attach(model.get_submodule(path), delta)
         parent = model.get_submodule(path.rpartition(".")[0])

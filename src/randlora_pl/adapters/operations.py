@@ -15,6 +15,7 @@ from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.packed import unpacks_itself
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
@@ -122,7 +123,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     merge(model)
     detach(model)
     for parameter in model.parameters():
-        if parameter.is_floating_point():  # others are quantized
+        if parameter.is_floating_point() and not unpacks_itself(parameter):  # others are quantized
             parameter.requires_grad_(True)
     return model
 

@@ -3,7 +3,8 @@
 Classes of libraries that are not imported here are recognized by their properties. ``Conv1D`` of transformers (GPT-2)
 is a module of exactly this class name whose weight is a matrix (in, out) and whose bias has ``out`` entries:
 ``y = x W + b``. A quantized layer (``Linear4bit`` and ``Linear8bitLt`` of bitsandbytes) is a subclass of
-``nn.Linear`` with its own forward, and has one of these names or an integer weight.
+``nn.Linear`` with its own forward, and has one of these names or an integer weight. torchao's is a plain ``nn.Linear``
+whose weight is a tensor that unpacks itself.
 """
 
 import functools
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.kernels.common import without_autocast
 from randlora_pl.adapters.random_bases import WeightShape, matches
+from randlora_pl.utils.packed import unpacks_itself
 
 _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
@@ -35,11 +37,12 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """Return True if a module is a linear layer with a packed weight, which only its own forward can use."""
-    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
-        return False
     weight = module._parameters.get("weight")
+    if not isinstance(module, nn.Linear) or weight is None:
+        return False
     named = any(kind.__name__ in _QUANTIZED_CLASSES for kind in type(module).__mro__)
-    return weight is not None and (named or not weight.is_floating_point())
+    own = type(module).forward is not nn.Linear.forward
+    return unpacks_itself(weight) or (own and (named or not weight.is_floating_point()))
 
 
 def out_and_in(module: nn.Module) -> tuple[int, int] | None:
@@ -74,16 +77,16 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
 def dequantize(module: nn.Module) -> Tensor:
     """Return the weight of a quantized layer, (out, in), in the layer's compute dtype if it has one.
 
-    bitsandbytes unpacks the weights of its own classes, except layouts for a CPU's kernels; it is found by the class,
-    because it is not a dependency. Of any other class these are the outputs of its forward for the unit vectors, which
-    take an (in, in) matrix and ``2 in^2 out`` operations.
+    torchao's tensors unpack themselves. bitsandbytes unpacks the weights of its own classes, except layouts for a CPU's
+    kernels; it is found by the class, because it is not a dependency. Of any other class these are the outputs of its
+    forward for the unit vectors, which take an (in, in) matrix and ``2 in^2 out`` operations.
     """
     assert isinstance(module, nn.Linear)
     dtype = getattr(module, "compute_dtype", None) or (torch.float32 if module.bias is None else module.bias.dtype)
     kind = next((kind for kind in type(module).__mro__ if kind.__name__ in _QUANTIZED_CLASSES), nn.Linear)
     functional: Any = getattr(sys.modules.get(kind.__module__.partition(".")[0]), "functional", None)
     weight: Any = module.weight
-    values: Tensor | None = None
+    values: Tensor | None = weight.dequantize() if unpacks_itself(weight) else None
     if kind.__name__ == "Linear4bit" and functional is not None:
         state: Any = getattr(weight, "quant_state", None)
         if state is not None and not getattr(state, "packing_format_for_cpu", False):
@@ -357,7 +360,8 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
                 f"{layer} computes its weight (a parametrization, such as weight_norm). Remove the parametrization.",
             )
         reader = reader_of(model, site.path)
-        if reader is not None and (own.forward is not nn.Linear.forward or issubclass(reader, nn.MultiheadAttention)):
+        called = own.forward is not nn.Linear.forward or is_quantized(module)
+        if reader is not None and (called or issubclass(reader, nn.MultiheadAttention)):
             return Obstacle(
                 f"{reader.__name__} reads its weight",
                 f"{layer}: {reader.__name__} reads its weight instead of calling the layer, so an update would never "

@@ -20,6 +20,7 @@ from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import matches
 from randlora_pl.adapters.sites import is_quantized, out_and_in
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.packed import unpacks_itself
 
 
 def update_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -157,13 +158,25 @@ Tensors = dict[str, nn.Parameter]
 
 
 def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
-    """Return the model's own tensors that a method trains, by name; tied tensors once."""
+    """Return the model's own tensors that a method trains, by name; tied tensors once.
+
+    Raises:
+        UserError: One of them is quantized.
+    """
     split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
-    return {
+    chosen = {
         f"{path}{dot}{tensor}": parameter
         for (path, dot, tensor), parameter in split
         if adapter.selects(model.get_submodule(path), tensor)
     }
+    _refuse_quantized(chosen, adapter.method(), "Choose a method that adds to the weights, such as RandLoRA.")
+    return chosen
+
+
+def _refuse_quantized(tensors: Tensors, chooser: str, mend: str) -> None:
+    for name, parameter in tensors.items():
+        if not parameter.is_floating_point() or unpacks_itself(parameter):
+            raise UserError(f"{chooser} selects {name}, which is quantized and cannot train. {mend}")
 
 
 def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
@@ -204,8 +217,7 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
             raise UserError(f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}")
         chosen |= selected
     tensors = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
-    if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
-        raise UserError(f"trained selects {whole[0]}, which is quantized and cannot train. Exclude it.")
+    _refuse_quantized(tensors, "trained", "Exclude it.")
     return tensors
 
 

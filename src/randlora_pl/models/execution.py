@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.utils import device
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.packed import unpacks_itself
 
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -60,7 +61,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
             own = [parameter for parameter in module.parameters(recurse=False) if not parameter.requires_grad]
-            if all(parameter.is_floating_point() for parameter in own):  # quantized weights are packed integers
+            if all(p.is_floating_point() and not unpacks_itself(p) for p in own):  # others are quantized
                 for parameter in own:
                     parameter.data = parameter.data.to(dtype)
                     count += parameter.dim() > 1

@@ -1,6 +1,5 @@
 """The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it knows no trainer."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -30,7 +29,7 @@ from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks.files import Adopted, check_tensors, checksum, kind_of
+from randlora_pl.tasks.files import Adopted, check_head, check_options, check_tensors, checksum, kind_of
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
@@ -42,6 +41,7 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
 )
+from randlora_pl.tasks.quantize import FORMS, Quantized, check_method, quantize
 from randlora_pl.tasks.run import Run, cast_and_compile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
@@ -84,6 +84,7 @@ class Objective(Declared, nn.Module):
         start: The LoRA whose outputs the training starts with; None for the base model's.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
+        quantized: Facts of the quantized base model, if torchao has packed it.
         run: The run that it is part of.
         step_features: Text features that the micro-batches of an optimizer step share, if it has some.
         metrics: Running metrics by name, such as ``val/acc``.
@@ -130,6 +131,8 @@ class Objective(Declared, nn.Module):
     frozen_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays float32. Needs
     ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Frozen linear layers in ``int8`` or, on devices that can, ``int4`` (extra ``torchao``). They are never merged."""
     torch_compile: bool | str = False
     """Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a backend. Not with
     ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo."""
@@ -144,6 +147,8 @@ class Objective(Declared, nn.Module):
         self.learning_rate = self.learning_rate or default_learning_rate(
             self.adapter, IMAGES if self.vision_only else self.place
         )
+        check_method(self.quantize, self.adapter)
+        self.quantized: Quantized | None = None
         self.adapters: AdapterSet | None = None
         self.choice: Choice = None
         self.saved: AdapterFile | None = None
@@ -173,17 +178,26 @@ class Objective(Declared, nn.Module):
         """Make the backbone recompute activations instead of keeping them."""
         set_gradient_checkpointing(backbone, True)
 
+    def build_frozen(self) -> nn.Module:
+        """Load the backbone as it is used: with the weights that `quantize` asks for."""
+        backbone = self.build()
+        if self.quantize in FORMS:
+            self.quantized = quantize(backbone, self.quantize, self.run.device, getattr(torch, self.chosen_dtype()))
+        return backbone
+
     def adapt(self) -> None:
         """Build the backbone and inject the adapter; the module calls it before every run, it acts once."""
         if self.backbone is not None:
             return
-        backbone, source = self.build(), self.start or self.saved
+        backbone, source = self.build_frozen(), self.start or self.saved
         device = self.run.device
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
             else:  # a file names the layers
                 self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
+        if self.quantized:
+            self.quantized.complete(self.report)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
@@ -362,16 +376,8 @@ class Objective(Declared, nn.Module):
         """
         if self.start is None or not self.trained_head:
             return
-        file = self.start.file
-        theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), kind_of(type(self))
-        if kind != own:
-            raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
-        if theirs != self.classnames:
-            raise UserError(
-                f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
-                f"{len(self.classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
-            )
-        self.load_head(file.extra)
+        check_head(self.start.file, kind_of(type(self)), self.classnames)
+        self.load_head(self.start.file.extra)
 
     def constructor(self) -> dict[str, Any]:
         """Return the options as JSON values, without the adapter and the options of execution."""
@@ -385,15 +391,9 @@ class Objective(Declared, nn.Module):
             UserError: A class cannot be imported, or a file cannot hold an option.
         """
         check_loads_again(self.adapter)
-        if not is_own(type(self)):
-            return
-        check_importable(type(self))
-        try:
-            json.dumps(self.constructor())
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{type(self).__name__}: options that a file cannot hold ({error}). Use numbers, texts and lists."
-            ) from None
+        if is_own(type(self)):
+            check_importable(type(self))
+            check_options(self.constructor(), type(self).__name__)
 
     def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
         """Write the adapter folder: trained tensors, head, class names and prompts.

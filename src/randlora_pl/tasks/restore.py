@@ -15,6 +15,7 @@ from randlora_pl.tasks.files import Adopted, rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.module import check_hooks
 from randlora_pl.tasks.objective import Objective
+from randlora_pl.tasks.quantize import usable
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -178,6 +179,7 @@ def make_task(file: AdapterFile, base: type[Kind], inputs: str, overrides: Mappi
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
+    arguments["quantize"] = usable(arguments.get("quantize"), file.path)
     try:
         task = kind(**arguments, adapter=file.adapter)
     except TypeError as error:  # a class of a user may have got a required option
@@ -231,13 +233,13 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     first: dict[str, tuple[ImageTask, AdapterSet]] = {}
     for name, task in tasks.items():
         identity = files[name].config.get("base_model", {})
-        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)
+        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None), task.quantize], sort_keys=True)
         if base in first:
             other, together = first[base]
             task.identity = other.identity
             task.build_on(other)
         else:
-            together = AdapterSet(task.build())
+            together = AdapterSet(task.build_frozen())
             first[base] = task, together
         together.load(name, files[name])
         task.backbone, task.adapters, task.choice = together.model, together, name

@@ -27,6 +27,7 @@ from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import IGNORED, RANDOM, Encoded, collate, encode_prompt, model_config, pad_id
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
+from randlora_pl.tasks.quantize import FORMS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
@@ -72,8 +73,9 @@ class CausalLMTask(TextTask):
 
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
     """A model of the Hugging Face Hub, a folder, or ``smollm2``, whose weights a package index has."""
-    quantize: Literal["4bit", "8bit"] | None = None
-    """Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU)."""
+    quantize: Literal["int8", "int4", "8bit", "4bit"] | None = None  # type: ignore[assignment]  # of more libraries
+    """Frozen linear layers in ``int8`` or, on devices that can, ``int4`` (extra ``torchao``), or on a GPU in ``8bit``
+    or ``4bit`` (bitsandbytes, extra ``quantize``). They are never merged."""
     liger: bool = False
     """Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU)."""
     adapter: Adapter = RandLoRA(rank=10)
@@ -152,20 +154,23 @@ class CausalLMTask(TextTask):
                 "to write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
             )
         self.check_vocabulary(config)
+        bits = None if self.quantize in FORMS else self.quantize  # torchao quantizes what is loaded
         if self.pretrained == RANDOM:
-            if self.quantize:
-                raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
+            if bits:
+                raise UserError(
+                    f"--model.quantize {bits} needs pretrained weights. Remove it with --model.pretrained random."
+                )
             return self.random_model(AutoModelForCausalLM, config, self.vocabulary.pad_token_id).to(dtype).eval()
         options: dict[str, Any] = {"dtype": dtype}
-        if self.quantize is not None:
+        if bits is not None:
             if importlib.util.find_spec("bitsandbytes") is None:
-                raise UserError(f"--model.quantize {self.quantize} needs bitsandbytes: pip install bitsandbytes")
+                raise UserError(f"--model.quantize {bits} needs bitsandbytes: pip install bitsandbytes")
             if not torch.cuda.is_available():
-                what = f"--model.quantize {self.quantize} needs a CUDA device, and none is available"
+                what = f"--model.quantize {bits} needs a CUDA device, and none is available"
                 raise UserError(f"{what}. Remove the option.")
             products = torch.bfloat16 if self.run.precision == "bf16-mixed" else dtype
             four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": products}
-            how = four if self.quantize == "4bit" else {"load_in_8bit": True}
+            how = four if bits == "4bit" else {"load_in_8bit": True}
             options["quantization_config"] = BitsAndBytesConfig(**how)
         model, loaded = self.pretrained_model(AutoModelForCausalLM, **options)
         if missing := sorted(loaded["missing_keys"]):
@@ -221,11 +226,6 @@ class CausalLMTask(TextTask):
         return weight * relative_length
 
     # Evaluation
-
-    def prepare_evaluation(self) -> None:
-        """Merge the adapter, unless the frozen weights are quantized."""
-        if self.quantize is None:
-            super().prepare_evaluation()
 
     def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any] | None:
         """Update loss and accuracy of the next token in a validation; in a test answer questions and grade them."""

@@ -26,6 +26,7 @@ from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
+from randlora_pl.utils.packed import stored_bytes
 from randlora_pl.utils.run_files import (
     ADAPTER,
     BEST,
@@ -181,7 +182,7 @@ class StartSummary(Callback):
             page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
             rows = facts(trainer, task, data)
             if self.dry:
-                weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
+                weights = sum(map(stored_bytes, task.parameters())) + buffer_bytes(task)
                 trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
                 trained += _BYTES * state_size(task)
                 rows["memory"] = (

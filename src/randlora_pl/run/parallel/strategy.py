@@ -298,13 +298,17 @@ class AdapterFSDP(AdapterDDP):
         """Move and shard one block at a time, then move the rest: the whole model never has to fit the device.
 
         Raises:
-            UserError: The task, ``--model.torch_compile`` or the method does not fit; see also `shard`.
+            UserError: The task, an option of the model or the method does not fit; see also `shard`.
         """
         task = own_module(self.lightning_module).objective
         if task.runs_blocks:
             raise UserError(
                 f"--trainer.strategy fsdp2 does not fit {type(task).__name__}, which calls the blocks of its model. "
                 "Remove the option for ddp: each device then holds the whole model."
+            )
+        if task.quantize:
+            raise UserError(
+                "--trainer.strategy fsdp2 shards no quantized weights. Remove --model.quantize, or the option for ddp."
             )
         if task.torch_compile:
             raise UserError(
