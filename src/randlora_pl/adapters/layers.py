@@ -431,7 +431,7 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
             kinds[path] = AdaptedLinear if reader_of(model, path) is None else ReadLinear
     for layer in [each for path, each in model.named_modules() if path not in updates and is_quantized(each)]:
         if type(layer).forward is nn.Linear.forward:  # else a training keeps its unpacked weight
-            adapted_class(type(layer)).attach(layer, None)
+            adapted_class(type(layer)).attach(layer, None)  # type: ignore[arg-type]
     for path, delta in updates.items():
         kinds[path].attach(model.get_submodule(path), delta)
         parent = model.get_submodule(path.rpartition(".")[0])

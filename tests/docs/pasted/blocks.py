@@ -46,6 +46,7 @@ MISSING = {
     "a package index, docker or an account": r"-m venv|conda create|pip uninstall|docker (build|run)|wandb|mlflow",
     "a run of a language model; docs/prompts.md has one": "QUESTIONS.jsonl --output",
     "a server of another project": "^vllm|convert_hf_to_gguf",
+    "the extra torchao; test_quantize.py runs the block": "--model.quantize int8",
     "several machines; test_several_machines.py runs two processes": "^(RESTARTS|NODES|sbatch)",
 }
 """What blocks need that cannot run here, and the pattern of their first lines."""

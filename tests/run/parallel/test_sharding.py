@@ -252,11 +252,11 @@ def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
     strategy._lightning_module = AdaptationModule(PromptTask())
     with pytest.raises(UserError, match=r"fsdp2 does not fit PromptTask.* Remove the option for ddp"):
         strategy.model_to_device()
-    strategy._lightning_module = AdaptationModule(SimpleNamespace(runs_blocks=False, torch_compile=True))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="exclude"):
-        strategy.model_to_device()
-    strategy._lightning_module = AdaptationModule(
-        SimpleNamespace(runs_blocks=False, torch_compile=False, adapter=SVFT())
-    )  # type: ignore[arg-type]
+    own = {"runs_blocks": False, "quantize": None, "torch_compile": False}
+    for options, said in (({"torch_compile": True}, "exclude"), ({"quantize": "int8"}, "no quantized weights")):
+        strategy._lightning_module = AdaptationModule(SimpleNamespace(**own | options))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=said):
+            strategy.model_to_device()
+    strategy._lightning_module = AdaptationModule(SimpleNamespace(**own, adapter=SVFT()))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"SVFT holds singular vectors .*strategy ddp"):
         strategy.model_to_device()
