@@ -158,11 +158,7 @@ Tensors = dict[str, nn.Parameter]
 
 
 def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
-    """Return the model's own tensors that a method trains, by name; tied tensors once.
-
-    Raises:
-        UserError: One of them is quantized.
-    """
+    """Return the model's own tensors that a method trains, by name; tied tensors once. Refuse quantized ones."""
     split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
     chosen = {
         f"{path}{dot}{tensor}": parameter

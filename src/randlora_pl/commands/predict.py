@@ -437,7 +437,6 @@ def _classify_texts(options: PredictOptions, files: Files, given: list[inputs.Gi
 def _ready(file: "adapters.AdapterFile", options: PredictOptions, how: dict[str, Any]) -> "TextTask":
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
     from randlora_pl.language.tasks.common import plain_task
-    from randlora_pl.tasks.quantize import FORMS
     from randlora_pl.tasks.restore import make_ready
 
     if options.pretrained:
@@ -445,6 +444,5 @@ def _ready(file: "adapters.AdapterFile", options: PredictOptions, how: dict[str,
     if options.precision == "bf16" and file.adapter.freezes:  # else there is nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
     device = pick_device(options.device)
-    on_gpu = file.metadata["arguments"].get("quantize") not in FORMS  # torchao's run on a CPU, too
-    task = plain_task(file, dequantized=on_gpu and device.type != "cuda", **how)
+    task = plain_task(file, dequantized=device.type != "cuda", **how)
     return make_ready(task, file).to(device)

@@ -100,7 +100,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     refuse_texts(file, "become programs")
     if part != "image":
         restore.require_classes(file.metadata, path, "an exported classifier")
-    return make_program(load_task(path, gradient_checkpointing=False, quantize=None), part)
+    return make_program(load_task(path, gradient_checkpointing=False), part)
 
 
 def make_program(task: ImageTask, part: str = "classifier") -> Program:

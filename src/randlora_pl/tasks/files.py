@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import AdapterFile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import parent_among, path_of
 
@@ -27,18 +26,6 @@ def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed
         if value.shape != own[name].shape:
             there, here = tuple(value.shape), tuple(own[name].shape)
             raise UserError(f"{what} does not fit: {name} has shape {there} there and {here} here.")
-
-
-def check_head(file: AdapterFile, kind: str, classnames: Sequence[str]) -> None:
-    """Refuse the trained head of a file for another task or other classes."""
-    theirs, task = file.metadata.get("classnames"), file.metadata.get("task")
-    if task != kind:
-        raise UserError(f"{file.path} is of {task}, and has no head for {kind}. Set --model {task}.")
-    if theirs != classnames:
-        raise UserError(
-            f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
-            f"{len(classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
-        )
 
 
 def check_options(options: Mapping[str, Any], kind: str) -> None:

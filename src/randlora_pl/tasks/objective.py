@@ -29,7 +29,7 @@ from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.adapters.save_load import check_loads_again
 from randlora_pl.adapters.trained import kept_buffers
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks.files import Adopted, check_head, check_options, check_tensors, checksum, kind_of
+from randlora_pl.tasks.files import Adopted, check_options, check_tensors, checksum, kind_of
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
 from randlora_pl.tasks.optim import (
     IMAGES,
@@ -41,7 +41,7 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
 )
-from randlora_pl.tasks.quantize import FORMS, Quantized, check_method, quantize
+from randlora_pl.tasks.quantize import quantize
 from randlora_pl.tasks.run import Run, cast_and_compile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
@@ -84,7 +84,6 @@ class Objective(Declared, nn.Module):
         start: The LoRA whose outputs the training starts with; None for the base model's.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
-        quantized: Facts of the quantized base model, if torchao has packed it.
         run: The run that it is part of.
         step_features: Text features that the micro-batches of an optimizer step share, if it has some.
         metrics: Running metrics by name, such as ``val/acc``.
@@ -147,8 +146,6 @@ class Objective(Declared, nn.Module):
         self.learning_rate = self.learning_rate or default_learning_rate(
             self.adapter, IMAGES if self.vision_only else self.place
         )
-        check_method(self.quantize, self.adapter)
-        self.quantized: Quantized | None = None
         self.adapters: AdapterSet | None = None
         self.choice: Choice = None
         self.saved: AdapterFile | None = None
@@ -178,26 +175,21 @@ class Objective(Declared, nn.Module):
         """Make the backbone recompute activations instead of keeping them."""
         set_gradient_checkpointing(backbone, True)
 
-    def build_frozen(self) -> nn.Module:
-        """Load the backbone as it is used: with the weights that `quantize` asks for."""
-        backbone = self.build()
-        if self.quantize in FORMS:
-            self.quantized = quantize(backbone, self.quantize, self.run.device, getattr(torch, self.chosen_dtype()))
-        return backbone
-
     def adapt(self) -> None:
         """Build the backbone and inject the adapter; the module calls it before every run, it acts once."""
         if self.backbone is not None:
             return
-        backbone, source = self.build_frozen(), self.start or self.saved
+        backbone, source = self.build(), self.start or self.saved
         device = self.run.device
+        facts = quantize(backbone, self.quantize, device, getattr(torch, self.chosen_dtype()))
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
             else:  # a file names the layers
                 self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
-        if self.quantized:
-            self.quantized.complete(self.report)
+        if facts is not None:
+            self.report.base_hash, note = facts
+            self.report.notes.append(note)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
@@ -376,8 +368,16 @@ class Objective(Declared, nn.Module):
         """
         if self.start is None or not self.trained_head:
             return
-        check_head(self.start.file, kind_of(type(self)), self.classnames)
-        self.load_head(self.start.file.extra)
+        file = self.start.file
+        theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), kind_of(type(self))
+        if kind != own:
+            raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
+        if theirs != self.classnames:
+            raise UserError(
+                f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
+                f"{len(self.classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
+            )
+        self.load_head(file.extra)
 
     def constructor(self) -> dict[str, Any]:
         """Return the options as JSON values, without the adapter and the options of execution."""

@@ -15,7 +15,6 @@ from randlora_pl.tasks.files import Adopted, rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.module import check_hooks
 from randlora_pl.tasks.objective import Objective
-from randlora_pl.tasks.quantize import usable
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -179,7 +178,6 @@ def make_task(file: AdapterFile, base: type[Kind], inputs: str, overrides: Mappi
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
-    arguments["quantize"] = usable(arguments.get("quantize"), file.path)
     try:
         task = kind(**arguments, adapter=file.adapter)
     except TypeError as error:  # a class of a user may have got a required option
@@ -200,6 +198,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
             f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
             "load_language_task of randlora_pl.language."
         )
+    overrides = {"quantize": None} | overrides  # plain weights merge, and need no further package
     if "pretrained" not in overrides:
         overrides = base_arguments(base, file.path) | overrides
     task = make_task(file, ImageTask, "images", overrides)  # type: ignore[type-abstract]
@@ -233,13 +232,13 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     first: dict[str, tuple[ImageTask, AdapterSet]] = {}
     for name, task in tasks.items():
         identity = files[name].config.get("base_model", {})
-        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None), task.quantize], sort_keys=True)
+        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)
         if base in first:
             other, together = first[base]
             task.identity = other.identity
             task.build_on(other)
         else:
-            together = AdapterSet(task.build_frozen())
+            together = AdapterSet(task.build())
             first[base] = task, together
         together.load(name, files[name])
         task.backbone, task.adapters, task.choice = together.model, together, name

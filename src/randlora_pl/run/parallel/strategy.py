@@ -307,9 +307,7 @@ class AdapterFSDP(AdapterDDP):
                 "Remove the option for ddp: each device then holds the whole model."
             )
         if task.quantize:
-            raise UserError(
-                "--trainer.strategy fsdp2 shards no quantized weights. Remove --model.quantize, or the option for ddp."
-            )
+            raise UserError("--trainer.strategy fsdp2 shards no quantized weights. Remove --model.quantize.")
         if task.torch_compile:
             raise UserError(
                 "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
