@@ -35,7 +35,7 @@ def test_without_torchao_a_training_is_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.torchao
 def test_linear_layers_of_blocks_are_quantized() -> None:
     """Packed attention and its output projections stay in CLIP, as do embeddings and what is shared."""
-    clip = load_clip("tiny").model
+    clip = load_clip("tiny", "random").model
     before = {name: parameter.clone() for name, parameter in clip.named_parameters()}
     sizes = {name: stored_bytes(parameter) for name, parameter in clip.named_parameters()}
     facts = quantize(clip, "int8", CPU, torch.float32)
@@ -63,9 +63,10 @@ def test_four_bits_are_refused_with_the_reasons_of_the_library() -> None:
 @pytest.mark.torchao
 @pytest.mark.parametrize("adapter", [RandLoRA(rank=4), DoRA(LoRA(rank=2))], ids=["randlora", "dora"])
 def test_a_task_trains_is_saved_and_loaded_on_both_bases(
-    adapter: Any, fit: Callable[..., L.Trainer], digits: Callable[..., Any], tmp_path: Path
+    adapter: Any, fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
-    task = LinearHeadTask("tiny", adapter=adapter, quantize="int8", gradient_checkpointing=True, learning_rate=1e-2)
+    how: dict[str, Any] = {"adapter": adapter, "quantize": "int8"}
+    task = LinearHeadTask("tiny", "random", **how, gradient_checkpointing=True, learning_rate=1e-2)
     fit(task)
     assert any("int8 (torchao)" in note for note in task.report.notes)
     images = torch.randn(4, 3, 32, 32)
@@ -78,7 +79,7 @@ def test_a_task_trains_is_saved_and_loaded_on_both_bases(
         assert_close(loaded.class_logits(images), expected, 1e-5)
         difference = (plain.class_logits(images) - expected).norm() / expected.norm()
         assert 0 < difference < 0.1 and not any(map(unpacks_itself, plain.parameters()))
-    other = LinearHeadTask("tiny", "random", adapter=adapter, quantize="int8")
+    other = LinearHeadTask("tiny", "random", **how, seed=1)
     other.set_classes(task.classnames, task.templates)
     other.adapt()
     with pytest.raises(UserError, match="trained on other weights"):
