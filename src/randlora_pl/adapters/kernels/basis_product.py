@@ -40,11 +40,15 @@ from randlora_pl.adapters.kernels.triton_kernels import (
     ternary_expand,
     ternary_project,
 )
-from randlora_pl.adapters.random_bases import Copies
+from randlora_pl.adapters.random_bases import Copies, storable
 from randlora_pl.utils.device import on_cuda, runs
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """Lambda (n, r), gamma (n, d) and A (r, d)."""
+
+
+FEW = 20
+"""Tokens for which the calls of a layer take longer than what they compute: S is kept for the backward pass, too."""
 
 
 class Stored:
@@ -66,14 +70,20 @@ class Stored:
         self.b, self.large, self.count, self.rank = b, large, count, rank
         self.copies = Copies() if copies is None else copies
         self.width = self.inner = count * rank
+        self._view: Tensor | None = None
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Return B in a dtype, (D, `rows`), a view of the shared copy; in float16 times 2^-12: see `float16`."""
+        if self._view is not None and dtype == self.b.dtype:
+            return self._view
         _, most, largest = self.b.shape
         padded = self._padded(dtype)
         same = dtype == self.b.dtype != torch.float16
         if not padded and same and (self.rank == largest or self.rank == 1 or self.count == 1):
-            return self.b[: self.large, : self.count, : self.rank].flatten(1)  # a view
+            view = self.b[: self.large, : self.count, : self.rank].flatten(1)
+            if not torch.compiler.is_compiling() and storable(view, self.b):
+                self._view = view
+            return view
         count = most if padded else self.count
 
         def copy() -> Tensor:
@@ -91,7 +101,7 @@ class Stored:
         return -(-self.inner // 8) * 8 if self._padded(dtype) else self.inner
 
     def _padded(self, dtype: torch.dtype) -> bool:
-        return on_cuda(self.b) and dtype != self.b.dtype
+        return dtype != self.b.dtype and on_cuda(self.b)
 
     def mixed(self, stack: Tensor, dtype: torch.dtype) -> Tensor:
         """Return S, (n r, ...), in a dtype with zeros below, (`rows`, ...); S itself if it has these already."""
@@ -106,8 +116,8 @@ class Stored:
 
     def packed(self, tokens: Tensor) -> Tensor | None:
         """Return B in two bits per entry, if it consists of signs and a kernel multiplies so few tokens with it."""
-        few = len(tokens) <= MANY and tokens.dtype != torch.float16
-        fits = self.b.dtype == torch.int8 and few and multiplies(tokens, tokens.dtype)
+        few = self.b.dtype == torch.int8 and len(tokens) <= MANY and tokens.dtype != torch.float16
+        fits = few and multiplies(tokens, tokens.dtype)
         if not fits or torch.compiler.is_compiling():  # the compiler would pack B at every use
             return None
         key, used = ("packed", self.count, self.rank), self.b[:, : self.count, : self.rank]
@@ -182,16 +192,17 @@ class Form(NamedTuple):
     def keeps(self, basis: Stored | Hadamard, tokens: Tensor) -> bool:
         """Return True if W0 + B S is kept for the backward pass.
 
-        If ``keep`` is None: if building it again adds a twentieth to the layer's products.
+        If ``keep`` is None: if building it again adds a twentieth to the layer's products. On a CPU a structured one is
+        kept for `FEW` tokens only.
         """
         if self.keep is not None:
             return self.keep
         structured = isinstance(basis, Hadamard)
         if on_cuda(tokens):
             return 20 * build_time(self.large, self.small, basis.width, structured) > product_time(
-                len(tokens), self.large, self.small
+                tokens.shape[0], self.large, self.small
             )
-        return not structured and 20 * basis.width > 3 * len(tokens)
+        return tokens.shape[0] <= FEW if structured else 20 * basis.width > 3 * tokens.shape[0]
 
     def holds(self, training: bool, recomputes: bool) -> bool:
         """Return True if a W0 + B S that is kept for the backward pass is also kept over the uses of one step.
@@ -277,7 +288,8 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
 
 def mixed_stack(basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
     """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
-    kernels = runs(factors[0], *(factor.dtype for factor in factors), dtype)
+    lambdas, gammas, a = factors
+    kernels = runs(lambdas, lambdas.dtype, gammas.dtype, a.dtype, dtype)
     scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
         if kernels and basis.held:

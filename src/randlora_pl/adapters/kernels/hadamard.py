@@ -94,6 +94,7 @@ class Hadamard:
         self.block = self.width = block_size(self.small)
         self.blocks = self.small // self.block
         self.inner = self.small
+        self._pieces = self._cut()
 
     @property
     def held(self) -> bool:
@@ -117,6 +118,9 @@ class Hadamard:
 
     def pieces(self) -> list[Piece]:
         """Return the copies from the top; the last one may end inside a block."""
+        return self._pieces
+
+    def _cut(self) -> list[Piece]:
         result = []
         for start in range(0, self.large, self.small):
             number, rest = divmod(min(self.small, self.large - start), self.block)
@@ -214,14 +218,20 @@ class Hadamard:
             factor, dtype = self.factor(tokens.dtype), tokens.dtype
             projected = hadamard_project(tokens, *self.within, self.small, False, dtype, dtype, factor)
             return projected.view(len(tokens), -1, self.block)
-        result = tokens.new_empty(len(tokens), self.blocks, self.block)
         signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
-        for part in in_parts(tokens):
-            some = tokens[part]
+
+        def summed(some: Tensor) -> Tensor:
             total = torch.bmm(signed[0][0].of_columns(some), signed[0][1])  # the first copy is never cut off
             for piece, blocks in signed[1:]:
                 total[piece.first : piece.first + piece.number].baddbmm_(piece.of_columns(some), blocks)
-            result[part] = total.transpose(0, 1)
+            return total.transpose(0, 1)
+
+        parts = list(in_parts(tokens))
+        if len(parts) == 1:
+            return summed(tokens).contiguous()
+        result = tokens.new_empty(len(tokens), self.blocks, self.block)
+        for part in parts:
+            result[part] = summed(tokens[part])
         return result
 
     def expand(self, mixed: Tensor, onto: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ larger side, M (T, d) the other one.
   built B S needs a second product of T D d, so that two thin products are cheaper more often: see `cheapest_alone`.
 - Backward: the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and is reduced to
   the gradients of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
-- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested. Over several passes of
-  one optimizer step it also keeps S or W0 + B S: see `Held`.
+- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested or
+  expensive, or S for a few tokens. Over several passes of one optimizer step it also keeps S or W0 + B S: see `Held`.
 - Tokens with a zero gradient are left out of the backward pass. Above the last attention of a model that pools one
   token, these are all other tokens.
 
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
+from randlora_pl.adapters.kernels.basis_product import FEW, Factors, Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked, without_autocast
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.triton_kernels import build_weight, sums
@@ -89,23 +89,44 @@ class Held:
         self._made.clear()
 
 
+NOTHING = Held()
+"""Keeps nothing: it has no uses."""
+
+Constants = tuple[Tensor, Stored | Hadamard, Form]
+"""A (r, d), B and the form of a layer."""
+
+
 class StepCache:
     """Tensors that a layer keeps from one step to the next; copies of a module begin with nothing."""
 
     def __init__(self) -> None:
         self.held = Held()
+        self._frozen: tuple[tuple[Tensor, ...], tuple[Any, ...], Constants] | None = None
 
-    def begin(self, lambdas: Tensor, gammas: Tensor, shared: tuple[Tensor, ...], training: bool) -> Held:
-        """Return what the layer keeps, at a use of its tensors; something that keeps nothing while a tracer records."""
+    def frozen(self, bases: tuple[Tensor, Tensor], key: tuple[Any, ...], make: Callable[[], Constants]) -> Constants:
+        """Return the layer's frozen parts, made again if the bases or the key differ, or if a tracer records."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return make()
+        stamp = (*_stamp(bases), *key, on_cuda(bases[1]))
+        kept = self._frozen  # one object, as other threads may replace it
+        if kept is not None and kept[1] == stamp:
+            return kept[2]
+        with torch.inference_mode(False), torch.no_grad():
+            made = make()
+        if storable(made[0], bases[0]):
+            self._frozen = bases, stamp, made  # with the bases, so that no other tensor has their ids
+        return made
+
+    def begin(self, sources: tuple[Tensor, ...], training: bool) -> Held:
+        """Return what the layer keeps, at a use of lambda, gamma, A and B; `NOTHING` while a tracer records."""
         if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-            return Held()
+            return NOTHING
+        lambdas, gammas, *_ = sources
         if not (isinstance(lambdas, nn.Parameter) and isinstance(gammas, nn.Parameter)) or lambdas.is_inference():
-            return Held()
-        sources = (lambdas, gammas, *shared)
-        versions = tuple(-1 if each.is_inference() else each._version for each in sources)
-        stamp = (_steps, training, lambdas.device, lambdas.dtype, versions)
+            return NOTHING
+        stamp = (_steps, training, lambdas.device, lambdas.dtype, *_stamp(sources))
         last = self.held
-        if stamp != last.stamp or any(one is not two for one, two in zip(sources, last.sources, strict=True)):
+        if stamp != last.stamp:
             last.drop()
             if training and last.training:
                 self.held = Held(last.uses, last.recomputed, True)
@@ -121,9 +142,15 @@ class StepCache:
         """Drop all tensors, also the update's."""
         self.held.drop()
         self.held = Held(self.held.before, self.held.recomputes)
+        self._frozen = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (StepCache, ())
+
+
+def _stamp(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """Return numbers that differ if the tensors are others, as long as these exist, or if their values changed."""
+    return *map(id, tensors), *[-1 if each.is_inference() else each._version for each in tensors]
 
 
 _LIVE: WeakSet[Held] = WeakSet()
@@ -144,6 +171,8 @@ register_optimizer_step_post_hook(end_step)
 
 def held_stack(held: Held, basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
     """Return the result of `mixed_stack`, kept over the uses of one step."""
+    if not held.active:
+        return mixed_stack(basis, factors, form, dtype)
     key = ("S", dtype, form.scales, basis.rows(dtype))
     return held.get(key, lambda: mixed_stack(basis, factors, form, dtype))
 
@@ -167,7 +196,7 @@ def held_weight(
             dithers = weight is not None and weight.dtype == torch.bfloat16
             products = form.dtype
             return build_weight(weight, matrix, *factors, scale, form.peft, form.transposed, products, dtype, dithers)
-        stack = held_stack(Held() if holds else held, basis, factors, form, form.dtype)
+        stack = held_stack(NOTHING if holds else held, basis, factors, form, form.dtype)
         return effective(weight, basis, stack, form, dtype)
 
     return held.get(("built", weight is None, dtype, form), make, weight) if holds else make()
@@ -186,7 +215,7 @@ class SumOfBases(torch.autograd.Function):
         ctx.basis, ctx.form = basis, form
         with without_autocast(lambdas):
             dtype = lambdas.dtype if form.dtype == torch.float16 else form.dtype
-            return held_weight(Held(), False, None, basis, (lambdas, gammas, a), form, dtype)
+            return held_weight(NOTHING, False, None, basis, (lambdas, gammas, a), form, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,11 +254,12 @@ class AdaptedProduct(torch.autograd.Function):
         """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
         factors = lambdas, gammas, a
-        output, built, projected = product(x, weight, bias, factors, basis, form, need_sum, mask, held)
+        output, built, mixed, projected = product(x, weight, bias, factors, basis, form, need_sum, mask, held)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
             built if need_x else None,
+            mixed if need_x else None,
             weight if need_x and (built is None or mask is not None) else None,
             mask if need_x or (need_sum and projected is None) else None,
             *factors,
@@ -242,7 +272,8 @@ class AdaptedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
-        kept, built, weight, mask, lambdas, gammas, a = ctx.saved_tensors
+        trains = any(need_sum)
+        kept, built, mixed, weight, mask, lambdas, gammas, a = ctx.saved_tensors
         basis, form, factors = ctx.basis, ctx.form, (lambdas, gammas, a)
         out_features, in_features = form.shape
         grad_x = grad_lambdas = grad_gammas = None
@@ -250,20 +281,20 @@ class AdaptedProduct(torch.autograd.Function):
             gradient = gradient.reshape(-1, out_features)
             kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
             mask = None if mask is None else mask.reshape(-1, in_features)
-            tokens, rows = len(gradient), nonzero_rows(gradient)
+            tokens, rows = gradient.shape[0], nonzero_rows(gradient)
             if rows is not None:
                 gradient = gradient[rows]
                 kept, mask = (None if each is None else each[rows] for each in (kept, mask))
-            choice = form.choose(basis, len(gradient), ctx.alone, any(need_sum))
+            choice = form.choose(basis, gradient.shape[0], ctx.alone, trains)
             projected = kept if ctx.projected else None
-            if not form.transposed and choice.project and (any(need_sum) or not choice.build):
+            if not form.transposed and choice.project and (trains or not choice.build):
                 projected = basis.project(gradient)
             if need_x:
                 if built is None:
                     parts = basis, factors, form, gradient.dtype
                     if choice.build:
                         built = held_weight(ctx.held, False, None if ctx.alone else weight, *parts)
-                    else:
+                    elif mixed is None:
                         mixed = held_stack(ctx.held, *parts)
                 plain = None
                 if weight is not None and (built is None or mask is not None):
@@ -273,7 +304,7 @@ class AdaptedProduct(torch.autograd.Function):
                     grad_x = add_masked(plain, mask, partial(add_product, basis, mixed), gradient, thin)
                 else:
                     grad_x = add_masked(plain, mask, partial(add_matmul, built), gradient)
-            if any(need_sum):
+            if trains:
                 kept = kept if ctx.projected else masked(kept, mask)
                 many, few = (kept, gradient) if form.transposed else (gradient, kept)
                 if choice.project or projected is not None:
@@ -296,7 +327,7 @@ def nonzero_rows(gradient: Tensor) -> Tensor | None:
     Only on a CPU, after probing a few rows: on a GPU the synchronization would cost more than it saves.
     """
     plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not on_cuda(gradient)
-    if not plain or torch.compiler.is_compiling() or len(gradient) < _PROBES:
+    if not plain or torch.compiler.is_compiling() or gradient.shape[0] < _PROBES:
         return None
     if 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
         return None
@@ -314,11 +345,12 @@ def product(
     train: bool,
     mask: Tensor | None,
     held: Held,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient.
 
     Returns:
-        The output; B S or W0 + B S, if it is kept for the backward pass; m(x) B, if training keeps it instead of x.
+        The output; B S or W0 + B S, if it is kept for the backward pass; S beside a W0, if it is kept instead; m(x) B,
+        if training keeps it instead of x.
     """
     large, out_features = form.large, form.shape[0]
     alone = weight is None or mask is not None
@@ -328,7 +360,7 @@ def product(
         # The form stays the same within a step; on a CPU also over the steps, as another form rounds in another way.
         often = on_cuda(x) and held.before > 1 and form.holds(held.training, held.recomputes)
         uses = held.before if often and form.keeps(basis, tokens) else 1
-        choice = form.choose(basis, len(tokens), alone, train, uses)
+        choice = form.choose(basis, tokens.shape[0], alone, train, uses)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
         projected = None
         if early:
@@ -355,8 +387,9 @@ def product(
             output = add_matmul(built.T, plain, masked(tokens, mask))
     output = output.view(*x.shape[:-1], out_features)
     if built is None:
-        return output, None, projected if train and basis.inner < large else None
-    return output, built if keep else None, projected
+        again = alone or form.keep is False or tokens.shape[0] > FEW
+        return output, None, None if again else mixed, projected if train and basis.inner < large else None
+    return output, built if keep else None, None, projected
 
 
 def add_product(
@@ -366,7 +399,7 @@ def add_product(
 
     It is added in place to ``result`` unless that is None; ``mixed`` is the basis's `mixed` of S.
     """
-    stack = mixed.reshape(-1, mixed.shape[-1])
+    stack = mixed.flatten(0, -2)
     if projected is None:
         return basis.expand(tokens @ stack.T, result)
     return add_matmul(stack, result, projected.flatten(1))

@@ -293,10 +293,10 @@ class SelectedBases(RandLoRADelta):
         self.shape = shape
         self.register_buffer("v", self.lambdas.new_zeros(len(self.lambdas)))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return lambda (n, r) with scaled rows, gamma (n, d) and A (r, d)."""
-        lambdas, gammas, a = super().tensors()
-        return lambdas * self.v.softmax(0)[:, None], gammas, a
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """Return lambda (n, r) with scaled rows, and gamma (n, d)."""
+        lambdas, gammas = super().trained()
+        return lambdas * self.v.softmax(0)[:, None], gammas
 
     def selected_options(self) -> dict[str, float]:
         """Return RandLoRA's options for the components found."""

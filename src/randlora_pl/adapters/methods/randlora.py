@@ -29,7 +29,7 @@ So a LoRA of rank k <= n is a value of lambda and gamma: with Q R = qr(B), the c
 because entries of A near zero would need a huge gamma, by which the other terms of the basis would grow, too.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import mode
 from typing import Annotated, Any, Literal, Self
 
@@ -51,11 +51,10 @@ from randlora_pl.adapters.base import (
     peft_number,
     plus_product,
 )
-from randlora_pl.adapters.kernels.basis_product import Form, Stored, scaled, stored
-from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, enlarged, keep_scaling, masked
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, stored
+from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, keep_scaling, masked
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
-from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, Held, StepCache, SumOfBases, product
-from randlora_pl.adapters.kernels.samples import add_factors, add_sums
+from randlora_pl.adapters.kernels.randlora_linear import NOTHING, AdaptedProduct, StepCache, SumOfBases, product
 from randlora_pl.adapters.random_bases import (
     Bases,
     Distribution,
@@ -315,10 +314,14 @@ class RandLoRADelta(_RandLoRATensors):
         basis.orthogonal(basis.blocks, self.lambdas.dtype)
         basis.orthogonal(basis.block, torch.float32)  # read by Triton's kernels
 
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """Return lambda (n, r) and gamma (n, d)."""
+        return self.lambdas, self.gammas
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r), gamma (n, d) and A (r, d)."""
         a = self.bases.A[0, : self.lambdas.shape[1], : self.small].to(self.lambdas.dtype)
-        return self.lambdas, self.gammas, a
+        return *self.trained(), a
 
     def form(self, *scales: float) -> Form:
         """Return the properties of the sum besides its tensors; lambda has more factors if given."""
@@ -344,26 +347,18 @@ class RandLoRADelta(_RandLoRATensors):
         """Apply delta in one product, or in two with its bases if that takes fewer operations."""
         return self._product(self.dropped(x), None, None)
 
-    def joint_key(self) -> Hashable:
-        """Return what updates of a layer have in common if `add_joint` takes them together."""
-        return id(self.bases), self.pairing, self.lambdas.shape
-
-    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
-        """Add the update of each sample to outputs (b, T, out) in place, for inputs (b, T, in)."""
-        lambdas, gammas, (a, *_) = zip(*(update.tensors() for update in updates), strict=True)
-        scales = [(*update.form().scales, *enlarged(compute_dtype(x))) for update in updates]
-        factors = torch.stack(list(map(scaled, lambdas, scales))), torch.stack(gammas), a
-        add_sums(factors, self.basis(), self.pairing == "peft", self.transposed, x, onto)
-
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
-        form = self.form() if mask is None else self.form(keep_scaling(x, self.dropout))
-        held = Held()
-        if self.keep is not False:
-            held = self.cache.begin(self.lambdas, self.gammas, (self.bases.A, self.bases.B), self.training)
+        scales = () if mask is None else (keep_scaling(x, self.dropout),)
+        lambdas, gammas, bases = self.lambdas, self.gammas, self.bases
+        sources = lambdas, gammas, bases.A, bases.B
+        key = (compute_dtype(lambdas), lambdas.dtype, self.scaling, self.keep, bases.scale, scales)
+        parts = self.cache.frozen(sources[2:], key, lambda: (self.tensors()[2], self.basis(), self.form(*scales)))
+        held = NOTHING if self.keep is False else self.cache.begin(sources, self.training)
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, self.tensors(), self.basis(), form, False, mask, held)[0]
-        inputs = (x, weight, bias, *self.tensors(), self.basis(), form, mask, held)
+            a, basis, form = parts
+            return product(x, weight, bias, (*self.trained(), a), basis, form, False, mask, held)[0]
+        inputs = (x, weight, bias, *self.trained(), *parts, mask, held)
         result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
@@ -399,10 +394,10 @@ class LedRandLoRADelta(RandLoRADelta):
         self.register_buffer("others", others, persistent=False)
         self.register_buffer("lead", self.gammas.new_zeros(self.large, number))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return lambda (n, r) with zeros for the leading terms, gamma (n, d) and A (r, d)."""
-        lambdas, gammas, a = super().tensors()
-        return lambdas * self.others, gammas, a
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """Return lambda (n, r) with zeros for the leading terms, and gamma (n, d)."""
+        lambdas, gammas = super().trained()
+        return lambdas * self.others, gammas
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return P (out, k) and Q (k, in), whose product is the sum of the leading terms, with the scaling."""
@@ -414,11 +409,6 @@ class LedRandLoRADelta(RandLoRADelta):
         """Return the whole sum, (out, in)."""
         p, q = self.factors()
         return super().change(weight) + p @ q
-
-    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
-        """Add the whole sum of each sample."""
-        super().add_joint(updates, x, onto)
-        add_factors([update.factors() for update in updates], x, onto)
 
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         output = super()._product(x, weight, bias, mask)
