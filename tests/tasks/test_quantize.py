@@ -79,7 +79,7 @@ def test_a_task_trains_is_saved_and_loaded_on_both_bases(
         assert_close(loaded.class_logits(images), expected, 1e-5)
         difference = (plain.class_logits(images) - expected).norm() / expected.norm()
         assert 0 < difference < 0.1 and not any(map(unpacks_itself, plain.parameters()))
-    other = LinearHeadTask("tiny", "random", **how, seed=1)
+    other = LinearHeadTask("tiny", "random", **how | {"adapter": task.adapter}, seed=1)  # the same bases
     other.set_classes(task.classnames, task.templates)
     other.adapt()
     with pytest.raises(UserError, match="trained on other weights"):
