@@ -304,7 +304,7 @@ COMPLETED = {
     "": set(COMMANDS),
     "adapter ex": {"export"},
     "adapter export --t": {"--to"},
-    "bench ": {"train", "adapters"},
+    "bench ": {"train", "adapters", "batch"},
     "config cat q": {"quickstart"},
     "fit --data.bat": {"--data.batch_size"},
     "fit --model.adapter.basis ": {"uniform", "normal", "binary", "ternary", "hadamard"},

@@ -26,6 +26,10 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     environments = [loop._environment(number, 3) for number in range(3)]
     assert [one["OMP_NUM_THREADS"] for one in environments] == ["2"] * 3
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7,9")
+    pairs = [loop._environment(number, 2, devices=2) for number in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in pairs] == ["4,6", "7,9"]
+    assert [one["OMP_NUM_THREADS"] for one in pairs] == ["2"] * 2
 
 
 def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.adapter_file import AdapterFile
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.batched import Places, per_sample
 from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers import WeightedSum, attach
 from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge, with_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.save_load import place_adapter, read_adapter
 from randlora_pl.adapters.trained import base_buffers, forget_computed, moved_buffers
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, brief, near
 
 Choice = str | Mapping[str, float] | None
 """Name of an adapter, weights by name for a sum, or None for the base model."""
@@ -67,6 +68,8 @@ class AdapterSet:
         self._active: dict[str, float] = {}
         self._base: dict[str, Tensor] = {}  # the base's own tensors that an active adapter replaces
         self._merged = False  # state when the model last had adapted layers
+        self._batched = False
+        self._places: dict[Hashable, Places] = {}  # of samples in the inputs of layers, by call of the model
 
     @property
     def names(self) -> list[str]:
@@ -121,6 +124,31 @@ class AdapterSet:
         self._loaded[name] = _Loaded(report, updates, own)
         return file
 
+    @torch.inference_mode(False)
+    def replace(self, name: str, adapter: str | os.PathLike[str] | AdapterFile) -> AdapterFile:
+        """Copy the values of an adapter into the tensors of a loaded one, so that compiled code stays valid.
+
+        Args:
+            name: Name of the adapter in the set, active or not.
+            adapter: Adapter of the same method, options and layers, as for `load`.
+
+        Returns:
+            The adapter file, with its head and metadata.
+
+        Raises:
+            UserError: The name is unknown, or the adapter has other options or layers; nothing is changed.
+        """
+        self._weights(name)
+        file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
+        if file.adapter.identity() != (mine := self._loaded[name].report.adapter).identity():
+            raise UserError(
+                f"{file.path} contains {brief(file.adapter.describe())}, and {name!r} is {brief(mine.describe())}. "
+                "Load it under another name."
+            )
+        with self.using(name):
+            place_adapter(self.model, file)
+        return file
+
     def remove(self, name: str) -> None:
         """Remove an adapter from the set; if it is active, switch to the base.
 
@@ -143,6 +171,8 @@ class AdapterSet:
             UserError: A name is unknown, a weight is not finite, an adapter cannot be part of a sum, or the model was
                 unloaded. The active adapters do not change then.
         """
+        if self._batched:
+            raise UserError("the model has an adapter for each sample of a batch. Leave the block of batched first.")
         alone = self._loaded[next(iter(self._active))] if list(self._active.values()) == [1.0] else None
         if alone is not None:  # statistics that training has changed; a sum cannot store any
             moved = self._moved()
@@ -182,6 +212,61 @@ class AdapterSet:
         finally:
             self.use(before)
 
+    @contextmanager
+    def batched(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
+        """Activate an adapter for each sample of a batch inside a ``with`` block, and restore the previous choice.
+
+        The outputs are as with each sample's adapter alone, up to rounding. A frozen weight is multiplied once for all
+        samples. Updates of thin factors (LoRA and others) and RandLoRA's with equal bases are applied together. Others,
+        and updates of convolutions, are applied by adapter. It is for prediction: gradients are off, and compiled code
+        is not used.
+
+        Each tensor whose first dimension is the number of names has one sample per row. The first call with inputs of
+        another shape also calls the base model with one sample and with two, to find the samples inside the model.
+
+        Examples:
+            >>> with adapters.batched(["cars", "pets", None]):
+            ...     logits = model(images[:3])
+
+        Args:
+            names: Name of the adapter of each sample, None for the base model.
+
+        Raises:
+            UserError: A name is unknown, the model is in training mode, an adapter changes the model's own tensors, or
+                a layer only builds a weight. In the block: a call compares samples with one another, or the samples are
+                not found in the input of an adapted layer.
+        """
+        distinct = dict.fromkeys(names)
+        for name in distinct:
+            self._weights(name)
+            if len(distinct) > 1 and name is not None and self._loaded[name].own:
+                raise UserError(
+                    f"{name!r} ({self._loaded[name].report.adapter.method()}) changes the model's own tensors, so one "
+                    f"batch cannot have other adapters beside it. Use it alone: adapters.use({name!r})."
+                )
+        if self.model.training:
+            raise UserError("batched is for prediction, and the model is in training mode. Call model.eval() first.")
+        alone = next(iter(distinct)) if len(distinct) == 1 else None
+        with self.using(alone), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            if len(distinct) < 2:
+                yield self.model
+                return
+            updates = {name: self._loaded[name].updates if name is not None else {} for name in distinct}
+            modules = [module for own in updates.values() for update in own.values() for module in update.modules()]
+            training = [module for module in modules if module.training]  # of a trained adapter that is not active
+            self._batched = True
+            try:
+                for module in training:
+                    module.training = False
+                for own in updates.values():
+                    self._move(own)
+                with per_sample(self.model, [updates[name] for name in names], self._places):
+                    yield self.model
+            finally:
+                self._batched = False
+                for module in training:
+                    module.training = True
+
     def _weights(self, choice: Choice) -> dict[str, float]:
         """Return the nonzero weights of a choice, checked."""
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice or {})
@@ -200,6 +285,11 @@ class AdapterSet:
                     "sum with randlora-pl adapter add (scaled: randlora-pl adapter merge --scale)."
                 )
         return weights
+
+    def _move(self, updates: Mapping[str, DeltaWeight]) -> None:
+        """Move updates to the devices of their layers."""
+        for path, update in updates.items():
+            update.to(next(self.model.get_submodule(path).parameters()).device)
 
     def _leave(self) -> None:
         """Remove the active adapters from the model and restore the base exactly."""
@@ -241,8 +331,7 @@ class AdapterSet:
         forget_computed(self.model)
         alone = list(weights.values()) == [1.0]
         updates = {path: here[0][0] if alone else WeightedSum(*zip(*here, strict=True)) for path, here in parts.items()}
-        for path, update in updates.items():
-            update.to(next(self.model.get_submodule(path).parameters()).device)
+        self._move(updates)
         attach(self.model, updates)
         if alone:
             self.model.adapter_report = self._loaded[next(iter(weights))].report  # type: ignore[assignment]

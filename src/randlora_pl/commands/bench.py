@@ -300,3 +300,56 @@ def adapters(
             finished.append(report.Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
             keep(list(finished))
     return 0
+
+
+def batch(
+    words: Words,
+    *,
+    model: str = "vit_base_patch32_224",
+    batch_size: Count = 32,
+    adapters: Sequence[Count] = (1, 8, 32),
+    methods: Sequence[str] = ("lora", "randlora-hadamard", "dora"),
+    timing: Timing = Timing(),
+) -> int:
+    """Time batches whose samples have several adapters, against one adapter for all and against single passes.
+
+    The weights and the images are random.
+
+    Examples:
+        randlora-pl bench batch --methods lora
+
+    Args:
+        model: A model of timm, or the image tower of an open_clip model
+        batch_size: Images per batch
+        adapters: Numbers of adapters in a batch
+        methods: See: randlora-pl bench train --help
+    """
+    where, facts = timing.prepare()
+    from randlora_pl.lab.bench import batch as batches
+    from randlora_pl.lab.bench import chosen, report, steps
+
+    names, library = chosen(methods), steps.library_of(model)
+    if odd := [name for name in names if name == "full" or name.startswith("peft-")]:
+        raise UserError(f"--methods {odd[0]}: it has no adapter that a batch can share. Leave it out.")
+    typed, here = words.command("bench batch", "--output"), _machine_line(facts, where)
+
+    def note(results: list[batches.Batch], folder: Path) -> None:
+        about = {"command": typed, "machine": facts, "model": model, "batch_size": batch_size}
+        report.write_json(about | {"cases": [vars(one) for one in results]}, folder / JSON)
+
+    def finish(results: list[batches.Batch], folder: Path) -> None:
+        header = ["method", "updates are applied", "ms with one adapter", *list(results[0].seconds)[1:]]
+        rows = [one.cells() for one in results]
+        title = f"{model}, {batch_size} images, {timing.numbers}, on {here}"
+        remark = "Cells: times of one adapter (median, least .. most over the rounds)."
+        write_text(folder / TABLE, f"{report.markdown(title, header, rows, typed)}\n{remark}\n")
+        print(f"\n{table(header, rows)}\n\n{remark}")
+
+    finished: list[batches.Batch] = []
+    total = len(names) * timing.rounds * (2 + sum(count > 1 for count in adapters))
+    with _new_folder(timing.output, "batch", note, finish) as keep, counting("measurements", total) as tick:
+        for name in names:
+            setup = steps.Setup(model, library, batch_size, timing.precision, where)
+            finished.append(batches.measure(steps.Training(setup), name, adapters, timing.rounds, lambda _: tick(1)))
+            keep(list(finished))
+    return 0

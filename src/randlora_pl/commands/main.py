@@ -42,7 +42,7 @@ RUN: Mapping[str, str | Mapping[str, str]] = {
     "compare-methods": "compare_methods",
     **dict.fromkeys(("report", "compare"), "results"),
     "zeroshot": "zeroshot",
-    "bench": dict.fromkeys(("train", "adapters"), "bench"),
+    "bench": dict.fromkeys(("train", "adapters", "batch"), "bench"),
 }
 LOOK_UP: Mapping[str, str | Mapping[str, str]] = {
     "datasets": "inspect",

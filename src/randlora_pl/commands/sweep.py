@@ -27,7 +27,7 @@ from randlora_pl.run.options.mistakes import check_names, choose_dataset
 from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.sweep import FILE, LOWEST, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
-from randlora_pl.sweep.loop import slurm
+from randlora_pl.sweep.loop import in_task, slurm
 from randlora_pl.sweep.margins import BREAKS, NAMES, next_higher, rule_text
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
@@ -85,7 +85,8 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     words = ["sweep", config]  # by a path that is valid in any folder
     if typed.launcher == "slurm":
         command = jobs.child_words(job, words)
-        numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, typed.slurm)
+        given = [f"tasks_per_node={job.chosen[0].devices}", *typed.slurm]
+        numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, given)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
         print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {job.place} --dry-run")
         return 0, None
@@ -107,7 +108,7 @@ def run_in_job(words: list[str]) -> int:
     """
     from randlora_pl.commands.main import main
 
-    code = main(words)
+    code = in_task(lambda: main(words))
     if code > 1:  # 1: some cells failed, which the sweep has recorded
         raise RuntimeError(f"randlora-pl {shlex.join(words)} ended with {code}")
     return code

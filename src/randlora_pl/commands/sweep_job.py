@@ -17,7 +17,7 @@ from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep import FILE, LOWEST, RATES, SweepConfig, checked
 from randlora_pl.sweep.climb import FINALISTS
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder
-from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, local
+from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, local, visible_gpus
 from randlora_pl.sweep.plan import Cell, is_text, only, shard
 from randlora_pl.utils.errors import UserError, errors_in, full_disk
 from randlora_pl.utils.files import parse_json
@@ -50,7 +50,7 @@ class WorkOptions:
 
     def __post_init__(self) -> None:
         if launched() is not None:
-            raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
+            raise UserError("a sweep starts torchrun itself, see trainer.devices. Start it without torchrun or srun.")
 
 
 @dataclass(kw_only=True)
@@ -227,6 +227,7 @@ def check(job: Job) -> None:
 
     job.folder.check(job.cells)
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
+    _check_devices(job, [cell for cell in cells if cell.devices > 1])
     different: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:  # a search changes more than rates
         changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
@@ -243,6 +244,20 @@ def check(job: Job) -> None:
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
         with errors_in(f"models.{model} with datasets.{dataset}"):
             expand.data_of(cell.tree)
+
+
+def _check_devices(job: Job, cells: Sequence[Cell]) -> None:
+    """Refuse cells on several devices where they cannot run."""
+    if job.search is not None and job.search.pruner and cells:
+        raise UserError("--pruner needs cells on one device. Remove it, or trainer.devices.")
+    if getattr(job.typed, "launcher", "local") == "slurm":
+        if len({cell.devices for cell in job.chosen}) > 1:
+            raise UserError("--launcher slurm: the cells differ in trainer.devices. Submit each part with --only.")
+        return
+    on_gpus = [cell.devices for cell in cells if cell.tree["trainer"].get("accelerator") != "cpu"]
+    gpus, needed = len(visible_gpus()), job.typed.jobs * max(on_gpus, default=0)
+    if 0 < gpus < needed:
+        raise UserError(f"trainer.devices times --jobs is {needed}, but {gpus} GPUs are visible. Set fewer.")
 
 
 def summary(job: Job) -> str:
@@ -374,7 +389,7 @@ def spawn(job: Job, words: Sequence[str]) -> Outcome:
             progress.print_line(cell)
 
     with progress.shown():
-        codes = local(words, folder.path, job.typed.jobs, look)
+        codes = local(words, folder.path, job.typed.jobs, look, max(cell.devices for cell in job.chosen))
     if search.finished() if search is not None else all(folder.state(cell) != OPEN for cell in job.chosen):
         return Outcome()
     lost = len([code for code in codes if code not in (0, 1)])

@@ -1,11 +1,14 @@
 """Work on a sweep: the loop of one process over cells, a cell as a run, and several processes at once.
 
-Processes are started on this machine, or as a SLURM array through submitit.
+Processes are started on this machine, or as a SLURM array through submitit. A cell on several devices has a process on
+each, started by torchrun or by the tasks of a job of submitit.
 """
 
 import copy
 import gc
 import io
+import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +20,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +31,14 @@ from randlora_pl.run import run_folder as leases
 from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.saved_config import check_run
-from randlora_pl.run.run_folder import FILE, acquire, lease_on, locked
+from randlora_pl.run.parallel.launch import Launch, broadcast_decision, launched, meeting_of
+from randlora_pl.run.run_folder import FILE, acquire, holder, lease_on, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, Progress, SweepFolder
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line, full_disk
-from randlora_pl.utils.files import disk_errors
+from randlora_pl.utils.files import disk_errors, read_mapping, write_text
 from randlora_pl.utils.machine import usable_cores
+from randlora_pl.utils.own_classes import named_modules
 from randlora_pl.utils.run_files import CONFIG, LAST, read_results, write_results
 
 if TYPE_CHECKING:
@@ -151,7 +157,7 @@ class Loop:
 
 
 class Runner:
-    """Runs cells in this process, one after the other.
+    """Runs cells in this process, one after the other; a cell on several devices has processes of its own.
 
     Args:
         test: Whether cells are tested; a search leaves the test images alone.
@@ -170,6 +176,9 @@ class Runner:
         Raises:
             UserError: As `fit`; so are all others.
         """
+        if cell.devices > 1 and launched() is None:
+            run_processes(cell, folder, self.test)
+            return False
         start = time.perf_counter()
         with suppress(OSError):  # Linux counts the peak of the resident set from here on
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -186,7 +195,7 @@ class Runner:
         from randlora_pl.run.callbacks.summary import callbacks_of
 
         with locked(folder) as lock:
-            again = self._resumable(cell, folder)
+            again = bool(broadcast_decision("the checkpoint", lambda: "resume" * self._resumable(cell, folder)))
             if cell.first and not again and not read_results(folder / FIRST).get("finished"):
                 (folder / FIRST).mkdir(exist_ok=True)
                 stage = replace(cell, tree=cell.first, first={})
@@ -197,14 +206,16 @@ class Runner:
                 if cell.untrained:
                     stages.evaluate(app, None)
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
-                    write_results(folder, none | {"finished": True, "device": str(app.task.device.type)})
+                    own = none | {"finished": True, "device": str(app.task.device.type)}
                 else:
                     if callback := self.watcher(cell):
                         callbacks_of(app.trainer).append(callback)
                     stages.fit(app, lock, zero_shot=False, test=self.test)
-                own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
+                    own = {}
+                own |= {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
-                write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
+                if app.trainer.is_global_zero:
+                    write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
             return app.trainer.received_sigterm
 
     def command(self, cell: Cell, folder: Path = Path(), again: bool = False) -> Command:
@@ -215,7 +226,7 @@ class Runner:
             place = {group: {name: cell.tree[group][name]} for group, name in typed}
             tree = merge(normalize(read_config(folder / CONFIG)), place)
         else:
-            how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": "csv"}}
+            how: Tree = {"trainer": {"devices": cell.devices, "enable_progress_bar": False}, "run": {"logger": "csv"}}
             tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
             if cell.first:
                 tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.form}
@@ -241,16 +252,19 @@ class Runner:
 
 
 PARENT = "RANDLORA_PL_SWEEP_PARENT"
-"""Environment variable of the processes that `local` starts."""
+"""Environment variable of the processes that a sweep starts."""
 
 _PATIENCE = 60.0
 """Seconds that processes get to end their step after SIGTERM."""
 
+CELL, ERROR, LOG = "cell.json", "error.json", "output.log"
+"""Files that the processes of a cell share: what they run, the first error, and what they print."""
 
-def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None]) -> list[int]:
+
+def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], devices: int = 1) -> list[int]:
     """Run the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
 
-    About once a second it calls ``look``.
+    About once a second it calls ``look``. Each process gets ``devices`` GPUs of its own where there are several.
 
     Returns:
         Their exit codes.
@@ -266,7 +280,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         for number in range(jobs):
             with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
                 command = [sys.executable, "-m", "randlora_pl", *words]
-                env = _environment(number, jobs) | {PARENT: "stdin"}
+                env = _environment(number, jobs, devices) | {PARENT: "stdin"}
                 started.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env))
         while running := [process for process in started if process.poll() is None]:
             look()
@@ -274,21 +288,25 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
                 running[0].wait(PAUSE)
         look()
     finally:
-        running = [process for process in started if process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + _PATIENCE
-        for process in running:
-            try:
-                process.wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _stop(started)
     return [process.returncode for process in started]
 
 
+def _stop(started: Sequence["subprocess.Popen[bytes]"]) -> None:
+    running = [process for process in started if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 def end_with_parent() -> None:
-    """End a process that `local` started as SIGTERM does when its parent is gone, even if the parent was killed.
+    """End a process that a sweep started as SIGTERM does when its parent is gone, even if the parent was killed.
 
     Its standard input is a pipe without data: it closes with the process that holds the other end.
     """
@@ -304,14 +322,103 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="sweep-parent", daemon=True).start()
 
 
-def _environment(number: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one process: its part of the cores, and one GPU where there are several."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // jobs))
-    environment = os.environ | {"OMP_NUM_THREADS": threads}
+def _environment(number: int, jobs: int, devices: int = 1) -> dict[str, str]:
+    """Return the environment of one process: its part of the cores, and its GPUs where there are several."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // (jobs * devices)))
+    environment, gpus = os.environ | {"OMP_NUM_THREADS": threads}, visible_gpus()
+    own = [gpus[place % len(gpus)] for place in range(number * devices, (number + 1) * devices) if gpus]
+    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if len(gpus) > 1 else {})
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, without starting CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))  # without starting CUDA here
-    gpus = visible.split(",") if visible else list(map(str, range(len(devices))))
-    return environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {})
+    devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return visible.split(",") if visible else list(map(str, range(len(devices))))
+
+
+def run_processes(cell: Cell, place: Path, test: bool) -> None:
+    """Run a cell in a process per device, and wait for them. The first error of one is raised."""
+    until = time.monotonic() + _PATIENCE
+    while holder(place / FILE) and time.monotonic() < until:  # processes of a sweep that was killed are ending
+        time.sleep(PAUSE)
+    folder = (place.parents[1] / "logs" / cell.hash).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_text(folder / CELL, json.dumps({"cell": asdict(cell), "place": str(place.resolve()), "test": test}))
+    if _task:
+        _task[0](folder)
+    else:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.devices), "-m"]
+        _process(torchrun, folder, _environment(0, 1, cell.devices) | os.environ)
+    if (folder / ERROR).exists():
+        error = read_mapping(folder / ERROR)
+        kind = UserError if error["mistake"] else LostProcessError
+        raise kind(error["reason"]) from RuntimeError(error["traceback"])
+    if not read_results(place).get("finished"):
+        raise LostProcessError(f"a process was killed, for example because memory ran out: {folder / LOG}")
+
+
+def _process(
+    module: Sequence[str], folder: Path, environment: dict[str, str], ended: Callable[[], bool] = lambda: False
+) -> int:
+    """Start a process of a cell, or by a module all of them; wait for its end, or end it; return its exit code."""
+    words = [sys.executable, "-m", *module, "randlora_pl.commands.cell_process", str(folder), *named_modules()]
+    environment = environment | {PARENT: "stdin"}
+    with (
+        (folder / LOG).open("ab") as log,
+        subprocess.Popen(
+            words, stdout=log, stderr=log, stdin=subprocess.PIPE, env=environment, start_new_session=True
+        ) as process,
+    ):  # Ctrl-C does not reach its session; the input closes at the end, also of what a torchrun has left
+        try:
+            while process.poll() is None and not ended():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PAUSE)
+        finally:
+            _stop([process])
+    return process.returncode
+
+
+_task: list[Callable[[Path], None]] = []  # in the first task of a job of submitit: runs a cell in all tasks
+
+
+def in_task(lead: Callable[[], int]) -> int:
+    """Run a sweep in the first task of a job of submitit, and its processes of cells in the others; return the code."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return lead()
+    from submitit.helpers import TorchDistributedEnvironment
+
+    task = TorchDistributedEnvironment()
+    if task.world_size == 1:
+        return lead()
+    task.export(set_cuda_visible_devices=False, overwrite=True)
+    os.environ.pop("SLURM_STEP_ID", None)  # the sweep itself is one process
+    meeting = meeting_of(Launch(task.rank, task.world_size, 1, task.world_size), math.inf)
+    numbers, store = map(str, count(1)), meeting.store
+
+    def run_rank(folder: Path) -> None:
+        own, number = Path(meeting.decided("the cell", lambda: str(folder))), next(numbers)
+        # as torchrun does; to the store each cell is another attempt, whose keys are new
+        elastic = {"TORCHELASTIC_RUN_ID": "cell", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        elastic["TORCHELASTIC_RESTART_COUNT"] = number
+        code = _process([], own, os.environ | elastic, lambda: store.check([number]))
+        if code and not store.check([number]):
+            store.set(number, str(code))  # ends the processes of the other tasks
+        if code and store.get(number) in (b"143", b"-15"):  # SLURM ends the job
+            raise Terminated
+
+    try:
+        if task.rank == 0:
+            _task.append(run_rank)
+            return lead()
+        with suppress(UserError):  # the sweep has ended
+            while True:
+                run_rank(Path())
+        return 0
+    finally:
+        _task.clear()
+        meeting.leave("the sweep has ended", lost=False)
 
 
 def slurm(
@@ -342,11 +449,17 @@ def slurm(
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
-        parameters[key] = int(value) if value.isdecimal() else value
+        number = int(value) if value.isdecimal() else value
+        if parameters.setdefault(key, number) != number:
+            raise UserError(f"--slurm {word}: the cells need {key}={parameters[key]}. Remove it.")
+    tasks = parameters.get("tasks_per_node", 1)
+    if tasks != parameters.get("gpus_per_node", tasks) and tasks > 1:
+        raise UserError(f"--slurm gpus_per_node must be {tasks}, as trainer.devices.")
     cluster = str(parameters.pop("cluster", "slurm"))
     try:
         executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster=cluster)
-        executor.update_parameters(**{"name": f"sweep-{folder.name}"} | parameters)
+        defaults = {"name": f"sweep-{folder.name}", "slurm_srun_args": ["--kill-on-bad-exit=1"]}
+        executor.update_parameters(**defaults | parameters)
         submitted = executor.map_array(run, [list(words)] * jobs)
         if cluster == "debug":
             for job in submitted:

@@ -130,6 +130,11 @@ class Cell:
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
 
     @property
+    def devices(self) -> int:
+        """Return the number of devices that it runs on, each with a process."""
+        return _devices(self.tree)
+
+    @property
     def untrained(self) -> bool:
         """Return True if it is a test of the pretrained model."""
         return self.labels.budget == ZERO_SHOT
@@ -158,6 +163,8 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
                     merge(_of_cases(config, dataset, budget, cases), data) for config, cases in stages[method]
                 )
                 tree = merge(tree, normalize(tuning)) if tuning else tree
+                with errors_in(f"models.{model} with methods.{method}"):
+                    _devices(tree, *first)
                 form = description.methods[method].get("first", {}).get("form", FORMS[0])
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
@@ -188,13 +195,6 @@ def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tre
         if stage or stage is facts:
             with errors_in(f"models.{model} with {place}"):
                 tree = cell_config(description.models[model], stage, options, description.root, is_zero_shot(method))
-                flat = flatten(tree)
-                for option in ("trainer.devices", "trainer.num_nodes"):
-                    if flat.get(option, 1) not in (1, "1", "auto"):
-                        raise UserError(
-                            f"{option} is {flat[option]}, but a cell runs on one device; for more devices start more "
-                            "processes (--jobs N)."
-                        )
             stages.append((tree, {"cases": description.cases, f"{place}.cases": stage.get("cases", [])}))
     return stages
 
@@ -211,6 +211,17 @@ def _of_cases(tree: Tree, dataset: str, budget: str, places: Cases) -> Tree:
     return tree | {"data": data}
 
 
+def _devices(*stages: Tree) -> int:
+    """Return the devices of a cell; a UserError refuses other values, stages that differ, and several machines."""
+    trainers = [{"devices": 1, "num_nodes": 1} | stage.get("trainer", {}) for stage in stages]
+    devices = [1 if given["devices"] in ("1", "auto") else given["devices"] for given in trainers]
+    spread = any(given["num_nodes"] not in (1, "1") for given in trainers)
+    if type(devices[0]) is not int or devices[0] < 1 or devices.count(devices[0]) < len(devices) or spread:
+        what = "trainer.num_nodes is not 1" if spread else f"trainer.devices is {devices[-1]!r}"
+        raise UserError(f"{what}. A cell runs on one machine. Give one number of devices for all of it, such as 2.")
+    return int(devices[0])
+
+
 def result_key(flat: Mapping[str, Any]) -> Tree:
     """Return the entries that decide a cell's result: without paths and without options of the run itself.
 
@@ -218,7 +229,8 @@ def result_key(flat: Mapping[str, Any]) -> Tree:
     """
     name = flat.get("data.dataset")
     own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
-    how = ["run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config", "ckpt_path"]
+    how = ["run", "data.download", "data.num_workers", "trainer.accelerator", "config", "ckpt_path"]
+    how += ["trainer.devices"] if flat.get("trainer.devices") in (1, "1", "auto") else []  # more change the batch
     how += ["trainer.enable_progress_bar", "checkpoint.every_n_steps", *([] if own else ["data.root"])]
     left_out = tuple(f"{option}." for option in how)  # they change neither what a run computes nor its hash
     kept = {key: value for key, value in flat.items() if not f"{key}.".startswith(left_out)}

@@ -89,6 +89,7 @@ class Sizes(NamedTuple):
         data: Any = data_of(cell.tree)
         data.setup("fit")
         batch = data.batch_size * int(cell.tree.get("trainer", {}).get("accumulate_grad_batches") or 1)
+        batch *= cell.devices
         steps = data.steps or math.ceil(data.plan.samples_drawn / batch)
         train, val, test = (len(data.samples(split)) for split in ("train", "val", "test"))
         return cls(steps, batch, train, val, test, data.num_classes)

@@ -237,7 +237,7 @@ def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
 @pytest.mark.usefixtures("deep")  # a sweep has prompts in four blocks
 def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None:
     """Every method fits its model, without weights."""
-    only_digits = name in ("compare_bases", "compare_methods")  # they read no root
+    only_digits = name in ("compare_bases", "compare_methods", "own_data")  # they read no root
     root = [] if only_digits else ["--data.root", str(tmp_path)]
     result = run("sweep", name, "--dry-run", "--only", "seed=1", *root)
     assert result.code == 0, result.err

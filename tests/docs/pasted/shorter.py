@@ -76,8 +76,9 @@ def shorter(words: list[str]) -> list[str]:
     if command == "compare-methods" and "--data.root" in words:  # a test runs all of it, in minutes
         return [*words, "--dry-run"]
     if command == "compare-methods":
-        given = words.index("--config") + 1 if "--config" in words else 0
-        return [*words, "--config", sweep(words[given] if given else "compare_methods"), "--seeds", "1"]
+        typed = words[words.index("--config") + 1] if "--config" in words else "compare_methods"
+        others = [word for word in words if word not in ("--config", typed)]
+        return [*others, "--config", sweep(typed), "--seeds", "1"]
     if command == "bench":
         more = list(BENCH[second])
         if second == "train":

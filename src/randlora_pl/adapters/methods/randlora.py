@@ -29,7 +29,7 @@ So a LoRA of rank k <= n is a value of lambda and gamma: with Q R = qr(B), the c
 because entries of A near zero would need a huge gamma, by which the other terms of the basis would grow, too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import mode
 from typing import Annotated, Any, Literal, Self
 
@@ -51,10 +51,11 @@ from randlora_pl.adapters.base import (
     peft_number,
     plus_product,
 )
-from randlora_pl.adapters.kernels.basis_product import Form, Stored, stored
-from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, keep_scaling, masked
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, scaled, stored
+from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, enlarged, keep_scaling, masked
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import NOTHING, AdaptedProduct, StepCache, SumOfBases, product
+from randlora_pl.adapters.kernels.samples import add_factors, add_sums
 from randlora_pl.adapters.random_bases import (
     Bases,
     Distribution,
@@ -347,6 +348,17 @@ class RandLoRADelta(_RandLoRATensors):
         """Apply delta in one product, or in two with its bases if that takes fewer operations."""
         return self._product(self.dropped(x), None, None)
 
+    def joint_key(self) -> Hashable:
+        """Return what updates of a layer have in common if `add_joint` takes them together."""
+        return id(self.bases), self.pairing, self.lambdas.shape
+
+    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
+        """Add the update of each sample to outputs (b, T, out) in place, for inputs (b, T, in)."""
+        lambdas, gammas, (a, *_) = zip(*(update.tensors() for update in updates), strict=True)
+        scales = [(*update.form().scales, *enlarged(compute_dtype(x))) for update in updates]
+        factors = torch.stack(list(map(scaled, lambdas, scales))), torch.stack(gammas), a
+        add_sums(factors, self.basis(), self.pairing == "peft", self.transposed, x, onto)
+
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
         scales = () if mask is None else (keep_scaling(x, self.dropout),)
@@ -409,6 +421,11 @@ class LedRandLoRADelta(RandLoRADelta):
         """Return the whole sum, (out, in)."""
         p, q = self.factors()
         return super().change(weight) + p @ q
+
+    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
+        """Add the whole sum of each sample."""
+        super().add_joint(updates, x, onto)
+        add_factors([update.factors() for update in updates], x, onto)
 
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         output = super()._product(x, weight, bias, mask)

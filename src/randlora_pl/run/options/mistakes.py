@@ -20,7 +20,6 @@ from randlora_pl.data.catalog import CATALOG, default_root, find, may_be_read, p
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.validate import check_epochs, check_softmax, check_trains, format_of, formats_of
 from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS, check_dataset
-from randlora_pl.language.chat import has_conversations
 from randlora_pl.run.options.classes import (
     Option,
     class_name,
@@ -76,6 +75,8 @@ def choose_dataset(command: Command) -> None:
         formats = ("jsonl", "csv") if kind == "LabelledTexts" else ("jsonl",)
         own = [name for name in formats if place.suffix == f".{name}" or (place / f"train.{name}").is_file()]
         if own and kind == "TextData":
+            from randlora_pl.language.chat import has_conversations
+
             file = place if place.is_file() else place / "train.jsonl"
             own = ["chat" if named == "chat" or has_conversations(file) else "jsonl"]
         if len(own) > 1:
