@@ -326,8 +326,7 @@ class RandLoRADelta(_RandLoRATensors):
 
     def form(self, *scales: float) -> Form:
         """Return the properties of the sum besides its tensors; lambda has more factors if given."""
-        dtype = compute_dtype(self.lambdas)
-        scales = (self.scale(), *scales)
+        dtype, scales = compute_dtype(self.lambdas), (self.scale(), *scales)
         return Form(dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep, scales)
 
     def change(self, weight: Tensor) -> Tensor:
@@ -368,8 +367,7 @@ class RandLoRADelta(_RandLoRATensors):
         parts = self.cache.frozen(sources[2:], key, lambda: (self.tensors()[2], self.basis(), self.form(*scales)))
         held = NOTHING if self.keep is False else self.cache.begin(sources, self.training)
         if not torch.is_grad_enabled():
-            a, basis, form = parts
-            return product(x, weight, bias, (*self.trained(), a), basis, form, False, mask, held)[0]
+            return product(x, weight, bias, (*self.trained(), parts[0]), *parts[1:], False, mask, held)[0]
         inputs = (x, weight, bias, *self.trained(), *parts, mask, held)
         result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return result
@@ -408,8 +406,7 @@ class LedRandLoRADelta(RandLoRADelta):
 
     def trained(self) -> tuple[Tensor, Tensor]:
         """Return lambda (n, r) with zeros for the leading terms, and gamma (n, d)."""
-        lambdas, gammas = super().trained()
-        return lambdas * self.others, gammas
+        return self.lambdas * self.others, self.gammas
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return P (out, k) and Q (k, in), whose product is the sum of the leading terms, with the scaling."""
