@@ -133,6 +133,8 @@ def _check_words(base: Sequence[str], options: SweepOptions, others: Sequence[st
 
 def _check_task(tree: Tree) -> None:
     """Refuse tasks and data on which adapters cannot be compared, by their traits."""
+    from randlora_pl.sweep.expand import data_of
+
     name, data = str(tree["model"]["class_path"]), tree.get("data", {})
     kind = task_of(name)
     if kind is None:
@@ -144,6 +146,7 @@ def _check_task(tree: Tree) -> None:
         (not kind.has_classes, f"{name} predicts no classes", by_hand),
         ("prompts" in options_of(kind), f"{name} trains prompts", by_hand),
         (not texts and find(str(data.get("dataset", "digits"))).captions, "captions have no classes", by_hand),
+        (getattr(data_of(tree), "several", False), "these images have several labels each", by_hand),
         (data.get("train_split") == "full", "none are held out", "Remove --data.train_split full."),
         (tree.get("trainer", {}).get("limit_test_batches") == 0, "none are tested", "Remove limit_test_batches."),
     ]

@@ -216,8 +216,9 @@ _HELD = 1 << 28
 def predict(options: PredictOptions) -> int:
     """Classify images or texts with a trained adapter, or answer prompts.
 
-    The result is a CSV file with the columns image, class, probability and the next best classes. For texts the first
-    column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
+    The result is a CSV file with the columns image, class, probability and the next best classes. Adapters that learned
+    several labels of an image have a column labels before, with all classes of a probability from 0.5 on. For texts the
+    first column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
     and, if possible, one base model. The file then has a line per image and adapter.
 
     Examples:
@@ -287,7 +288,7 @@ def classify(options: PredictOptions) -> PredictionTable:
             if not task.names_others:
                 raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
             task.set_classes(names, task.templates)
-    _check_outputs(tasks, {(task.has_classes, task.answer) for task in tasks.values()})
+    _check_outputs(tasks, {(task.has_classes, task.answer, task.several) for task in tasks.values()})
     _refuse(options, [] if next(iter(tasks.values())).has_classes else ["top_k"])
     frames = [task.frame for task in tasks.values()]
     skip = options.on_error == "skip"
@@ -368,7 +369,8 @@ def _check_outputs(names: Iterable[str], kinds: Collection[object]) -> None:
     """Refuse adapters of different kinds of outputs, which one table cannot hold."""
     if len(kinds) > 1:
         raise UserError(
-            f"{', '.join(names)} have different outputs (text, classes, scores). Predict with each kind separately."
+            f"{', '.join(names)} have different outputs (text, classes, several labels, scores). Predict with each kind "
+            "separately."
         )
 
 

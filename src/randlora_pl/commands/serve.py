@@ -112,6 +112,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
         },
         "task": metadata["task"],
         "classes": list(metadata["classnames"]),
+        **({"several_labels": True} if metadata.get("several_labels") else {}),
         "device": device,
         "limits": {"upload_bytes": upload_bytes, "pixels": pixels},
     }

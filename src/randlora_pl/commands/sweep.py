@@ -259,14 +259,14 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     shots, fraction = data.pop("shots", None), data.pop("fraction", None)
     known = data_of(check(tree))  # of images or of texts
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
-    monitor = tree.get("checkpoint", {}).get("monitor")
+    monitor, several = tree.get("checkpoint", {}).get("monitor"), getattr(known, "several", False)
     description = SweepConfig.from_content({  # one model, whose config is the run's, one method and one dataset
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
         "methods": {method: {"adapter": path_of(type(task.adapter)), name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
         "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
         "seeds": [int(tree.get("seed_everything") or 0)],
-        "tune": {"monitor": monitor or f"val/{task.measure(task.tuned_by).name}"},
+        "tune": {"monitor": monitor or f"val/{task.measure(task.tuned_by, several).name}"},
     })  # fmt: skip
     job = search_job(typed, Path(command.named[-1]), description, words.command("tune"))
     if typed.dry_run:

@@ -4,6 +4,7 @@ The processes of a job compare their samples as numbers (`Part`).
 """
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,11 @@ def _image_part(samples: Samples) -> Part:
         size = f", {sizes[index]:,} bytes" if isinstance(images, FileImages) and sizes[index] else ""
         return f"{samples.keys[index]} (class {samples.labels[index]}{size})"
 
-    return Part(np.stack([samples.numbers, samples.labels, sizes], axis=1), describe)
+    labels = samples.labels
+    if samples.sets is not None:
+        ends = itertools.pairwise(samples.sets.indptr)
+        labels = np.array([zlib.crc32(samples.sets.indices[start:end].tobytes()) for start, end in ends], np.int64)
+    return Part(np.stack([samples.numbers, labels, sizes], axis=1), describe)
 
 
 def text_part(columns: Mapping[str, np.ndarray[Any, Any]], ends: Ints) -> Part:
@@ -343,7 +348,7 @@ class PlannedData(Declared, LightningDataModule):
 
     def _remark(self, labels: Mapping[str, Ints], names: Sequence[str]) -> None:
         """Warn about missing or small classes, once per run on rank 0 (see `remarks`)."""
-        lines = remarks(labels, names, self.unit, self.balance is not None)
+        lines = remarks(labels, names, self.unit, self.balance is not None or getattr(self, "several", False))
         if lines and self._rank == 0 and not self._remarked:
             log.warning("%s", "; ".join(lines))
         self._remarked = True

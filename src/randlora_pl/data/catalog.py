@@ -45,10 +45,16 @@ SUFFIXES = frozenset((
 
 CLASS_COLUMNS = {
     "path": ("path", "image", "file", "filename", "file_name"),
-    "label": ("label", "class"),
+    "label": ("label", "class", "labels"),
     "split": ("split",),
 }
 """Accepted names of each column of a table of classes."""
+
+SEVERAL = "labels"
+"""Name of a column of labels whose cells may have several classes."""
+
+TABLES = ("labels.csv", "metadata.csv")
+"""Names of a table in the folder of its images."""
 
 CAPTION_COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
 """Accepted names of each column of a table of captions."""
@@ -119,6 +125,7 @@ class DatasetSpec:
         flip: Default of random horizontal flips in training.
         own: True for the user's own images: short runs are always extended, not only few-shot ones.
         captions: True if labels are captions instead of classes; the metric is recall.
+        several: True if its files may give an image several classes.
         package: Python package with the images, if any.
         trains_on: Dataset that a model is trained on for this one, which has test images only; empty otherwise.
         coop: What differs in CoOp's version, with ``file`` and ``images`` of its split file; None if there is none.
@@ -144,6 +151,7 @@ class DatasetSpec:
     flip: bool = True
     own: bool = False
     captions: bool = False
+    several: bool = False
     patterns: bool = False
     package: str = ""
     trains_on: str = ""
@@ -222,6 +230,11 @@ def find(name: str) -> DatasetSpec:
             f"Known: {', '.join(CATALOG)}. Your own images: --data.dataset folder --data.root PATH"
         )
     return CATALOG[name]
+
+
+def table_in(folder: Path) -> Path | None:
+    """Return the table that lies in a folder beside its images, None if there is none."""
+    return next((folder / name for name in TABLES if folder.is_dir() and (folder / name).is_file()), None)
 
 
 def is_image(path: Path) -> bool:

@@ -95,6 +95,13 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return classes, counts
 
 
+def targets_of(samples: Samples, indices: Tensor) -> Batch:
+    """Return the entry ``target``, float32 (b, classes) of 0 and 1, of samples that may have several classes."""
+    if samples.sets is None:
+        return {}
+    return {"target": torch.from_numpy(samples.sets[indices.numpy()].toarray().astype(np.float32))}
+
+
 @dataclass(frozen=True)
 class TrainBatches:
     """Training batches of one rank: one dictionary per micro-batch.
@@ -105,7 +112,8 @@ class TrainBatches:
     `counted_classes`), ``micro_batch`` and ``micro_batches``: index and number of its micro-batches.
     The mean loss of an optimizer step is the sum of weight x loss (see `MicroBatch`); weights include
     ``class_weights``. A skipped unreadable image has weight 0; other weights do not change. Steps left (see `Late`)
-    are in further entries. If images are blended, ``target`` (b, classes) float32 has their labels.
+    are in further entries. If images are blended or may have several classes, ``target`` (b, classes) float32 has
+    their labels.
     """
 
     samples: Samples
@@ -135,6 +143,7 @@ class TrainBatches:
         batch = {
             **train_pixels(images, micro_batch.positions, plan.seed, self.frame, self.scale, self.flip, late, change),
             "label": labels[indices],
+            **targets_of(self.samples, indices),
             **micro_batch.entries(indices, labels[indices], self.class_weights),
             "step_classes": classes,
             "step_counts": counts,
@@ -149,7 +158,7 @@ class TrainBatches:
 class EvalBatches:
     """Evaluation batches of one rank: ``image``, ``label``, ``weight`` (0 for padding and skipped), ``index``.
 
-    A further entry, ``whole``, is True if no weight is 0, so that a GPU need not be asked.
+    Images that may have several classes have them in ``target`` (b, classes). A further entry, ``whole``, is True if no weight is 0, so that a GPU need not be asked.
     """
 
     samples: Samples
@@ -167,6 +176,7 @@ class EvalBatches:
         batch = {
             "image": eval_pixels(images, self.frame),
             "label": torch.from_numpy(self.samples.labels)[indices],
+            **targets_of(self.samples, indices),
             "weight": weights,
             "index": indices,
         }

@@ -275,10 +275,11 @@ def check(row: DatasetSpec, root: Path, sample: int | None, tick: Tick = lambda 
         report.problems.append(error.within(row.title))
         return report
     if row.own and not row.captions:
-        labels = {split: samples.labels for split, samples in parts.items()}
+        labels = {split: samples.pairs[1] for split, samples in parts.items()}
         classes = parts["train"].classes
         alone = [f"the only class is {classes[0]!r}; add another"] if len(classes) == 1 else []
-        report.problems += map(UserError, [*remarks(labels, classes), *alone])
+        several = parts["train"].sets is not None
+        report.problems += map(UserError, [*remarks(labels, classes, balanced=several), *alone])
     if row.own and not len(parts["test"]):
         few = "the dataset has no test images, and too few training images to hold some out; add images"
         report.problems.append(UserError(few))
@@ -295,7 +296,7 @@ def _split(
         problems.append(UserError(f"{row.title}: {len(samples):,} {split} images, expected {expected:,}"))
     fewest = most = None
     if not row.captions:
-        counts = np.bincount(samples.labels, minlength=len(samples.classes))
+        counts = np.bincount(samples.pairs[1], minlength=len(samples.classes))
         low, high = int(counts.argmin()), int(counts.argmax())
         fewest, most = (samples.classes[low], int(counts[low])), (samples.classes[high], int(counts[high]))
         empty = np.flatnonzero(counts == 0)

@@ -3,6 +3,7 @@
 import hashlib
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -210,9 +211,10 @@ class ImageData(PlannedData):
         self.frame = ImageSpec.choose(self.spec, self.overrides)
         with meeting(self._job) as self._meeting:
             if self.found is None:
-                row, root = self.row, self.root  # the closure must not keep this object
-                make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
-                parts = self.found = cached("splits", (row.name, self.split, root), make)
+                if self.several:
+                    validate.check_several(self.balance, self.classes, self.shots_file)
+                row, parts = self.row, self._splits
+                self.found = parts
                 own_test = stage in ("test", "predict") and parts.has("test")
                 first = parts.test if own_test else parts.full
                 names = validate.class_names(row, first.classes, self.classnames_file)
@@ -242,7 +244,7 @@ class ImageData(PlannedData):
                         + (f", or a folder {split}" if self.row.name == "folder" else "")
                     )
             if stage == "fit" and self.row.own and not self.row.captions:
-                self._remark({split: held.labels for split, held in self.held.items()}, self.classnames)
+                self._remark({split: held.pairs[1] for split, held in self.held.items()}, self.classnames)
             self._compare(lambda: image_parts(self.held, self.classnames, self.templates))
         self._meeting = None
 
@@ -293,6 +295,17 @@ class ImageData(PlannedData):
     def num_classes(self) -> int:
         """Number of classes (for pairs: of captions), after `setup`."""
         return len(self.classnames)
+
+    @cached_property
+    def _splits(self) -> splits.Splits:
+        row, root = self.row, self.root  # the closure must not keep this object
+        make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
+        return cached("splits", (row.name, self.split, root), make)
+
+    @property
+    def several(self) -> bool:
+        """True if an image may have several classes; the files of the user decide it, and are read."""
+        return self.row.several and self._splits.full.sets is not None
 
     def samples(self, split: str) -> Samples:
         """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`.

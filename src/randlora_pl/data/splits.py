@@ -82,6 +82,12 @@ def few_shot(labels: Ints, numbers: Ints, shots: int, seed: int) -> Ints:
     return np.flatnonzero(_ranks(labels, numbers, seed, "shots") < shots).astype(np.int64)
 
 
+def few_of(samples: Samples, shots: int, seed: int) -> Samples:
+    """Return a few-shot subset; a sample may be chosen for any of its classes, so a class can have more samples."""
+    owners, members = samples.pairs
+    return samples.subset(np.unique(owners[few_shot(members, samples.numbers[owners], shots, seed)]))
+
+
 def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
     """Split samples into (kept, held out), stratified by class, or by groups if there are any.
 
@@ -190,14 +196,14 @@ def subset(
 ) -> Samples:
     """Return a few-shot or fraction subset; warn about classes with fewer than ``shots`` samples."""
     if shots is not None:
-        counts = np.bincount(samples.labels, minlength=len(classnames))
+        counts = np.bincount(samples.pairs[1], minlength=len(classnames))
         short = np.flatnonzero(counts < shots)
         if len(short):
             log.warning(
                 "%d of %d classes have fewer than %d images (%r has %d): all of their images are used",
                 len(short), len(classnames), shots, classnames[short[0]], counts[short[0]],
             )  # fmt: skip
-        return samples.subset(few_shot(samples.labels, samples.numbers, shots, seed))
+        return few_of(samples, shots, seed)
     if fraction is not None:
         total = max(1, int(fraction * len(samples) + 1e-9))
         return samples.subset(stratified(samples.labels, samples.numbers, total, seed, "fraction"))
@@ -207,8 +213,10 @@ def subset(
 def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: Sequence[str]) -> None:
     """Write a subset as readable JSON: its key, and the sample keys of each class."""
     classes: dict[str, list[str]] = {name: [] for name in classnames}
-    for label, name in zip(samples.labels.tolist(), samples.keys, strict=True):
-        classes[classnames[label]].append(name)
+    for index, label in zip(*(part.tolist() for part in samples.pairs), strict=True):
+        classes[classnames[label]].append(samples.keys[index])
+    alone = np.setdiff1d(np.arange(len(samples)), samples.pairs[0]).tolist()
+    classes |= {"": [samples.keys[index] for index in alone]} if alone else {}  # without any class
     text = json.dumps({"key": key, "classes": classes}, indent=1) + "\n"
     with disk_errors(path, ""):
         write_text(path, text)
@@ -234,6 +242,7 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
         raise UserError(f"The shots file {path} is of another run: {'; '.join(different)}. Set another file")
     index = {name: number for number, name in enumerate(samples.keys)}
     wanted = [name for names in classes for name in names]
+    wanted = wanted if samples.sets is None else list(dict.fromkeys(wanted))
     absent = [name for name in wanted if name not in index]
     if absent:
         raise UserError(f"The shots file {path} lists {absent[0]!r} and {len(absent) - 1} more that do not exist now")

@@ -18,7 +18,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import image_names
 from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, Pixels, decode
-from randlora_pl.data.splits import evenly, few_shot
+from randlora_pl.data.splits import evenly, few_of
 from randlora_pl.data.transforms import eval_batch, pixels_needed
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, shorten
@@ -178,12 +178,13 @@ class Sheet:
         shown = "test" if row.trains_on else "train"
         data.setup(shown if row.trains_on else None)
         samples = data.samples(shown)
-        chosen = few_shot(samples.labels, samples.numbers, shots, data.seed)
-        there = np.unique(samples.labels)
+        chosen = few_of(samples, shots, data.seed)
+        owners, members = chosen.pairs
+        there = np.unique(samples.pairs[1])
         labels = there[evenly(len(there), MOST_CLASSES)].tolist()
         images = []
         for label in labels:
-            rows = samples.rows[chosen[samples.labels[chosen] == label]].tolist()
+            rows = chosen.rows[owners[members == label][:shots]].tolist()
             try:
                 images.append([samples.images.load(number) for number in rows])
             except UserError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, table_in
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, log, near
 from randlora_pl.utils.files import is_file, parse_json
@@ -45,6 +45,14 @@ def check_trains(row: DatasetSpec, shots_file: str | None = None) -> None:
         )
     if is_draw(shots_file) and not is_file(path := Path(str(shots_file)).expanduser()):
         raise UserError(f"The shots file {path} does not exist (--data.shots_file)")
+
+
+def check_several(balance: str | None, classes: str, shots_file: str | Path | None) -> None:
+    """Refuse options that need one class for each image, for data that may have several."""
+    for option, chosen in (("balance", balance), ("classes", classes != "all"), ("shots_file", is_draw(shots_file))):
+        if chosen:
+            what = f"--data.{option}" + (" with a published draw" if option == "shots_file" else "")
+            raise UserError(f"{what} needs one class for each image, and these images have several labels. Remove it")
 
 
 def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_labels: bool) -> None:
@@ -186,10 +194,7 @@ def formats_of(root: Path) -> Iterator[str]:
     if is_url(typed) or is_command(typed) or (is_pattern(typed) and not root.exists()):
         yield "webdataset"
     elif root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet"):
-        header = {name.strip().lower() for name in _header(root)}
-        for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
-            if header.intersection(column):
-                yield name
+        yield from _tables(root)
     elif root.is_file():
         lines = []
         with suppress(OSError, ValueError), root.open(encoding="utf-8-sig") as stream:
@@ -208,8 +213,20 @@ def formats_of(root: Path) -> Iterator[str]:
             yield "hf"
         if ".tar" in suffixes:
             yield "webdataset"
-        if any(_holds_image(path, 4) for path in below):
+        listed = (file := table_in(root)) is not None and "table" in _tables(file)
+        if listed:
+            yield "table"
+        if sum(_holds_image(path, 4) for path in below[: 2 if listed else None]) > listed:  # one has images, no class
             yield "folder"
+
+
+def _tables(file: Path) -> list[str]:
+    """Return the formats that the header of a table fits; without labels, two more columns may be classes."""
+    header = [name.strip().lower() for name in _header(file)]
+    kinds = {"table": CLASS_COLUMNS["label"], "pairs": CAPTION_COLUMNS["caption"]}
+    fits = [name for name, columns in kinds.items() if {*header} & {*columns}]
+    marked = len(header) > 2 and {*header} & {*CLASS_COLUMNS["path"]}
+    return fits or (["table"] if marked else [])
 
 
 def _holds_image(home: Path, depth: int) -> bool:

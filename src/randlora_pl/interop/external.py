@@ -251,7 +251,8 @@ class ImportPlan:
     """Plan for saving an imported adapter.
 
     ``task`` is None for the update alone; ``arguments`` are its constructor's, besides an image model, the adapter and
-    its targets. ``note`` is for the user, about tensors that were not converted.
+    its targets. ``note`` is for the user, about tensors that were not converted. ``several``: an image may have several
+    of the classes.
     """
 
     foreign: ExternalAdapter
@@ -262,6 +263,7 @@ class ImportPlan:
     arguments: dict[str, Any] = field(default_factory=dict)
     templates: list[str] = field(default_factory=lambda: TEMPLATES)
     note: str = ""
+    several: bool = False
 
     @classmethod
     def make(
@@ -320,7 +322,8 @@ class ImportPlan:
         if task != kept:
             return cls(foreign, base, task, classnames, note=note)
         arguments = dict(saved.get("arguments", {}))
-        return cls(foreign, base, task, classnames, head, arguments, saved.get("templates", TEMPLATES), note)
+        several, templates = saved.get("several_labels", False), saved.get("templates", TEMPLATES)
+        return cls(foreign, base, task, classnames, head, arguments, templates, note, several)
 
     def save(self, ours: nn.Module, path: Path) -> Path:
         """Save the base model's adapter, as its task does if there is one.
@@ -345,7 +348,7 @@ class ImportPlan:
         check_arguments(kind, self.arguments, f"{foreign.source}, {TASK}")
         task = kind(**options)
         if isinstance(task, ImageTask):
-            task.set_classes(self.classnames, self.templates)
+            task.set_classes(self.classnames, self.templates, several=self.several)
         task.adapt()
         foreign.fill(task.model)
         if self.head:

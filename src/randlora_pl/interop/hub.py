@@ -220,7 +220,8 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     )
     trained, note = _config(file, config)
     own = {name: value for name, value in metadata.get("training", {}).items() if isinstance(value, int | float)}
-    call, measure = getattr(kind, "example", None), (kind or Objective).measure()
+    several = bool(metadata.get("several_labels"))
+    call, measure = getattr(kind, "example", None), (kind or Objective).measure(several=several)
     labels = {
         f"test/{measure.name}": f"test {measure.called}",
         "test/loss": "test loss",
@@ -245,7 +246,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         prompts=" ".join(restore.prompts_of(file).summary().split()).replace("|", "\\|"),
         images=ImageSpec.of_values(frame).summary() if frame else "",
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
-        kind="captions" if captions else "classes",
+        kind="captions" if captions else "classes (any number for an image)" if several else "classes",
         dataset=config.get("data", {}).get("dataset"),
         metrics=metrics or {labels.get(key, key): _shown(key, value) for key, value in own.items()},
         call=call,
@@ -313,7 +314,7 @@ _NAMES = {
 
 
 def _shown(key: str, value: Any) -> str:
-    if key.endswith("/acc") or "recall" in key:
+    if key.endswith(("/acc", "/map")) or "recall" in key:
         return f"{100 * value:.2f} %"
     if key == "peak_memory_bytes":
         return byte_size(value)

@@ -188,6 +188,11 @@ class Merged:
         return [] if self.file.metadata.get("captions") else list(self.file.metadata.get("classnames", []))
 
     @property
+    def several(self) -> bool:
+        """True if an image may have several of the classes."""
+        return bool(self.file.metadata.get("several_labels"))
+
+    @property
     def templates(self) -> list[str]:
         """Prompt templates whose embeddings are averaged per class; empty with a linear head."""
         return list(prompts_of(self.file).evaluation)
@@ -226,6 +231,7 @@ class Merged:
         metadata = {"format": "pt", "made_by": _MADE_BY, "base": base_model.base_name(self.file), "image": image}
         if self.classnames:
             metadata["classnames"] = json.dumps(self.classnames)
+            metadata |= {"probabilities": "sigmoid"} if self.several else {}
         if self.classnames and self.templates:
             metadata |= {"templates": json.dumps(self.templates), "logit_scale": repr(self.logit_scale)}
         metadata |= self.facts
@@ -366,6 +372,8 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
         source = f"the head, which contains the scale, and the class names of {head_file(path)}"
         notes.append(f"logits: {features} @ head.T, with {source}")
+    if merged.head is not None and merged.several:
+        notes.append("probabilities: the sigmoid of each logit, since an image may have several classes")
     return Written(sizes, absolute, [*library.lines(path), *transform], notes)
 
 

@@ -112,6 +112,7 @@ def make_program(task: ImageTask, part: str = "classifier") -> Program:
     task.eval()
     frame = task.frame
     task.check_part(part)
+    probabilities = "sigmoid of each logit, since an image may have several classes" if task.several else "softmax"
     described = {
         "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
         "image": "features: float32 (n, features)",
@@ -125,6 +126,7 @@ def make_program(task: ImageTask, part: str = "classifier") -> Program:
         "classnames": task.classnames,
         "prompts": list(task.used_prompts().evaluation),
         "task": type(task).__name__,
+        **({"probabilities": probabilities} if part == "classifier" else {}),
         "base_model": task.identity.as_dict(),
         "adapter": task.adapter.describe(),
         **task.described_parts(),

@@ -53,6 +53,7 @@ class _Task(TypedDict, total=False):
     arguments: _Arguments
     classnames: list[str]
     templates: list[str]
+    several_labels: bool
     base_model: BaseModel
 
 

@@ -42,6 +42,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "task": metadata.get("task"),
         "classnames": metadata.get("classnames", []),
         "captions": metadata.get("captions", False),
+        "several_labels": metadata.get("several_labels", False),
         "prompts": prompts_of(file).summary(),
         "learned": {name: part for name in PARTS if (part := arguments.get(name)) is not None},
         "training": metadata.get("training", {}),

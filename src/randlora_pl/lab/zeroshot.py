@@ -82,6 +82,8 @@ def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> Imag
         UserError: The data are missing or damaged.
     """
     data = framed({"dataset": dataset, "root": str(root)}, clip.image, batch_size)
+    if data.several:
+        raise UserError(f"{data.row.title}: its images have several labels, and CLIP ranks one class against the others")
     data.setup("test")
     return data
 

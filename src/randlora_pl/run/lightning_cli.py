@@ -231,6 +231,9 @@ class App(LightningCLI):
             if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
                 own.append(ValidationSchedule())
             kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+            several = getattr(self.datamodule, "several", False)
+            if several and kept.monitor == f"val/{self.task.measure().name}":  # the default, before data were known
+                self.config.checkpoint.monitor = kept.monitor = f"val/{self.task.measure(several=True).name}"
             if kept.patience is not None:
                 own.append(Patience(kept.monitor, kept.mode or "max", kept.patience))
             own += [StartSummary(self.dry), PeakMemory(), Throughput()]

@@ -90,6 +90,10 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
     """Load a saved adapter into the model before evaluation."""
     task = own_module(module).objective
     file = load_adapter(task.model, folder)
+    if file.metadata.get("several_labels", False) != task.several:
+        kinds = ("several labels of an image", "one label of each image")
+        there, here = kinds if not task.several else kinds[::-1]
+        raise UserError(f"{folder} was trained on {there}, and the data has {here}. Test it on data like its own.")
     if not file.extra:
         return
     theirs = file.config.get("metadata", {}).get("classnames") or []

@@ -16,7 +16,8 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
 from randlora_pl.models.catalog import OWN, TINY_TAG, is_folder
 from randlora_pl.models.text import Tokenizer, zero_shot_accuracy
-from randlora_pl.tasks.losses import StepFeatures, class_losses
+from randlora_pl.tasks.losses import StepFeatures, class_losses, set_losses
+from randlora_pl.tasks.measures import set_metrics
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.run import Run
 from randlora_pl.utils.errors import UserError
@@ -170,6 +171,16 @@ class ImageTask(Objective):
         """Return the prompts as one line; captions have none."""
         return "" if self.retrieval else self.used_prompts().summary()
 
+    def check_several(self) -> None:
+        """Refuse images of several classes if the task cannot learn them.
+
+        Raises:
+            UserError: It cannot; the message has a task that can.
+        """
+        if not self.takes_several:
+            what = f"{type(self).__name__} learns one class for each image, and these images have several labels."
+            raise UserError(what, "Use --model LinearHeadTask.")
+
     def templates_for(self, others: Sequence[str] | None) -> Sequence[str]:
         """Return the templates of other data instead of the own ones, unless there are none or the own were typed."""
         return self.templates if others is None or self.typed_templates else others
@@ -184,20 +195,29 @@ class ImageTask(Objective):
         raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
 
     def metadata(self) -> dict[str, Any]:
-        """Return the prompts, for an adapter file."""
-        return {"prompts": asdict(self.used_prompts())}
+        """Return the prompts, and what a label is, for an adapter file."""
+        return {"prompts": asdict(self.used_prompts())} | ({"several_labels": True} if self.several else {})
 
-    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+    def set_classes(
+        self, classnames: list[str], templates: list[str], captions: bool = False, several: bool = False
+    ) -> None:
         """Name the classes; `take_data` takes them from the data module.
 
         Args:
             classnames: Name of each class, or the captions.
             templates: Prompt templates with one ``{}`` each.
             captions: True if the names are captions, so that recall is what counts.
+            several: True if an image may have several of the classes.
 
         Raises:
-            UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
+            UserError: If there are fewer than two, or the task was built for others, or cannot do with captions or
+                with several classes of an image.
         """
+        if several:
+            self.check_several()
+        if self.backbone is not None and several != self.several:
+            raise UserError("the task was built for one label of each image, or for several. Create a new task.")
+        self.several = several
         if captions and not self.takes_captions:
             raise UserError(f"{type(self).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
         self.retrieval = captions
@@ -225,7 +245,8 @@ class ImageTask(Objective):
                 raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
             return
         typed, templates = getattr(datamodule, "typed_templates", False), datamodule.templates
-        if self.backbone is None or datamodule.classnames != self.classnames:
+        several = getattr(datamodule, "several", False)
+        if self.backbone is None or datamodule.classnames != self.classnames or several != self.several:
             captions = getattr(getattr(datamodule, "row", None), "captions", False)
             saved = {} if self.saved is None else self.saved.metadata
             if typed:
@@ -233,7 +254,7 @@ class ImageTask(Objective):
             elif (typed := saved.get("typed_templates", False)) or saved.get("classnames") == datamodule.classnames:
                 templates = saved["templates"]
             self.typed_templates = typed
-            self.set_classes(datamodule.classnames, templates, captions)
+            self.set_classes(datamodule.classnames, templates, captions, several)
         elif typed and not (self.typed_templates and templates == self.templates):
             raise UserError("--data.templates: the task was built for other prompts. Create a new task for these.")
 
@@ -248,23 +269,27 @@ class ImageTask(Objective):
 
         Args:
             outputs: What `class_logits` returns.
-            labels: Number of each image's class in the data.
+            labels: Number of each image's class in the data; (b, classes) if it may have several (see `set_losses`).
             reduction: ``none``, or ``sum`` for the sum over the images.
         """
+        if self.several:
+            return set_losses(outputs, labels, reduction=reduction)
         return nn.functional.cross_entropy(outputs, labels, reduction=reduction)
 
     def make_metrics(self) -> dict[str, Metric]:
         """Return new metrics beside the loss, by their names in `measures`."""
+        if self.several:
+            return set_metrics(len(self.classnames))
         return {"acc": MulticlassAccuracy(len(self.classnames), average="micro", validate_args=False)}
 
     def compared(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return predictions and truth as the metrics compare them."""
-        return outputs, labels
+        return (self.predictions(outputs), labels.long()) if self.several else (outputs, labels)
 
     def evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
         """Update loss and metrics by the samples that count (weight above zero)."""
         outputs = self.class_logits(batch["image"]).float()
-        counts, labels = batch["weight"] > 0, batch["label"]
+        counts, labels = batch["weight"] > 0, batch["target" if self.several else "label"]
         losses = self.output_loss(outputs, labels)
         chosen = slice(None) if batch.get("whole") else counts  # else a GPU is waited for
         if batch.get("whole") or counts.any():
@@ -290,15 +315,19 @@ class TowerTask(ImageTask):
     vision_only = blended_labels = True
 
     label_smoothing: Annotated[float, Probability] = 0.0
-    """Fraction of each training target that is spread evenly over all classes. 0.1 is usual."""
+    """Fraction of each training target that is spread evenly over all classes, with several labels over yes and no. 0.1
+    is usual."""
 
     def head_weight(self) -> Tensor:
         """Return the weight (classes, features) of the head."""
         return self.head_tensors()["head"]
 
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy over all classes (see `class_losses`)."""
-        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the cross-entropy over all classes (see `class_losses`), or of each class (see `set_losses`)."""
+        logits = self.class_logits(batch["image"])
+        if self.several:
+            return set_losses(logits, batch["target"], self.label_smoothing), None
+        return class_losses(logits, batch, self.label_smoothing)
 
 
 class ClipTask(ImageTask):

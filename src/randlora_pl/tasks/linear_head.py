@@ -150,6 +150,7 @@ class LinearHeadTask(HeadTask, TowerTask):
     """
 
     adopts = "linear head"
+    takes_several = True
 
     def head_outputs(self) -> int:
         """Return the number of classes."""

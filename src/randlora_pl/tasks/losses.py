@@ -1,8 +1,9 @@
-"""The cross-entropy over classes, text features that all parts of an optimizer step share, and a check of outputs."""
+"""The losses over classes, text features that all parts of an optimizer step share, and a check of outputs."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from randlora_pl.utils.errors import UserError
@@ -23,6 +24,23 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
     right = guesses == batch["label"] if target is None else target.gather(1, guesses[:, None])[:, 0]
     wanted = batch["label"] if target is None else target
     return nn.functional.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
+
+
+def set_losses(logits: Tensor, target: Tensor, smoothing: float = 0.0, reduction: str = "none") -> Tensor:
+    """Compute the binary cross-entropy of each image, the mean over the classes: an image may have any number of them.
+
+    Args:
+        logits: (b, classes).
+        target: (b, classes), 1 for each class of an image and 0 for the others, or a fraction of blended images.
+        smoothing: Fraction of each target that is spread evenly over yes and no.
+        reduction: ``none``, or ``sum`` for the sum over the images.
+
+    Returns:
+        (b,) losses, or their sum.
+    """
+    wanted = torch.lerp(target.float(), torch.full_like(target, 0.5, dtype=torch.float32), smoothing)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(1)
+    return losses.sum() if reduction == "sum" else losses
 
 
 class StepFeatures:

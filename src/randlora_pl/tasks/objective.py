@@ -69,6 +69,8 @@ class Objective(Declared, nn.Module):
         compares_names: True if it can compare images with the names of any classes (`ClipTask.percent_among`).
         vision_only: True if the image tower alone trains.
         blended_labels: True if the label of a training sample may be fractions of several classes.
+        takes_several: True if a sample may have several classes, each with a probability of its own.
+        several: True if the samples may have several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
         place: Place of its default rate in `Adapter.learning_rates`, unless the image tower alone trains.
@@ -95,7 +97,7 @@ class Objective(Declared, nn.Module):
     has_classes = True
     answer = "score"
     zero_shot = takes_captions = compares_names = vision_only = blended_labels = trained_head = False
-    runs_blocks = typed_templates = retrieval = False
+    runs_blocks = typed_templates = retrieval = takes_several = several = False
     from_lora = True
     adopts: ClassVar[Adopted | None] = None
     peft_type: ClassVar[str | None] = None
@@ -258,18 +260,19 @@ class Objective(Declared, nn.Module):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the class probabilities of outputs (b, ...), or the outputs of an objective without classes."""
-        return outputs.float().softmax(1) if self.has_classes else outputs.float()
+        outputs = outputs.float()
+        return outputs if not self.has_classes else outputs.sigmoid() if self.several else outputs.softmax(1)
 
     def answers(self, predictions: Tensor, most: int = 5) -> Answers:
         """Return `predictions` (b, ...) for a person: the best classes, at most so many, or a number."""
         if not self.has_classes:
             return number_answers(predictions, self.answer)
-        return class_answers(predictions, self.classnames, most)
+        return class_answers(predictions, self.classnames, most, self.several)
 
     @classmethod
-    def measure(cls, name: str = "") -> Measure:
+    def measure(cls, name: str = "", several: bool = False) -> Measure:
         """Return one of `measures` by its name (see `find_measure`), or without a name the one that counts."""
-        return find_measure(cls.measures, name)
+        return find_measure(cls.measures, name, several)
 
     def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
         """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
@@ -282,8 +285,8 @@ class Objective(Declared, nn.Module):
 
     @property
     def label_names(self) -> list[str]:
-        """Name of each label of the data; none for captions, and without classes."""
-        return self.classnames if self.has_classes and not self.retrieval else []
+        """Name of each label of the data; none for captions, for several labels, and without classes."""
+        return self.classnames if self.has_classes and not self.retrieval and not self.several else []
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
@@ -291,11 +294,7 @@ class Objective(Declared, nn.Module):
         return parameter_groups(model.parameters(), *options, rates_of(model), undecayed(model))
 
     def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
-        """Return the factor of each group's learning rate, by the schedule.
-
-        Raises:
-            UserError: See `check_schedule`.
-        """
+        """Return the factor of each group's learning rate, by the schedule (see `check_schedule`)."""
         if self.schedule == "epochs":
             data = self.run.data
             self.check_schedule(data)

@@ -203,7 +203,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
         overrides = base_arguments(base, file.path) | overrides
     task = make_task(file, ImageTask, "images", overrides)  # type: ignore[type-abstract]
     task.typed_templates = metadata.get("typed_templates", False)
-    task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
+    kind = metadata.get("captions", False), metadata.get("several_labels", False)
+    task.set_classes(metadata["classnames"], metadata["templates"], *kind)
     return task
 
 

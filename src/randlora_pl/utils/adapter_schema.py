@@ -51,6 +51,7 @@ class Metadata(TypedDict, total=False):
     templates: list[str]
     typed_templates: bool
     captions: bool
+    several_labels: bool
     prompts: Prompts
     training: Training
     made_from: dict[str, Any]

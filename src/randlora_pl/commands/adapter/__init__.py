@@ -101,6 +101,7 @@ def _described(known: Mapping[str, Any]) -> dict[str, str]:
     }
     frame, names = known["training"].get("frame"), known["classnames"]
     first = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    first += "; an image may have several, each with a sigmoid" if known["several_labels"] else ""
     bases = f"seed {known['seed']}, {known['generator']}, fingerprint {str(known['fingerprint'])[:12]}"
     texts |= {
         "trained whole": _short(known["trained"]) if known["trained"] else "",

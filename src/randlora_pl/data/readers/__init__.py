@@ -16,7 +16,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from randlora_pl.data.catalog import DatasetSpec, get_command
 from randlora_pl.data.sources import ArrayImages, FileImages, Images, Ints, Strings, absent
 from randlora_pl.utils.errors import UserError, errors_in, log, near
 from randlora_pl.utils.files import read_plain
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Samples:
         groups: int64 (n,), at least 0: samples of one group stay in one split; None for one group per sample.
         templates: Prompt templates found beside the images, if any.
         known_numbers: `numbers` if they are known: hashing a million keys takes a second.
+        sets: bool (n, classes), the classes of each sample if it may have several (`label_sets.labelled`).
     """
 
     images: Images
@@ -49,6 +53,7 @@ class Samples:
     groups: Ints | None = None
     templates: tuple[str, ...] = ()
     known_numbers: Ints | None = None
+    sets: "csr_array | None" = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,12 +63,20 @@ class Samples:
         """Hash of each key, int64 (n,), independent of the other keys."""
         return numbers_of(self.keys) if self.known_numbers is None else self.known_numbers
 
+    @property
+    def pairs(self) -> tuple[Ints, Ints]:
+        """Sample and class of each pair of both, int64 (pairs,); a sample of several classes has several pairs."""
+        if self.sets is None:
+            return np.arange(len(self)), self.labels
+        return np.repeat(np.arange(len(self)), np.diff(self.sets.indptr)), self.sets.indices.astype(np.int64)
+
     def subset(self, chosen: Ints) -> "Samples":
         """Return the samples at the given indices, in their order."""
         keys = self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()]
         groups = None if self.groups is None else self.groups[chosen]
         numbers, rows, labels = self.numbers[chosen], self.rows[chosen], self.labels[chosen]
-        return replace(self, rows=rows, labels=labels, keys=keys, groups=groups, known_numbers=numbers)
+        sets = None if self.sets is None else self.sets[chosen]
+        return replace(self, rows=rows, labels=labels, keys=keys, groups=groups, known_numbers=numbers, sets=sets)
 
 
 def numbers_of(keys: Sequence[str]) -> Ints:

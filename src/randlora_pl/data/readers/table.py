@@ -1,6 +1,8 @@
 """A user's own tables of images: CSV, TSV or Parquet files with classes or captions, and Hugging Face datasets."""
 
 import csv
+import itertools
+import json
 import os
 import posixpath
 import re
@@ -14,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec
-from randlora_pl.data.readers import Samples, class_order, in_key_order, numbered, numbers_of, source_split
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SEVERAL, SPLIT_OF, DatasetSpec, table_in
+from randlora_pl.data.readers import Samples, class_order, numbers_of, source_split
+from randlora_pl.data.readers.label_sets import MARK, classified, known_classes, labelled, several_in
 from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, absent
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
@@ -29,7 +32,7 @@ class Table:
 
     Attributes:
         path: Path of the file.
-        columns: Stripped cells of each requested column that exists.
+        columns: Stripped cells of each requested column that exists, and of the columns of classes (`MARK`).
         positions: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
         unit: ``line`` or ``row``.
     """
@@ -131,10 +134,23 @@ def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str
             raise UserError(f"{where}: the columns {both} may both be the {column}; rename one. Expected {form}")
         if matching:
             chosen[column] = matching[0]
-        elif column != "split":
-            there = f"{', '.join(header) or 'none'}.{near(column, header)}"
-            raise UserError(f"{where}: no column {column!r} among {there} Expected {form}")
+    others = {number: name for number, name in enumerate(header) if number not in chosen.values()}
+    lacking = [column for column in wanted if column not in chosen and column != "split"]
+    if lacking == ["label"] and len(others) > 1:  # perhaps each is a class
+        if len({*others.values(), ""}) <= len(others):
+            what = "without a column of labels, each other column is a class, and two have one name or one has none"
+            raise UserError(f"{where}: {what}. Name the columns, or remove them: {', '.join(header)}")
+        return chosen | {f"{MARK}{name}": number for number, name in others.items()}
+    if lacking:
+        raise _missing(where, lacking[0], header, form)
+    if "label" in chosen and header[chosen["label"]].lower() == SEVERAL:
+        chosen[SEVERAL] = chosen.pop("label")
     return chosen
+
+
+def _missing(where: str, column: str, header: Sequence[str], form: str) -> UserError:
+    there = f"{', '.join(header) or 'none'}.{near(column, header)}"
+    return UserError(f"{where}: no column {column!r} among {there} Expected {form}")
 
 
 def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
@@ -177,6 +193,8 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
             chosen = _choose(str(path), schema.names, wanted, form)
             for column, number in chosen.items():
                 kind = schema.field(number).type
+                if column == SEVERAL and types.is_list(kind):
+                    continue
                 if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
                     raise UserError(
                         f"{path}: the column {schema.names[number]!r} has {kind}, expected the {column} as text. "
@@ -187,23 +205,31 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
         raise UserError(f"The table {path} cannot be read: {error}") from error
     columns = zip(chosen, read.columns, strict=True)
     cells = {
-        name: ["" if cell is None else str(cell).strip() for cell in column.to_pylist()] for name, column in columns
+        name: ["" if cell is None else _text_of(cell) for cell in column.to_pylist()] for name, column in columns
     }
     return Table(path, cells, range(1, read.num_rows + 1), "row")
+
+
+def _text_of(cell: object) -> str:
+    return json.dumps(cell) if isinstance(cell, list) else str(cell).strip()
 
 
 def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the rows of one split of a table of images; without a split column all rows are ``train``.
 
-    Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
-    Without ``test``, ``val`` is used as ``test``, as in folders.
+    Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`; with
+    a column for each class, these columns. Without ``test``, ``val`` is used as ``test``, as in folders.
 
     Raises:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
-    content = _read_table(root, CLASS_COLUMNS, "path,label[,split]")
-    labels, parts = content.filled("label"), content.splits()
-    images = content.images("path")
+    root, form = table_in(root) or root, "path,label[,split]"
+    content = _read_table(root, CLASS_COLUMNS, form)
+    several = several_in(content.columns, content.where)
+    if several is None and "label" not in content.columns:
+        raise _missing(f"{root}, line 1", "label", [name.removeprefix(MARK) for name in content.columns], form)
+    labels: Sequence[object] = content.filled("label") if several is None else several[0]
+    parts, images = content.splits(), content.images("path")
     first: dict[str, int] = {}
     for index, image in enumerate(images):
         before = first.setdefault(image, index)
@@ -211,7 +237,8 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
             if parts[before] != parts[index]:
                 how = f"in the splits {parts[before]!r} and {parts[index]!r}; keep it in one"
             elif labels[before] != labels[index]:
-                how = f"as {labels[before]!r} and {labels[index]!r}; an image has one class"
+                how = f"as {labels[before]!r} and {labels[index]!r}; "
+                how += "an image has one class" if several is None else "list all of its classes in one line"
             else:
                 how = "and would count twice; delete one line"
             what = f"the image {image} is already in {content.position(before)}"
@@ -219,11 +246,13 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     source = source_split(split, list(dict.fromkeys(parts)), root)
     if source is None:
         return None
-    classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
+    listed, columns = several or ([[label] for label in content.columns["label"]], [])
+    train = (names for names, part in zip(listed, parts, strict=True) if part == "train")
+    classes = columns or class_order(itertools.chain.from_iterable(train), root)
     here = [index for index, part in enumerate(parts) if part == source]
-    names = [images[index] for index in here]
-    numbers = numbered([labels[index] for index in here], classes, lambda index: content.where(here[index]))
-    return in_key_order(FileImages(names, root.parent), numbers, names, classes)
+    names, chosen = [images[index] for index in here], [listed[index] for index in here]
+    make = labelled if several else classified
+    return make(FileImages(names, root.parent), chosen, names, classes, lambda index: content.where(here[index]))
 
 
 def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
@@ -301,7 +330,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
     Classes are those with images in the train split: names of the ``ClassLabel`` in its order, or the distinct labels
     in `class_order`. Keys are ``SPLIT/NUMBER``. A split without labels is ignored. Without ``test``, ``val`` is used
-    as ``test``, as in folders.
+    as ``test``, as in folders. A column of lists of labels gives an image several classes.
 
     Raises:
         UserError: The package is missing; the folder has another layout, is damaged or incomplete, or has no train
@@ -314,12 +343,12 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         raise UserError(f"--data.dataset hf needs the package datasets ({error}): {how}") from error
     if not sys.stderr.isatty():
         disable_progress_bars()
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, list[list[str]]] = {}
     names_of: dict[str, list[str] | None] = {}
     data: dict[str, Any] = {}
     for name, home in _splits(root).items():
         read = load_split(root, home)
-        labels[name], names_of[name] = _labels(root, name, read)
+        labels[name], names_of[name], several = _labels(root, name, read)
         if any(labels[name]):
             data[name] = read
         else:
@@ -327,11 +356,10 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     source = source_split(split, data, root)
     if source is None:
         return None
-    there = set(labels["train"])
+    there = set(itertools.chain.from_iterable(labels["train"]))
     named = names_of["train"]
     classes = class_order(there, root) if named is None else [name for name in named if name in there]
     title = f"{root}, split {source!r}"
-    numbers = numbered(labels[source], classes, lambda index: f"{title}, row {index}")
     # the feature ``Image``, or the same two fields
     kinds = {name: set(kind) if isinstance(kind, dict) else type(kind) for name, kind in data[source].features.items()}
     possible = [name for name, kind in kinds.items() if kind in (Image, {"bytes", "path"})]
@@ -346,7 +374,8 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if isinstance(images.features[column], Image):
         images = images.cast_column(column, Image(decode=False))
     keys = [f"{source}/{number:08d}" for number in range(len(images))]
-    return in_key_order(HubImages(images, title, root), numbers, keys, classes)
+    make = labelled if several else classified
+    return make(HubImages(images, title, root), labels[source], keys, classes, lambda index: f"{title}, row {index}")
 
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
@@ -431,26 +460,33 @@ def load_split(root: Path, home: Path | list[Path]) -> Any:
         raise UserError(f"The dataset in {where} cannot be read ({reason}). Save or download it again") from error
 
 
-def _labels(root: Path, split: str, data: Any) -> tuple[list[str], list[str] | None]:
-    """Return the label of each sample, and the names of a ``ClassLabel``."""
+def _labels(root: Path, split: str, data: Any) -> tuple[list[list[str]], list[str] | None, bool]:
+    """Return the labels of each sample, the names of a ``ClassLabel``, and True if a sample may have several."""
     from datasets import ClassLabel, Value
 
     kinds = data.features.items()
+    inner = {name: getattr(feature, "feature", None) for name, feature in kinds}  # of lists
+    lists = [name for name, kind in inner.items() if isinstance(kind, ClassLabel) or kind == Value("string")]
     named = [name for name, feature in kinds if isinstance(feature, ClassLabel)]
     possible = named or [name for name, feature in kinds if isinstance(feature, Value)]
     usual = ("label", "labels", "fine_label", "class", "target")  # in order of preference
     column = named[0] if len(named) == 1 else next((name for name in usual if name in possible), None)
+    several = column is None and bool(lists)
+    if several:
+        column = lists[0] if len(lists) == 1 else next((name for name in usual if name in lists), None)
     if column is None:
         raise UserError(
             f"{root}: the label column is ambiguous among {', '.join(data.features)}. "
             'Name it "label": dataset.rename_column("NAME", "label").save_to_disk("FOLDER")'
         )
     values = data.select_columns([column])[:][column]
-    names: list[str] | None = getattr(data.features[column], "names", None)
+    names: list[str] | None = getattr(inner[column] if several else data.features[column], "names", None)
+    if several:
+        return [known_classes(listed, names) for listed in values], names, True
     if names is None:
         texts = ["" if value is None else str(value).strip() for value in values]
     else:  # the Hub stores -1 for hidden labels
         texts = ["" if value is None or value < 0 else names[value] for value in values]
     if "" in texts and (any(texts) or split == "train"):
         raise UserError(f"{root}, split {split!r}, row {texts.index('')}: the label ({column!r}) is empty")
-    return texts, names
+    return [[text] if text else [] for text in texts], names, False

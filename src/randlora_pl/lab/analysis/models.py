@@ -312,9 +312,11 @@ def stratified_fraction(samples: Samples, fraction: float, seed: int) -> Samples
 
 
 def check_classes(data: ImageData, classnames: list[str]) -> None:
-    """Raise a `UserError` if the data has captions, or other classes than the model."""
+    """Raise a `UserError` if the data has captions or several labels of an image, or other classes than the model."""
     if data.row.captions:
         raise UserError(f"{data.row.name} has captions, not classes. Set a dataset with classes: --dataset NAME")
+    if data.several:
+        raise UserError(f"{data.row.title}: its images have several labels. Set one with a class each: --dataset NAME")
     if data.classnames != classnames:
         raise UserError(
             f"{data.row.name} has {len(data.classnames)} classes ({data.classnames[:3]} ...), but the model has "

@@ -152,7 +152,8 @@ class AdapterCheckpoint(Declared, Callback):
         """Ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin for checkpoints."""
         if stage == "fit":
             task = own_module(pl_module).objective
-            self.monitor = self.monitor or f"val/{task.measure().name}"
+            several = getattr(trainer.datamodule, "several", False)  # type: ignore[attr-defined]
+            self.monitor = self.monitor or f"val/{task.measure(several=several).name}"
             self.mode = self.mode or task.measure(self.monitor.removeprefix("val/")).mode
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFile()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from contextlib import ExitStack
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import CatMetric
-from torchmetrics.classification import MulticlassStatScores
+from torchmetrics.classification import MulticlassStatScores, MultilabelAveragePrecision, MultilabelStatScores
 
 from randlora_pl.adapters import disabled
 from randlora_pl.data import ImageData
@@ -131,7 +132,8 @@ class NewClasses(_ByName):
 class PerClass(Callback):
     """Write ``test_per_class.csv`` and log class means for tests with class logits.
 
-    The counts are summed over all devices.
+    The counts are summed over all devices. Where a sample may have several classes, a class is predicted from a
+    probability of 0.5 on, the table has its average precision, too, and the task itself logs the means.
 
     Attributes:
         facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last
@@ -145,7 +147,8 @@ class PerClass(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start without counts."""
         self.facts = {}
-        self._scores: MulticlassStatScores | None = None
+        self._scores: MulticlassStatScores | MultilabelStatScores | None = None
+        self._precision: MultilabelAveragePrecision | None = None  # of several classes of a sample
         self._right = CatMetric()  # 2 * index + 1 of a correct sample, 2 * index of another one
 
     def on_test_batch_end(
@@ -155,11 +158,18 @@ class PerClass(Callback):
         if not isinstance(outputs, dict) or "logits" not in outputs:
             return
         logits, counts = outputs["logits"], outputs["weight"] > 0
+        task = own_module(pl_module).objective
         if self._scores is None:
-            scores = MulticlassStatScores(logits.shape[1], average=None, validate_args=False)
-            self._scores = scores.to(logits.device)
+            kind = MultilabelStatScores if task.several else MulticlassStatScores
+            self._scores = kind(logits.shape[1], average=None, validate_args=False).to(logits.device)
             self._right.to(logits.device)
-        if counts.any():
+            if task.several:
+                self._precision = MultilabelAveragePrecision(logits.shape[1], average=None).to(logits.device)
+        if counts.any() and self._precision is not None:
+            several = task.predictions(logits[counts]), outputs["label"][counts].long()
+            self._scores.update(*several)
+            self._precision.update(*several)
+        elif counts.any():
             guesses, labels = logits[counts].argmax(1), outputs["label"][counts]
             self._scores.update(guesses, labels)
             if "index" in outputs:
@@ -171,20 +181,29 @@ class PerClass(Callback):
             return
         module = own_module(pl_module)
         table, name = class_table(self._scores.compute().cpu()), module.test_name
+        header = ["class", "samples", "precision", "recall", "f1"]
         metrics = {  # over the classes that have them; the accuracy is the mean recall
             f"{name}/balanced_accuracy": float(table[:, 2].nanmean()),
             f"{name}/macro_f1": float(table[:, 3].nanmean()),
         }
+        if self._precision is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "No positive samples")
+                precision = torch.as_tensor(self._precision.compute()).cpu()
+            precision[table[:, 0] == 0] = math.nan
+            metrics, header = {}, [*header, "average_precision"]
+            table = torch.cat([table, precision[:, None]], 1)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)
         samples = table[:, 0]
         sizes = {f"{name}/smallest_class": int(samples.min()), f"{name}/largest_class": int(samples.max())}
         self.facts = {**metrics, **sizes}
-        codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
+        right = torch.as_tensor([] if self._precision is not None else self._right.compute())
+        codes = torch.unique(right.long())  # sorted; a sampler may repeat samples
         if name == "test" and 0 < len(codes) <= MOST_PACKED:
             self.facts["test/right"] = pack_bits((codes % 2).bool().tolist())
         if name == "test" and trainer.is_global_zero:
-            cells: list[list[Any]] = [["class", "samples", "precision", "recall", "f1"]]
+            cells: list[list[Any]] = [header]
             for label, row in zip(module.objective.classnames, table.tolist(), strict=True):
                 cells.append([label, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])])
             write_text(run_folder(trainer) / "test_per_class.csv", csv_text(cells))

@@ -239,6 +239,8 @@ class Figures(Callback):
         """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
         if own_module(pl_module).test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
             return
+        if own_module(pl_module).objective.several:  # no class is mistaken for another
+            return
         counts = outputs["weight"] > 0
         positions = counts.nonzero()[:, 0]
         logits, labels = outputs["logits"][positions].float(), outputs["label"][positions]

@@ -144,7 +144,7 @@ def validation_row(trainer: Trainer, task: Objective, data: PlannedData) -> dict
     number = min(data.held_out, batches * step)
     size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
     few = ", too few to choose by" if number < 50 else ""
-    if few and task.measure().decimals is None:
+    if few and task.measure(several=task.several).name == "acc":
         few += f": accuracies have a standard error of up to {50 / number**0.5:.0f} points"
     return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few}"}
 
@@ -266,7 +266,7 @@ def model_results(task: Objective) -> dict[str, Any]:
         **flat("adapter", report.adapter.options()),
         "learning_rate": task.learning_rate,
         **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
-        **({} if (metric := task.measure().name) == "acc" else {"metric": metric}),
+        **({} if (metric := task.measure(several=task.several).name) == "acc" else {"metric": metric}),
         **task.facts(),
         "seed": task.seed,
     }

@@ -261,10 +261,13 @@ def _check_dataset(task: "type[Objective] | None", typed: Any) -> None:
 
 def _check_monitor(task: "type[Objective] | None", flat: dict[str, Any]) -> None:
     """Refuse a metric that no validation logs; a callback of the user, and captions, may have others."""
+    from randlora_pl.tasks.measures import SEVERAL  # its package imports PyTorch, as the task has done
+
     monitor, row = str(flat.get("checkpoint.monitor", "val/loss")), CATALOG.get(str(flat.get("data.dataset")))
     if task is None or flat.get("trainer.callbacks") or (row and row.captions):
         return
-    known = [f"val/{measure.name}" for measure in task.measures if measure.validated]
+    measures = [*task.measures, *(SEVERAL if row and row.several and task.takes_several else ())]
+    known = list(dict.fromkeys(f"val/{measure.name}" for measure in measures if measure.validated))
     if monitor not in known:
         raise UserError(
             f"checkpoint.monitor is {monitor!r}, which no validation logs.{near(monitor, known)} "

@@ -61,7 +61,9 @@ class PromptedClip(ClipTask):
     def _take_classes(self, model: nn.Module, classnames: list[str]) -> None:
         self.learned.take_classes(model, classnames, self.text_chunk_tokens, self.device)
 
-    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+    def set_classes(
+        self, classnames: list[str], templates: list[str], captions: bool = False, several: bool = False
+    ) -> None:
         """Name the classes; after the training others, too, unless the prompts are of each class alone.
 
         Raises:
@@ -72,7 +74,7 @@ class PromptedClip(ClipTask):
             self._take_classes(self.model, list(classnames))
             self.forget()
             self.classnames = list(classnames)
-        super().set_classes(classnames, templates, captions)
+        super().set_classes(classnames, templates, captions, several)
 
     def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of a task, whatever the templates: the words of `Fixed`; a trained classifier has none."""
