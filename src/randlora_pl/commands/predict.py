@@ -217,8 +217,8 @@ def predict(options: PredictOptions) -> int:
     """Classify images or texts with a trained adapter, or answer prompts.
 
     The result is a CSV file with the columns image, class, probability and the next best classes. Adapters that learned
-    several labels of an image have a column labels before, with all classes of a probability from 0.5 on. For texts the
-    first column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
+    several labels of an image add the column labels, with all classes of a probability from 0.5 on. For texts the first
+    column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
     and, if possible, one base model. The file then has a line per image and adapter.
 
     Examples:
@@ -369,8 +369,7 @@ def _check_outputs(names: Iterable[str], kinds: Collection[object]) -> None:
     """Refuse adapters of different kinds of outputs, which one table cannot hold."""
     if len(kinds) > 1:
         raise UserError(
-            f"{', '.join(names)} have different outputs (text, classes, several labels, scores). Predict with each kind "
-            "separately."
+            f"{', '.join(names)} have different outputs (text, classes, labels, scores). Predict each kind separately."
         )
 
 

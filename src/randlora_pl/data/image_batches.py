@@ -158,7 +158,8 @@ class TrainBatches:
 class EvalBatches:
     """Evaluation batches of one rank: ``image``, ``label``, ``weight`` (0 for padding and skipped), ``index``.
 
-    Images that may have several classes have them in ``target`` (b, classes). A further entry, ``whole``, is True if no weight is 0, so that a GPU need not be asked.
+    Images that may have several classes have them in ``target`` (b, classes). A further entry, ``whole``, is True if no
+    weight is 0, so that a GPU need not be asked.
     """
 
     samples: Samples

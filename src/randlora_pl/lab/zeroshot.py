@@ -83,7 +83,9 @@ def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> Imag
     """
     data = framed({"dataset": dataset, "root": str(root)}, clip.image, batch_size)
     if data.several:
-        raise UserError(f"{data.row.title}: its images have several labels, and CLIP ranks one class against the others")
+        raise UserError(
+            f"{data.row.title}: its images have several labels, and CLIP ranks one class against the others"
+        )
     data.setup("test")
     return data
 

@@ -171,16 +171,6 @@ class ImageTask(Objective):
         """Return the prompts as one line; captions have none."""
         return "" if self.retrieval else self.used_prompts().summary()
 
-    def check_several(self) -> None:
-        """Refuse images of several classes if the task cannot learn them.
-
-        Raises:
-            UserError: It cannot; the message has a task that can.
-        """
-        if not self.takes_several:
-            what = f"{type(self).__name__} learns one class for each image, and these images have several labels."
-            raise UserError(what, "Use --model LinearHeadTask.")
-
     def templates_for(self, others: Sequence[str] | None) -> Sequence[str]:
         """Return the templates of other data instead of the own ones, unless there are none or the own were typed."""
         return self.templates if others is None or self.typed_templates else others
@@ -213,8 +203,9 @@ class ImageTask(Objective):
             UserError: If there are fewer than two, or the task was built for others, or cannot do with captions or
                 with several classes of an image.
         """
-        if several:
-            self.check_several()
+        if several and not self.takes_several:
+            what = f"{type(self).__name__} learns one class for each image, and these images have several labels."
+            raise UserError(what, "Use --model LinearHeadTask.")
         if self.backbone is not None and several != self.several:
             raise UserError("the task was built for one label of each image, or for several. Create a new task.")
         self.several = several

@@ -2,14 +2,14 @@
 
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.utilities import dim_zero_cat
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ SEVERAL = (Measure("map", "mean average precision"), Measure("f1", "F1"), LOSS)
 def find_measure(measures: Sequence[Measure], name: str, several: bool = False) -> Measure:
     """Return the measure with a name, or for "" the first one that is validated.
 
-    A callback may log others: they are fractions, except for losses. If a sample may have ``several`` classes, `SEVERAL`
-    replaces the measures.
+    A callback may log others: they are fractions, except for losses. `SEVERAL` replaces the measures if a sample may
+    have ``several`` classes.
     """
     measures = SEVERAL if several else [*measures, *(SEVERAL if name else ())]
     if not name:
@@ -87,32 +87,25 @@ def number_answers(predictions: Tensor, answer: str) -> Answers:
     return Answers([answer], [[f"{value:.6f}"] for value in predictions[:, 0].tolist()], f"the {answer} of each")
 
 
-def set_metrics(classes: int) -> dict[str, Metric]:
-    """Return new metrics of `SEVERAL`, without the loss, which take probabilities and truth, both (b, classes).
-
-    Both are means over the classes. A class without images has no average precision and is left out of that mean; its
-    F1 is 0.
-    """
-    options: dict[str, Any] = {"average": "macro", "validate_args": False}
-    return {"map": _Precision(classes, **options), "f1": MultilabelF1Score(classes, **options)}
-
-
-class _Precision(MultilabelAveragePrecision):
-    """Average precision without a warning for each class without images, which the start of a run names."""
+class ClassPrecision(MultilabelAveragePrecision):
+    """Mean average precision over the classes that have images; it takes probabilities and truth, both (b, classes)."""
 
     def compute(self) -> Tensor:
-        """Return the mean over the classes with images."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(No positive samples|Average precision score)")
-            value: Tensor = super().compute()
-        return value
+        """Return the mean, NaN if no class has images."""
+        values: Tensor = super().compute()
+        return values[dim_zero_cat(self.target).sum(0) > 0].mean()
+
+
+def set_metrics(classes: int) -> dict[str, Metric]:
+    """Return new metrics of `SEVERAL`, without the loss; a class with neither images nor predictions has an F1 of 0."""
+    return {"map": ClassPrecision(classes, average=None), "f1": MultilabelF1Score(classes, average="macro")}
 
 
 def class_answers(predictions: Tensor, classnames: Sequence[str], most: int, several: bool = False) -> Answers:
     """Return class probabilities (b, classes) for a person: the best classes, at most so many.
 
-    If a sample may have ``several`` classes, a first column has all whose probability is 0.5 or more, as tables of labels
-    have them: with ``;`` between the names, or as a list of JSON if a name contains a sign that has a meaning there.
+    If a sample may have ``several`` classes, a first column has all of a probability from 0.5 on, as tables of labels
+    have them: with ``;`` between the names, or as a list of JSON if a name has a sign with a meaning there.
     """
     best = predictions.topk(min(most, predictions.shape[1]))
     count = best.values.shape[1]

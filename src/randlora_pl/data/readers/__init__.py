@@ -65,7 +65,7 @@ class Samples:
 
     @property
     def pairs(self) -> tuple[Ints, Ints]:
-        """Sample and class of each pair of both, int64 (pairs,); a sample of several classes has several pairs."""
+        """Samples and classes of all pairs, both int64 (pairs,); a sample of several classes has several pairs."""
         if self.sets is None:
             return np.arange(len(self)), self.labels
         return np.repeat(np.arange(len(self)), np.diff(self.sets.indptr)), self.sets.indices.astype(np.int64)

@@ -48,14 +48,9 @@ def classes_in(cell: str, where: str) -> list[str]:
 
 
 def several_in(columns: Mapping[str, Sequence[str]], where: Where) -> tuple[list[list[str]], list[str]] | None:
-    """Return the classes of each row of a table, and of its columns if each is a class.
+    """Return the classes of each row of a table, and of its columns if each is a class (with `MARK`).
 
-    Args:
-        columns: Cells of ``labels``, or of each column that may be a class (with `MARK`), among others.
-        where: Position of a row in its file.
-
-    Returns:
-        None for a table of one label a row, also if its first row shows that the columns are not classes.
+    None stands for a table of one label a row, also if its first row shows that the columns are not classes.
     """
     if SEVERAL in columns:
         return [classes_in(cell, where(row)) for row, cell in enumerate(columns[SEVERAL])], []

@@ -204,9 +204,7 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"The table {path} cannot be read: {error}") from error
     columns = zip(chosen, read.columns, strict=True)
-    cells = {
-        name: ["" if cell is None else _text_of(cell) for cell in column.to_pylist()] for name, column in columns
-    }
+    cells = {name: ["" if cell is None else _text_of(cell) for cell in column.to_pylist()] for name, column in columns}
     return Table(path, cells, range(1, read.num_rows + 1), "row")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from contextlib import ExitStack
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -187,10 +186,7 @@ class PerClass(Callback):
             f"{name}/macro_f1": float(table[:, 3].nanmean()),
         }
         if self._precision is not None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "No positive samples")
-                precision = torch.as_tensor(self._precision.compute()).cpu()
-            precision[table[:, 0] == 0] = math.nan
+            precision = torch.as_tensor(self._precision.compute()).cpu().where(table[:, 0] > 0, math.nan)
             metrics, header = {}, [*header, "average_precision"]
             table = torch.cat([table, precision[:, None]], 1)
         for logger in trainer.loggers:
@@ -198,8 +194,8 @@ class PerClass(Callback):
         samples = table[:, 0]
         sizes = {f"{name}/smallest_class": int(samples.min()), f"{name}/largest_class": int(samples.max())}
         self.facts = {**metrics, **sizes}
-        right = torch.as_tensor([] if self._precision is not None else self._right.compute())
-        codes = torch.unique(right.long())  # sorted; a sampler may repeat samples
+        right = [] if self._precision is not None else self._right.compute()
+        codes = torch.unique(torch.as_tensor(right).long())  # sorted; a sampler may repeat samples
         if name == "test" and 0 < len(codes) <= MOST_PACKED:
             self.facts["test/right"] = pack_bits((codes % 2).bool().tolist())
         if name == "test" and trainer.is_global_zero:
