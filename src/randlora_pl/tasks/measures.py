@@ -90,7 +90,7 @@ def number_answers(predictions: Tensor, answer: str) -> Answers:
 class ClassPrecision(MultilabelAveragePrecision):
     """Mean average precision over the classes that have images; it takes probabilities and truth, both (b, classes)."""
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         """Return the mean, NaN if no class has images."""
         values: Tensor = super().compute()
         return values[dim_zero_cat(self.target).sum(0) > 0].mean()

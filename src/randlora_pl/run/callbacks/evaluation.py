@@ -194,8 +194,8 @@ class PerClass(Callback):
         samples = table[:, 0]
         sizes = {f"{name}/smallest_class": int(samples.min()), f"{name}/largest_class": int(samples.max())}
         self.facts = {**metrics, **sizes}
-        right = [] if self._precision is not None else self._right.compute()
-        codes = torch.unique(torch.as_tensor(right).long())  # sorted; a sampler may repeat samples
+        right = torch.empty(0) if self._precision is not None else torch.as_tensor(self._right.compute())
+        codes = torch.unique(right.long())  # sorted; a sampler may repeat samples
         if name == "test" and 0 < len(codes) <= MOST_PACKED:
             self.facts["test/right"] = pack_bits((codes % 2).bool().tolist())
         if name == "test" and trainer.is_global_zero:

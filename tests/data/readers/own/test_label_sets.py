@@ -34,7 +34,7 @@ def names(samples: Samples) -> list[list[str]]:
 
 
 def test_cells_of_several_labels(tmp_path: Path) -> None:
-    path = write(tmp_path, CELLS.replace(",test", ",train").replace("choices", "choices"))
+    path = write(tmp_path, CELLS.replace(",test", ",train"))
     samples = samples_in("table", path)
     assert samples.classes == ("bird", "cat", "dog")
     assert names(samples) == [["cat", "dog"], [], ["dog"], ["bird", "cat"]]
