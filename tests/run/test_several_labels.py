@@ -95,7 +95,7 @@ def test_every_way_out_gives_the_same_sigmoids(
     api.task, api.index, api.adapter, api.autocast = task, torch.device("cpu"), adapter, torch.no_grad()
     torch.testing.assert_close(api._probabilities(batch["image"]), expected)
     file = tmp_path / "predicted.csv"
-    run("predict", "--adapter", adapter, "--images", *files[:8], "--output", file, "--top-k", 4)
+    run("predict", "--adapter", str(adapter), "--images", *map(str, files[:8]), "--output", str(file), "--top-k", "4")
     for row, values in zip(csv.DictReader(file.open()), expected.tolist(), strict=True):
         cells = [row["probability"], *(row[f"probability_{number}"] for number in (2, 3, 4))]
         assert [float(cell) for cell in cells] == pytest.approx(sorted(values, reverse=True), abs=1e-5)

@@ -91,7 +91,7 @@ def known_classes(listed: Sequence[str | int] | None, names: Sequence[str] | Non
 def classified(
     images: Images, listed: Sequence[Sequence[str]], keys: Sequence[str], classes: Sequence[str], where: Where
 ) -> Samples:
-    """Return samples of one class each, in the order of their keys; the arguments are those of `labelled`."""
+    """Return samples of one class each, in the order of their keys, from the arguments of `labelled`."""
     return in_key_order(images, numbered([label for (label,) in listed], classes, where), keys, classes)
 
 
