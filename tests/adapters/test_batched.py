@@ -271,6 +271,9 @@ def test_values_are_replaced_without_a_new_compilation(tmp_path: Path) -> None:
     assert compilations > 0 and counter.frame_count == compilations
     assert_close(after, expected)
     assert not torch.allclose(before, after, atol=1e-3)
+    with adapters.batched(["other", "next"]):  # by another program than the compiled one
+        assert_close(compiled(images)[1], expected[1])
+    assert counter.frame_count == compilations
     with pytest.raises(UserError, match=r"'live' is .* Load it under another name"):
         adapters.replace("live", tmp_path / "other")
     with torch.no_grad():

@@ -2,8 +2,9 @@
 
 import math
 import os
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -247,7 +248,12 @@ class AdapterSet:
         if self.model.training:
             raise UserError("batched is for prediction, and the model is in training mode. Call model.eval() first.")
         alone = next(iter(distinct)) if len(distinct) == 1 else None
-        with self.using(alone), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        compiled = "torch._dynamo" in sys.modules  # if not, nothing is, and the import takes seconds
+        with (
+            self.using(alone),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        ):
             if len(distinct) < 2:
                 yield self.model
                 return
