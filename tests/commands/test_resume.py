@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from randlora_pl.run.callbacks import AdapterCheckpoint, Figures, Throughput
+from randlora_pl.run.callbacks import Figures, RunCheckpoint, Throughput
 from randlora_pl.tasks import AdaptationModule
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
@@ -172,7 +172,7 @@ def test_checkpoint_to_start_from_stays_in_the_config(
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] == str(last)
     assert "--ckpt_path" in refused("fit", "--resume", str(folder), "--ckpt_path", str(last))
     steps: list[int] = []
-    monkeypatch.setattr(AdapterCheckpoint, "on_train_start", lambda self, t, m: steps.append(t.global_step))
+    monkeypatch.setattr(RunCheckpoint, "on_train_start", lambda self, t, m: steps.append(t.global_step))
     assert run("fit", "--resume", str(folder)).code == 0
     assert steps == [2]
     assert run("test", "--run", str(folder), "--run.root", "tests").code == 0
@@ -256,7 +256,7 @@ def test_times_and_the_best_figure_survive_a_resume() -> None:
     rate.images, rate._counted, rate._before = 64, 2.0, 5.0
     later.load_state_dict(rate.state_dict())
     assert (later.per_second, later.seconds) == (32, 5.0)
-    first, second = AdapterCheckpoint(), AdapterCheckpoint()
+    first, second = RunCheckpoint(), RunCheckpoint()
     first.best, first.best_step, first.validated = 0.5, 7, {"val/acc": 0.4}
     second.load_state_dict(first.state_dict())
     assert (second.best, second.best_step, second.validated) == (0.5, 7, {"val/acc": 0.4})

@@ -186,7 +186,7 @@ class Diary(Fault):
         from lightning.pytorch.loops.fit_loop import _FitLoop
 
         from randlora_pl.run import stages
-        from randlora_pl.run.callbacks import AdapterCheckpoint, checkpoint
+        from randlora_pl.run.callbacks import RunCheckpoint, checkpoint
 
         where = os.open("where.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         finished = os.open("finished.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -219,7 +219,7 @@ class Diary(Fault):
 
         around(_FitLoop, "run", lambda _: "training", nothing)
         around(_EvaluationLoop, "run", lambda loop: "test" if loop.trainer.testing else "validation", nothing)
-        around(AdapterCheckpoint, "_save_last", lambda _: "checkpoint", saved)
+        around(RunCheckpoint, "_save_last", lambda _: "checkpoint", saved)
         around(checkpoint, "save_adapter_of", lambda _: "adapter", nothing)
         around(stages, "write_config", lambda _: "config", nothing)
         around(stages, "write_results", lambda _: "results", nothing)

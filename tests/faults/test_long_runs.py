@@ -27,12 +27,12 @@ class Watch(Fault):
     """No fault: writes after every so many steps what the process holds, as JSON lines in ``watch.txt``."""
 
     def install(self) -> None:
-        from randlora_pl.run.callbacks import AdapterCheckpoint
+        from randlora_pl.run.callbacks import RunCheckpoint
 
-        plain, page = AdapterCheckpoint.on_train_batch_end, os.sysconf("SC_PAGE_SIZE")
+        plain, page = RunCheckpoint.on_train_batch_end, os.sysconf("SC_PAGE_SIZE")
         notes = Path("watch.txt").open("a", buffering=1)  # noqa: SIM115
 
-        def noting(callback: AdapterCheckpoint, trainer: Any, *args: Any) -> None:
+        def noting(callback: RunCheckpoint, trainer: Any, *args: Any) -> None:
             plain(callback, trainer, *args)
             if trainer.global_step % self.number == 0:
                 held = {
@@ -44,7 +44,7 @@ class Watch(Fault):
                 }
                 notes.write(f"{json.dumps(held)}\n")
 
-        AdapterCheckpoint.on_train_batch_end = noting  # type: ignore[method-assign]
+        RunCheckpoint.on_train_batch_end = noting  # type: ignore[method-assign]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")

@@ -231,7 +231,7 @@ def test_only_the_first_process_removes_the_folder(build: Build, monkeypatch: py
 def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
     words = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     names = [type(c).__name__ for c in build("--config", "quickstart", *words).trainer.callbacks]
-    assert "EarlyStopping" in names and names.count("AdapterCheckpoint") == names.count("ProgressBar") == 1
+    assert "EarlyStopping" in names and names.count("RunCheckpoint") == names.count("ProgressBar") == 1
 
 
 def test_help_of_classes_is_printed(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:

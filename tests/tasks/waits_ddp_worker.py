@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_pl.data import ImageData
-from randlora_pl.run.callbacks import AdapterCheckpoint, NonFiniteLoss, PeakMemory, StepNumbers, Throughput
+from randlora_pl.run.callbacks import NonFiniteLoss, PeakMemory, RunCheckpoint, StepNumbers, Throughput
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationModule, VisionLanguageTask, make_trainer
 from randlora_pl.utils.device import choose_as_on_cuda
@@ -64,7 +64,7 @@ def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
     """Ten micro-batches, two per step, and how they ended."""
     task = kind("tiny", "random", adapter=METHODS["randlora"]())
     window = Window(mode := Exchanged())
-    own: list[L.Callback] = [window, PeakMemory(), Throughput(), NonFiniteLoss(), StepNumbers(), AdapterCheckpoint()]
+    own: list[L.Callback] = [window, PeakMemory(), Throughput(), NonFiniteLoss(), StepNumbers(), RunCheckpoint()]
     trainer = make_trainer(
         accelerator="cpu", devices=2, strategy=AdapterDDP(), callbacks=own, accumulate_grad_batches=2,
         limit_val_batches=0, default_root_dir=folder,

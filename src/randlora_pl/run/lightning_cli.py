@@ -23,7 +23,6 @@ from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.methods.refine import Form, Start
 from randlora_pl.data.base import PlannedData
 from randlora_pl.run.callbacks import (
-    AdapterCheckpoint,
     Figures,
     Gates,
     NonFiniteLoss,
@@ -32,6 +31,7 @@ from randlora_pl.run.callbacks import (
     PerClass,
     ProgressBar,
     ProgressLines,
+    RunCheckpoint,
     StartSummary,
     StepNumbers,
     Termination,
@@ -230,7 +230,7 @@ class App(LightningCLI):
         if self.command.verb == "fit":
             if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
                 own.append(ValidationSchedule())
-            kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+            kept = next(callback for callback in callbacks if isinstance(callback, RunCheckpoint))
             several = getattr(self.datamodule, "several", False)
             if several and kept.monitor == f"val/{self.task.measure().name}":  # the default, before data were known
                 self.config.checkpoint.monitor = kept.monitor = f"val/{self.task.measure(several=True).name}"

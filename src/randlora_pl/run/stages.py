@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
+from randlora_pl.run.callbacks import HeldLock, PerClass, RunCheckpoint, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint, planned
 from randlora_pl.run.callbacks.summary import (
     callback_of,
@@ -191,7 +191,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
 
 def _tested(app: App) -> dict[str, Any]:
     """Test the last weights, or the weights of the best validation, which stay in the model; return the metrics."""
-    kept = callback_of(app.trainer, AdapterCheckpoint)
+    kept = callback_of(app.trainer, RunCheckpoint)
     best = kept.test == "best" and kept.best is not None
     # also for the last: an earlier part of the run may have written "best"
     _write(app, {"tested": BEST if best else ADAPTER})

@@ -398,7 +398,7 @@ SETTINGS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the data module shards
     "num_sanity_val_steps": 0,  # the test before the training does more
     "log_every_n_steps": 10,
-    "enable_checkpointing": False,  # the callback AdapterCheckpoint does it
+    "enable_checkpointing": False,  # the callback RunCheckpoint does it
     "enable_model_summary": False,  # the callback StartSummary does it
 }
 """Settings of Lightning's Trainer that every task needs."""
@@ -414,7 +414,7 @@ def make_trainer(**options: Any) -> Trainer:
 
     Args:
         options: Options of Lightning's Trainer, which take precedence. ``enable_progress_bar=True`` shows a bar,
-            ``logger=CSVLogger(DIR)`` keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with
+            ``logger=CSVLogger(DIR)`` keeps the curves, ``callbacks=[RunCheckpoint()]`` with
             ``default_root_dir=DIR`` the adapter.
     """
     filter_library_warnings()

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from randlora_pl import __version__
 from randlora_pl.adapters import RandLoRA, read_adapter, trainable_parameters
 from randlora_pl.data import ImageData
-from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, ValidationSchedule
+from randlora_pl.run.callbacks import Patience, RunCheckpoint, ValidationSchedule
 from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite, steps_between, validations
 from randlora_pl.tasks import LOSS, AdaptationModule, Measure, TextHeadTask, make_trainer
 from randlora_pl.tasks.measures import ACCURACY
@@ -31,14 +31,14 @@ def test_last_checkpoint_follows_the_optimizer_steps(fit: Fit, tmp_path: Path) -
         if file.is_file():
             steps.append(torch.load(file, weights_only=True)["global_step"])
 
-    fit(AdapterCheckpoint(every_n_steps=2), LambdaCallback(on_train_batch_start=note), accumulate_grad_batches=3)
+    fit(RunCheckpoint(every_n_steps=2), LambdaCallback(on_train_batch_start=note), accumulate_grad_batches=3)
     assert steps == [2] * 6  # before each micro-batch of the steps 3 and 4
     assert torch.load(file, weights_only=True)["global_step"] == 4
     assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]  # no temporary file is left
 
 
 def test_adapter_folder_holds_the_last_weights(fit: Fit, tmp_path: Path) -> None:
-    _, task, _ = fit(AdapterCheckpoint())
+    _, task, _ = fit(RunCheckpoint())
     saved = read_adapter(tmp_path / "adapter")
     expected = trainable_parameters(task.model)
     assert saved.tensors.keys() == expected.keys()
@@ -53,7 +53,7 @@ def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path
         figures = iter([0.3, 0.9, 0.9, 0.3])  # of equal ones the first is the best
 
         log = LambdaCallback(on_validation_epoch_end=lambda _, task, own=figures: task.log("val/own", next(own)))
-        checkpoint = AdapterCheckpoint(monitor="val/own", mode=mode)
+        checkpoint = RunCheckpoint(monitor="val/own", mode=mode)
         fit(log, checkpoint, limit_val_batches=1, val_check_interval=1)
         assert checkpoint.best_step == best
         training = read_adapter(tmp_path / "adapter-best").config["metadata"]["training"]
@@ -67,7 +67,7 @@ def test_spoilt_weights_do_not_replace_a_good_checkpoint(fit: Fit, tmp_path: Pat
             with torch.no_grad():
                 next(p for p in module.parameters() if p.requires_grad).fill_(torch.inf)
 
-    _, task, _ = fit(LambdaCallback(on_train_batch_end=spoil), AdapterCheckpoint(every_n_steps=1))
+    _, task, _ = fit(LambdaCallback(on_train_batch_end=spoil), RunCheckpoint(every_n_steps=1))
     assert not is_finite(task)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
@@ -86,7 +86,7 @@ def test_end_between_two_micro_batches_keeps_the_last_whole_step(fit: Fit, tmp_p
     def stop(trainer: Trainer, *args: Any) -> None:
         trainer.should_stop = args[-1] == 6  # the first micro-batch of the third step
 
-    fit(LambdaCallback(on_train_batch_end=stop), AdapterCheckpoint(every_n_steps=2), accumulate_grad_batches=3)
+    fit(LambdaCallback(on_train_batch_end=stop), RunCheckpoint(every_n_steps=2), accumulate_grad_batches=3)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
@@ -94,7 +94,7 @@ def test_end_between_two_micro_batches_keeps_the_last_whole_step(fit: Fit, tmp_p
 
 
 def test_the_counts_of_a_repeated_validation_are_those_of_a_whole_one(fit: Fit) -> None:
-    trainer, task, _ = fit(checkpoint := AdapterCheckpoint())
+    trainer, task, _ = fit(checkpoint := RunCheckpoint())
     repeated = {"ready": 3, "started": 3, "processed": 2, "completed": 2}  # Lightning takes these for an unfinished one
     saved = {"loops": {"fit_loop": {"epoch_loop.val_loop.batch_progress": {"total": repeated, "current": {}}}}}
     checkpoint.on_save_checkpoint(trainer, task, saved)
@@ -112,16 +112,16 @@ def test_the_task_has_the_metric_that_selects_the_best_adapter() -> None:
         ((ACCURACY, LOSS), {"mode": "min"}, ("val/acc", "min")),
     ):
         kind = type("Measured", (TextHeadTask,), {"measures": measures})
-        checkpoint = AdapterCheckpoint(**given)
+        checkpoint = RunCheckpoint(**given)
         checkpoint.setup(make_trainer(accelerator="cpu"), AdaptationModule(kind("tiny")), "fit")
         assert (checkpoint.monitor, checkpoint.mode) == wanted
 
 
 def test_impossible_options() -> None:
     with pytest.raises(UserError, match="positive"):
-        AdapterCheckpoint(every_n_steps=0)
+        RunCheckpoint(every_n_steps=0)
     with pytest.raises(UserError, match="max or min"):
-        AdapterCheckpoint(mode="best")
+        RunCheckpoint(mode="best")
 
 
 @in_one_item(
@@ -170,7 +170,7 @@ def go(tmp_path: Path) -> Go:
         data = ImageData(dataset="digits", shots=2, steps=steps, batch_size=8, eval_batch_size=64)
         task = TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
         ends = [] if patience is None else [Patience("val/loss", "max", patience)]
-        kept = AdapterCheckpoint(monitor="val/loss", mode="max", patience=patience)
+        kept = RunCheckpoint(monitor="val/loss", mode="max", patience=patience)
         callbacks = [ValidationSchedule(), *ends, kept, seen]
         options = {"limit_val_batches": 1, "accelerator": "cpu", "callbacks": callbacks} | options
         trainer = make_trainer(default_root_dir=tmp_path / folder, **options)
@@ -225,4 +225,4 @@ def test_patience_without_validations_is_refused(options: dict[str, Any], go: Go
     with pytest.raises(UserError, match="patience"):
         go(Seen(), 12, 2, **options)
     with pytest.raises(UserError, match="patience"):
-        AdapterCheckpoint(patience=0)
+        RunCheckpoint(patience=0)

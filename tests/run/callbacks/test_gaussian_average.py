@@ -12,7 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data import ImageData
-from randlora_pl.run.callbacks import AdapterCheckpoint, GaussianAverage
+from randlora_pl.run.callbacks import GaussianAverage, RunCheckpoint
 from randlora_pl.run.callbacks.checkpoint import gaussian_weights
 from randlora_pl.tasks import AdaptationModule, TextHeadTask, make_trainer
 from randlora_pl.utils.errors import UserError
@@ -69,7 +69,7 @@ def test_weights_are_those_of_a_normal_distribution() -> None:
 def test_a_run_ends_with_the_mean_also_after_an_interruption(tmp_path: Path) -> None:
     middle = tmp_path / "middle.ckpt"
     each, mean = EachEpoch(middle), GaussianAverage(mu=3, sigma=1)
-    task = run(tmp_path, mean, each, AdapterCheckpoint())
+    task = run(tmp_path, mean, each, RunCheckpoint())
     weights = gaussian_weights(EPOCHS, 3, 1)
     assert len(each.values) == EPOCHS
     for name, value in trained(task).items():

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA, read_adapter
-from randlora_pl.run.callbacks import AdapterCheckpoint, NonFiniteLoss
+from randlora_pl.run.callbacks import NonFiniteLoss, RunCheckpoint
 from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.errors import UserError
@@ -46,7 +46,7 @@ class Spoiling(Diverging):
 
 @pytest.mark.parametrize(("kind", "step"), [(Diverging, 2), (Spoiling, 1)])
 def test_last_good_adapter_is_kept(fit: Fit, tmp_path: Path, kind: type[TextHeadTask], step: int) -> None:
-    class FirstStepOnly(AdapterCheckpoint):
+    class FirstStepOnly(RunCheckpoint):
         def _save_last(self, trainer: Any, pl_module: Any) -> None:
             if trainer.global_step == 1:
                 super()._save_last(trainer, pl_module)
@@ -71,7 +71,7 @@ def test_weights_spoilt_by_the_last_step_are_not_kept(fit: Fit, tmp_path: Path) 
                 next(p for p in module.parameters() if p.requires_grad).fill_(torch.nan)
 
     with pytest.raises(UserError, match=r"0\.01"):
-        fit(LambdaCallback(on_train_batch_end=spoil), NonFiniteLoss(), AdapterCheckpoint(every_n_steps=2))
+        fit(LambdaCallback(on_train_batch_end=spoil), NonFiniteLoss(), RunCheckpoint(every_n_steps=2))
     saved = read_adapter(tmp_path / "adapter")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values())
 
@@ -132,7 +132,7 @@ def test_no_non_finite_loss_changes_weights_where_the_device_checks(
     stopped = rf"the loss is {'nan' if word == 'nan' else 'inf'} at step {step}. Lower .*\(step {step - 1}\)"
     options = {"default_root_dir": tmp_path, "accumulate_grad_batches": accumulate}
     with choose_as_on_cuda(), pytest.raises(UserError, match=stopped):
-        fit(weights, NonFiniteLoss(), AdapterCheckpoint(every_n_steps=every), task=task, **options)
+        fit(weights, NonFiniteLoss(), RunCheckpoint(every_n_steps=every), task=task, **options)
     whole, before = bad - bad % accumulate, trained(task)  # micro-batches of whole steps before
     late = every > 1  # a checkpoint reads at once
     assert len(weights.after) == min(4 * accumulate, whole + accumulate * (1 + late)), "not more than a step later"

@@ -4,13 +4,13 @@
 
 Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
-    >>> from randlora_pl.run.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
+    >>> from randlora_pl.run.callbacks import RunCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
     >>> from randlora_pl.run.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, ProgressLines, Throughput
     >>> from randlora_pl.run.callbacks import UnseenGradient, UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
     >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates(), ProgressLines()]
-    >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
+    >>> callbacks += [RunCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(AdaptationModule(VisionLanguageTask("tiny")), ImageData(dataset="digits", steps=4))
 
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint, GaussianAverage, Patience, ValidationSchedule
+    from randlora_pl.run.callbacks.checkpoint import GaussianAverage, Patience, RunCheckpoint, ValidationSchedule
     from randlora_pl.run.callbacks.evaluation import Elsewhere, NewClasses, PerClass, WrittenAnswers, ZeroShot
     from randlora_pl.run.callbacks.figures import Figures, Gates, confusion_figure, gates_figure, samples_figure
     from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient, UpdateSpectrum

@@ -112,7 +112,7 @@ def is_finite(module: nn.Module) -> bool:
     return not finite or bool(torch.stack(finite).all())  # the host waits for the device once
 
 
-class AdapterCheckpoint(Declared, Callback):
+class RunCheckpoint(Declared, Callback):
     """Write ``checkpoints/last.ckpt``, ``adapter`` and, with validation, ``adapter-best``.
 
     A checkpoint has the trainable parameters, the optimizer and the loop state, without the frozen model.
@@ -138,6 +138,11 @@ class AdapterCheckpoint(Declared, Callback):
         self._seen_step = -1
         self._whole_step = False  # True if the last batch ended an optimizer step
         self._validates = False  # True while the validation of this step runs
+
+    @property
+    def state_key(self) -> str:
+        """Name of its state in checkpoints, also in those of earlier versions, whose class had this name."""
+        return "AdapterCheckpoint"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best metric and the metrics of the last validation."""
@@ -311,11 +316,11 @@ def validations(trainer: Trainer, data: PlannedData) -> int | None:
 class Patience(EarlyStopping):
     """Stop after ``patience`` validations without improvement; a resumed run stops at the same step.
 
-    It precedes `AdapterCheckpoint` in the list of callbacks, so that a checkpoint includes its last validation.
+    It precedes `RunCheckpoint` in the list of callbacks, so that a checkpoint includes its last validation.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
-        # `AdapterCheckpoint` reports a wrong monitor; a non-finite metric is not an improvement.
+        # `RunCheckpoint` reports a wrong monitor; a non-finite metric is not an improvement.
         super().__init__(
             monitor, patience=patience, mode=mode, strict=False, check_finite=False, check_on_train_epoch_end=False
         )
@@ -372,7 +377,7 @@ class GaussianAverage(Declared, Callback):
     trained factors; their product differs from the mean of the products in second order.
 
     Few-shot training of PromptSRC (arXiv 2307.06948) has 50 epochs with mean 30 and deviation 30, or 45 and 5
-    for some datasets. The callback precedes `AdapterCheckpoint` in the list.
+    for some datasets. The callback precedes `RunCheckpoint` in the list.
 
     Examples:
         >>> trainer = make_trainer(callbacks=[GaussianAverage(mu=15, sigma=1)])

@@ -304,7 +304,7 @@ class Termination(Callback):
         self._within = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Pass on a signal received during the step; `AdapterCheckpoint` then saves and Lightning ends."""
+        """Pass on a signal received during the step; `RunCheckpoint` then saves and Lightning ends."""
         if trainer.global_step == self._step:
             return
         self._step, self._within = trainer.global_step, False
@@ -322,7 +322,7 @@ class HeldLock(Callback):
         self._lease, self._folder = lease, folder
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Check the lock before `AdapterCheckpoint` runs, so that nothing more is written.
+        """Check the lock before `RunCheckpoint` runs, so that nothing more is written.
 
         Raises:
             LostProcessError: The lock is lost.

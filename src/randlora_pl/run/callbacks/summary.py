@@ -19,7 +19,7 @@ from randlora_pl.adapters.operations import undecayed
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import PlannedData
-from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint, Patience, planned, validations
+from randlora_pl.run.callbacks.checkpoint import Patience, RunCheckpoint, planned, validations
 from randlora_pl.run.callbacks.progress import PeakMemory, Throughput
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.tasks.objective import Objective
@@ -222,7 +222,7 @@ def fit_metrics(trainer: Trainer, task: Objective, data: PlannedData) -> dict[st
     """Return counts, times, memory and versions of a finished training."""
     folder, throughput = run_folder(trainer), callback_of(trainer, Throughput)
     speed = throughput.per_second
-    kept = callback_of(trainer, AdapterCheckpoint)
+    kept = callback_of(trainer, RunCheckpoint)
     patience = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Patience)), None)
     early = patience is not None and patience.exhausted and trainer.global_step < total_steps(trainer)
     sizes = {"checkpoint_bytes": folder / LAST, "adapter_bytes": folder / ADAPTER / "adapter.safetensors"}

@@ -272,7 +272,7 @@ def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict
 def callback_classes() -> dict[str, type]:
     """Return the callbacks whose options are a group of their own."""
     room = _room("run.callbacks")
-    kinds = {"checkpoint": room.AdapterCheckpoint, "gradient_flow": room.GradientFlow, "spectrum": room.UpdateSpectrum}
+    kinds = {"checkpoint": room.RunCheckpoint, "gradient_flow": room.GradientFlow, "spectrum": room.UpdateSpectrum}
     return kinds | {"unseen_gradient": room.UnseenGradient}
 
 
