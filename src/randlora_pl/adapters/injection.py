@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Procedure
+from randlora_pl.adapters.checkpoints import complete_state
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, attach, check_input_acts
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import Bases, matches
@@ -294,6 +295,8 @@ def inject(
     report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     report.procedure = report.adapter.procedure(model)
     model.adapter_report = report  # type: ignore[assignment]
+    if "adapter_loading" not in vars(model):
+        model.adapter_loading = model.register_load_state_dict_pre_hook(complete_state)
     return report
 
 

@@ -135,6 +135,8 @@ def detach(model: nn.Module) -> None:
         layer.detach()
     for module in model.modules():  # a separately adapted submodule has its own report
         module.__dict__.pop("adapter_report", None)
+        if (loading := module.__dict__.pop("adapter_loading", None)) is not None:
+            loading.remove()
 
 
 @contextmanager

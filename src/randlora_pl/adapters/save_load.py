@@ -34,7 +34,7 @@ from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, 
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.trained import forget_computed, reset_buffers
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
-from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, move, parse_json, scratch_folder
 from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
 from randlora_pl.utils.run_files import find_adapter
@@ -396,7 +396,7 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
     return adapter
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, revision: str | None = None) -> AdapterFile:
     """Load an adapter into its base model, or reload its tensors if the same adapter is present.
 
     The updates get the mode of the model, train or eval; for prediction, call ``model.eval()`` first.
@@ -406,18 +406,40 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
         >>> logits = model(images)
 
     Args:
-            model: Base model, with the weights that the adapter was trained on.
-            path: Adapter folder or ``.safetensors`` file.
+        model: Base model, with the weights that the adapter was trained on.
+        path: Adapter folder or ``.safetensors`` file, or a repository of the Hugging Face Hub, see `read_shared`.
+        revision: Branch, tag or commit of the repository.
 
     Returns:
-            The adapter file, with its head and metadata.
+        The adapter file, with its head and metadata.
 
     Raises:
-            UserError: The file or the model does not fit; every mismatch is named, the model is unchanged.
+        UserError: The file or the model does not fit; every mismatch is named, the model is unchanged.
     """
-    file = read_adapter(path)
+    file = read_shared(path, revision)
     place_adapter(model, file)
     return file
+
+
+def read_shared(path: str | os.PathLike[str], revision: str | None = None) -> AdapterFile:
+    """Read an adapter from a path, or from a repository of the Hugging Face Hub.
+
+    A text of the form USER/NAME is a repository if no file or folder of this name exists here. Its files come from the
+    client's cache, or are downloaded to it; none of them is code.
+
+    Raises:
+        UserError: See `read_adapter`; or the Hub is unreachable, refuses, or has no adapter there.
+    """
+    if isinstance(path, str) and path.count("/") == 1 and not Path(path).exists():
+        from randlora_pl.utils.hub import cached_files, names_repo
+
+        if names_repo(path):
+            with errors_in(f"{path} does not exist here"):
+                folder = cached_files(path, (CONFIG, TENSORS), (BASES,), revision)
+            return read_adapter(folder, path)
+    if revision is not None:
+        raise UserError(f"revision is {revision!r}, but {path} is not a repository of the Hub. Leave it out.")
+    return read_adapter(path)
 
 
 @derived_once()

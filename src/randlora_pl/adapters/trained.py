@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.layers import AdaptedLayer
+from randlora_pl.adapters.layers import AdaptedLayer, unsharded
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import matches
 from randlora_pl.adapters.sites import is_quantized, out_and_in
@@ -105,6 +105,13 @@ def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
     return update_buffers(model) | moved_buffers(model)
 
 
+def stored_tensors(module: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """Return what checkpoints of a module have of it: what trains, and the kept buffers of the adapted model in it."""
+    kept = {id(buffer) for buffer in kept_buffers(model).values()}
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return trained | {name: buffer for name, buffer in module.named_buffers() if id(buffer) in kept}
+
+
 @torch.no_grad()
 def reset_buffers(model: nn.Module) -> None:
     """Restore the model's own buffers to their values at injection."""
@@ -127,7 +134,8 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
 
     The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
     float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
-    values are unknown. An adapted model has the hash of its base.
+    values are unknown. An adapted model has the hash of its base. Sharded weights are gathered one by one, a collective
+    operation.
 
     Args:
         model: Model, with or without an adapter.
@@ -147,7 +155,7 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
             continue
         if parameter.is_meta:
             return ""
-        flat = originals.get(id(parameter), parameter).detach().flatten()
+        flat = unsharded(originals.get(id(parameter), parameter).detach()).flatten()
         sample = flat[:: max(1, flat.numel() // 1024)][:1024].to(torch.bfloat16)
         digest.update(f"{name}:{tuple(parameter.shape)}".encode())
         digest.update(sample.cpu().view(torch.int16).numpy().tobytes())

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
+    from randlora_pl.interop.adapted_model import AdaptedModel
     from randlora_pl.interop.external import import_official
     from randlora_pl.interop.onnx import export_onnx, export_torch, load_program
     from randlora_pl.interop.peft_export import export_peft

@@ -27,7 +27,7 @@ from randlora_pl.adapters.methods.refine import Start, refine
 from randlora_pl.adapters.operations import rates_of, undecayed
 from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.adapters.save_load import check_loads_again
-from randlora_pl.adapters.trained import kept_buffers
+from randlora_pl.adapters.trained import stored_tensors
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks.files import Adopted, check_options, check_tensors, checksum, kind_of
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Answers, Measure, class_answers, find_measure, number_answers
@@ -430,7 +430,7 @@ class Objective(Declared, nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""
-        return self.trained_parameters() | self.own(kept_buffers(self.model))
+        return stored_tensors(self, self.model)
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Return what trains, by name."""
