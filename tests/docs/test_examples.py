@@ -24,7 +24,7 @@ from tests.support.products import in_one_item, marked
 
 PACKAGES = (
     *("adapters", "lab.analysis", "run.callbacks", "data", "lab", "interop", "language", "models", "prompts", "tasks"),
-    "testing",
+    *("callbacks", "testing"),
 )
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
 NAMES: dict[str, Any] = {name: getattr(module, name) for module in MODULES.values() for name in module.__all__}

@@ -16,7 +16,6 @@ from randlora_pl.adapters import DoRA, LoRA, RandLoRA, inject, load_adapter, rea
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.interop.hub import (
-    check_repo,
     hub_id,
     make_card,
     pull_adapter,
@@ -26,6 +25,7 @@ from randlora_pl.interop.hub import (
     without_local_paths,
 )
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.hub import check_repo
 from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
 from tests.support.products import in_one_item
 
@@ -174,6 +174,50 @@ def test_what_is_damaged_or_of_others_stays_away(hub: FakeHub, tmp_path: Path) -
         pull_adapter("ann/one", tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_a_model_takes_an_adapter_by_the_name_of_its_repository(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    model, x = trained(), torch.randn(5, 12)
+    push_folder(staged(model, tmp_path), "ann/one")
+    files = hub.repos["ann/one"].branches["main"]
+    files["evil.pkl"] = files["modeling.py"] = b"code"
+    hub.requests.clear()
+    file = load_adapter(fresh := network(0), "ann/one")
+    assert torch.equal(fresh(x), model(x)) and file.adapter == RandLoRA(rank=2)
+    assert any("/large/" in request for request in hub.requests)
+    assert not any(name in request for request in hub.requests for name in ("evil", "modeling", "README"))
+    hub.requests.clear()
+    load_adapter(network(0), "ann/one", revision=hub.repos["ann/one"].sha("main"))
+    assert not any("/large/" in request for request in hub.requests)  # from the cache
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        load_adapter(network(0), "ann/one")
+        for name, message in (
+            ("ann/two", "ann/two does not exist here: .*HF_HUB_OFFLINE"),
+            ("../one", "no adapter|not"),
+        ):
+            with pytest.raises((UserError, FileNotFoundError), match=message):
+                load_adapter(network(0), name)
+    with pytest.raises(UserError, match="it was trained on other weights"):
+        load_adapter(network(1), "ann/one")
+    with pytest.raises(UserError, match=r"ann/none does not exist here: .* has no model ann/none"):
+        load_adapter(network(0), "ann/none")
+    with pytest.raises(UserError, match="'third'"):
+        load_adapter(network(0), "ann/one", revision="third")
+    for name, message in (("adapter_model.bin", "pickle"), ("adapter_model.safetensors", "adapter pull ann/one")):
+        files[name] = files.pop("adapter.safetensors", b"")
+        with pytest.raises(UserError, match=message):
+            load_adapter(network(0), "ann/one")
+    save_adapter(model, tmp_path / "ann" / "one")  # a folder here comes first
+    hub.requests.clear()
+    load_adapter(network(0), "ann/one")
+    assert not hub.requests
+    with pytest.raises(UserError, match="not a repository"):
+        load_adapter(network(0), "ann/one", revision="main")
 
 
 def test_paths_of_this_machine_are_not_sent(tmp_path: Path) -> None:

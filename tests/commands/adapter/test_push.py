@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from randlora_pl.adapters import read_adapter
+from randlora_pl.interop import AdaptedModel
+from randlora_pl.tasks import load_task
 from tests.fake_hub import FakeHub, ask, fake_hub
 from tests.support.cli import Refused, Run
 
@@ -46,6 +49,10 @@ def test_there_and_back(run: Run, hub: FakeHub, finished: Path, tmp_path: Path) 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(snippet[1], {})
     assert same[0].out.splitlines()[1].split(",")[1] in printed.getvalue()
+
+    task = AdaptedModel.from_pretrained("ann/digits")  # the base model is built by its name
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.equal(task.class_logits(pixels), load_task(adapter).class_logits(pixels))
 
     config = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)  # and so does its command
     assert config is not None

@@ -354,8 +354,9 @@ def push(
         raise UserError("--message is empty: describe in a few words what changed.")
     check_adapter(adapter)
     from randlora_pl.interop import hub
+    from randlora_pl.utils.hub import check_repo
 
-    hub.check_repo(repo)
+    check_repo(repo)
     file = adapters.read_adapter(adapter)
     if card is not None and card.exists():
         try:
@@ -406,11 +407,12 @@ def pull(
     if output.suffix == ".safetensors" or output.is_file():
         raise UserError(f"--output is {output}: name a folder. One file: adapter export DIR --to adapter.")
     from randlora_pl.interop import hub
+    from randlora_pl.utils.hub import PeftRepositoryError, check_repo
 
-    hub.check_repo(repo)
+    check_repo(repo)
     try:
         file, commit, size = hub.pull_adapter(repo, output, revision)
-    except hub.PeftRepositoryError:
+    except PeftRepositoryError:
         with TemporaryDirectory() as folder:
             commit = hub.download_peft(repo, Path(folder), revision)
             following = _convert(Path(folder), "peft", output, name=repo)

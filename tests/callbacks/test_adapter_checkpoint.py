@@ -1,0 +1,125 @@
+"""Checkpoints of a user's own LightningModule: their size, what they refuse, and the bits of resumed runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+
+from randlora_pl.adapters import PiSSA, inject, merge, merge_and_unload
+from randlora_pl.adapters.checkpoints import leave_out_frozen
+from randlora_pl.callbacks import AdapterCheckpoint
+from randlora_pl.utils.errors import UserError
+from tests.run.parallel.jobs import environment, free_port
+
+from .own_module import METHODS, OwnModule, encoder, loader, trainer, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(("method", "averages"), [("randlora", True), ("adalora", False)])
+def test_a_checkpoint_has_all_but_the_frozen_part_and_resumes_to_the_same_bits(
+    method: str, averages: bool, tmp_path: Path
+) -> None:
+    def mean() -> list[EMAWeightAveraging]:
+        return [EMAWeightAveraging(decay=0.5)] if averages else []
+
+    trainer(tmp_path / "first", *mean()).fit(first := OwnModule(method), loader())
+    file = tmp_path / "first" / "epoch=0.ckpt"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    frozen = {"model.0.weight", "model.0.bias", "model.1.weight", "model.1.bias", "model.3.weight", "model.3.bias"}
+    assert first.state_dict().keys() - state.keys() == frozen  # outside a checkpoint the state is whole
+    assert state.keys() - first.state_dict().keys() == {"model.adapter_report"}
+    assert file.stat().st_size < 0.7 * sum(first.state_dict()[name].nbytes for name in frozen)
+
+    again = trainer(tmp_path / "again", *mean())
+    again.fit(resumed := OwnModule(method), loader(), ckpt_path=file)
+    assert same(first, resumed)
+    again.save_checkpoint(tmp_path / "end.ckpt", weights_only=True)
+    loaded = OwnModule.load_from_checkpoint(tmp_path / "end.ckpt")
+    assert same(loaded, resumed)
+    merge(other := OwnModule(method).model)
+    other.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
+    assert torch.equal(other[0].weight, encoder()[0].weight)  # unmerged
+    (figures,) = trainer(tmp_path).test(OwnModule(method), loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    assert figures == trainer(tmp_path).test(resumed, loader(), verbose=False)[0]
+
+
+def test_other_bases_and_adapters_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, epochs=1).fit(OwnModule(), loader())
+    file = tmp_path / "epoch=0.ckpt"
+    with pytest.raises(UserError, match="other base weights"):
+        OwnModule.load_from_checkpoint(file, seed=1)
+    with pytest.raises(UserError, match="other base weights"):
+        trainer(tmp_path).fit(OwnModule(seed=1), loader(), ckpt_path=file)
+    with pytest.raises(UserError, match="other random bases"):
+        OwnModule.load_from_checkpoint(file, method="lora")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(METHODS, "scaled", METHODS["randlora"].replace(alpha=7.0))
+        with pytest.raises(UserError, match="other options of the adapter"):
+            OwnModule.load_from_checkpoint(file, method="scaled")
+    state = torch.load(file, weights_only=True)["state_dict"]
+    del state["model.0.delta.lambdas"]
+    with pytest.raises(RuntimeError, match=r"Missing key.* \"model.0.delta.lambdas\""):
+        OwnModule().load_state_dict(state)
+
+
+def test_derived_tensors_stay() -> None:
+    inject(model := encoder(), PiSSA(rank=2))
+    leave_out_frozen(model, state := model.state_dict())
+    assert "3.delta.U" in state or any(
+        ".delta." in name and name not in dict(model.named_parameters()) for name in state
+    )
+    inject(fresh := encoder(), PiSSA(rank=2))
+    assert fresh.load_state_dict(state).missing_keys == []
+
+
+def test_mistakes_end_before_the_training(tmp_path: Path) -> None:
+    def refused(module: OwnModule, message: str, attribute: str = "model") -> None:
+        with pytest.raises(UserError, match=message):
+            trainer(tmp_path, callbacks=[AdapterCheckpoint(attribute)], enable_checkpointing=False).fit(
+                module, loader()
+            )
+
+    refused(OwnModule(), r"OwnModule has no module 'modle'. Did you mean 'model'", "modle")
+    refused(OwnModule(), "head of OwnModule: the model has no adapter", "head")
+    plain = OwnModule()
+    merge_and_unload(plain.model)
+    refused(plain, "the model has no adapter")
+    merge((merged := OwnModule()).model)
+    refused(merged, "is merged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 sharded"])
+def test_two_processes_resume_to_the_same_bits(kind: str, tmp_path: Path) -> None:
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}", "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "tests.callbacks.own_module", str(tmp_path), kind]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment(tmp_path, **common, RANK=rank, LOCAL_RANK=rank), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    for process in processes:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output[-3000:]
+    for rank in "01":
+        ends = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        pairs = {name: (value, ends["again"][name]) for name, value in ends["first"].items()}
+        differ = {name for name, pair in pairs.items() if not torch.equal(*pair)}
+        # Only DDP shares running statistics; of the ranks' own ones a checkpoint has rank 0's.
+        assert differ <= ({"model.1.running_mean", "model.1.running_var"} if kind != "ddp" and rank == "1" else set())
+        assert "other base weights" in ends["refused"]
+    saved = tmp_path / "first" / "epoch=0.ckpt"
+    size = sum(each.stat().st_size for each in saved.rglob("*") if each.is_file()) or saved.stat().st_size
+    assert size < 0.9 * sum(parameter.nbytes for parameter in encoder().parameters())
