@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.interop import AdaptedModel
 from randlora_pl.tasks import load_task
+from randlora_pl.tasks.restore import plain_task
+from tests.docs.pages import PAGES
 from tests.fake_hub import FakeHub, ask, fake_hub
 from tests.support.cli import Refused, Run
 
@@ -25,7 +26,9 @@ def hub(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield server
 
 
-def test_there_and_back(run: Run, hub: FakeHub, finished: Path, tmp_path: Path) -> None:
+def test_there_and_back(
+    run: Run, hub: FakeHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = str(finished / "adapter")
     pushed = run("adapter", "push", adapter, "--repo", "ann/digits", "--licence", "apache-2.0", "--message", "Mine")
     assert pushed.code == 0, pushed.err
@@ -50,9 +53,12 @@ def test_there_and_back(run: Run, hub: FakeHub, finished: Path, tmp_path: Path) 
         exec(snippet[1], {})
     assert same[0].out.splitlines()[1].split(",")[1] in printed.getvalue()
 
-    task = AdaptedModel.from_pretrained("ann/digits")  # the base model is built by its name
-    pixels = torch.rand(2, 3, 32, 32)
-    assert torch.equal(task.class_logits(pixels), load_task(adapter).class_logits(pixels))
+    names = {"images": torch.rand(2, 3, 32, 32), "model": plain_task(read_adapter(adapter)).build()}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    page = PAGES["docs/adapter_files.md"].partition("## Hugging Face Hub")[2]
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    exec(block.replace("USER/NAME", "ann/digits"), names)
+    assert torch.equal(names["logits"], load_task(adapter).class_logits(names["images"]))
 
     config = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)  # and so does its command
     assert config is not None
