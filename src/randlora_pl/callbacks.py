@@ -29,14 +29,10 @@ __all__ = ["AdapterCheckpoint"]
 class AdapterCheckpoint(Callback):
     """Keep the frozen part of an adapted model out of Lightning's checkpoints.
 
-    For a LightningModule that calls `inject` on a model of its own. Everything else of the module stays in its
-    checkpoints: what trains, kept buffers and derived tensors of the adapter, other submodules, optimizers, loops.
-    ``ModelCheckpoint`` and ``trainer.save_checkpoint`` write them as before, also with several processes and FSDP2.
-
-    Such a checkpoint loads strictly into a module that is built with the same base model, seed and adapter: by
-    ``trainer.fit`` and ``trainer.test`` with ``ckpt_path``, and by ``load_from_checkpoint``. Another base model is
-    refused. The state of a method's procedure (AdaLoRA) is in the checkpoint, too. The module starts the procedure in
-    ``on_train_start``, and a resumed run gets the state before its first batch.
+    For a LightningModule that calls `inject` on a model of its own. Everything else stays in its checkpoints, which
+    Lightning writes as before, also with several processes and FSDP2. They load strictly into a module with the same
+    base model, seed and adapter, by ``ckpt_path`` and ``load_from_checkpoint``. Another base model is refused. The
+    state of a method's procedure (AdaLoRA) is in them, too, if the module starts it in ``on_train_start``.
 
     Examples:
         >>> callback = AdapterCheckpoint(model_attribute="model")
@@ -60,9 +56,10 @@ class AdapterCheckpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the method's procedure."""
-        if self._procedure_state is None and self._procedure is not None and self._procedure.ran:
-            return {"procedure": self._procedure.state_dict()}
-        return {} if self._procedure_state is None else {"procedure": self._procedure_state}
+        state, procedure = self._procedure_state, self._procedure
+        if state is None and procedure is not None and procedure.ran:
+            state = procedure.state_dict()
+        return {} if state is None else {"procedure": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the procedure for `on_train_batch_start`."""
@@ -115,13 +112,11 @@ class AdapterCheckpoint(Callback):
         try:
             model = attrgetter(self.model_attribute)(module)
         except AttributeError:
-            model = None
-        if not isinstance(model, nn.Module):
             hint = near(self.model_attribute, [name for name, _ in module.named_modules() if name])
             raise UserError(
                 f"AdapterCheckpoint: {type(module).__name__} has no module {self.model_attribute!r}.{hint} Set "
                 "model_attribute to the attribute with the adapted model."
-            )
+            ) from None
         model = getattr(model, "_orig_mod", model)  # of torch.compile
         with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {type(module).__name__}"):
             self._procedure = report_of(model).procedure

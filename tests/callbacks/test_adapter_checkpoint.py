@@ -113,13 +113,13 @@ def test_two_processes_resume_to_the_same_bits(kind: str, tmp_path: Path) -> Non
     for process in processes:
         output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output[-3000:]
-    for rank in "01":
-        ends = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        pairs = {name: (value, ends["again"][name]) for name, value in ends["first"].items()}
-        differ = {name for name, pair in pairs.items() if not torch.equal(*pair)}
-        # Only DDP shares running statistics; of the ranks' own ones a checkpoint has rank 0's.
-        assert differ <= ({"model.1.running_mean", "model.1.running_var"} if kind != "ddp" and rank == "1" else set())
-        assert "other base weights" in ends["refused"]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in "01"]
+    differ = [
+        {name for name, end in rank["first"].items() if not torch.equal(end, rank["again"][name])} for rank in ranks
+    ]
+    # Only DDP exchanges running statistics. A checkpoint of FSDP2 has those of one rank.
+    assert differ[0] | differ[1] <= (set() if kind == "ddp" else {"model.1.running_mean", "model.1.running_var"})
+    assert set() in differ and all("other base weights" in rank["refused"] for rank in ranks)
     saved = tmp_path / "first" / "epoch=0.ckpt"
     size = sum(each.stat().st_size for each in saved.rglob("*") if each.is_file()) or saved.stat().st_size
     assert size < 0.9 * sum(parameter.nbytes for parameter in encoder().parameters())
