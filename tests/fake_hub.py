@@ -86,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             (r"POST /api/validate-yaml", self.validate),
             (r"POST /api/models/([^/]+/[^/]+)/branch/(.+)", self.branch),
             (r"GET /api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self.info),
+            (r"GET /api/models/([^/]+/[^/]+)/tree/(.+)", self.tree),
             (r"POST /api/models/([^/]+/[^/]+)/preupload/(.+)", self.preupload),
             (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.batch),
             (r"PUT /large/(\w+)", self.upload),
@@ -149,6 +150,12 @@ class Handler(BaseHTTPRequestHandler):
         sha = next(repo.sha(branch) for branch, there in repo.branches.items() if there is files)
         listed = [{"rfilename": file} for file in sorted(files)]
         return self.answer(200, {"id": name, "sha": sha, "private": repo.private, "siblings": listed})
+
+    def tree(self, name: str, revision: str) -> None:
+        if (repo := self.repo(name)) is not None:
+            files = repo.files(revision) or {}
+            rows = [{"type": "file", "path": path, "size": len(files[path]), "oid": path} for path in sorted(files)]
+            self.answer(200, rows)
 
     def preupload(self, name: str, revision: str) -> None:
         if self.repo(name, write=True) is None:

@@ -43,8 +43,8 @@ class _Report(Protocol):
 def leave_out_frozen(model: nn.Module, state: MutableMapping[str, Any], prefix: str = "") -> None:
     """Remove everything from a state that the base model and the seed give again, and add the mark.
 
-    Trained tensors stay, and those of updates that are frozen at the moment, derived tensors, kept buffers, and the
-    model's own buffers that may be statistics.
+    Trained tensors stay, also if they are frozen at the moment, and derived tensors, kept buffers, and the model's own
+    buffers that may be statistics.
 
     Args:
         model: Model with an adapter.

@@ -34,7 +34,7 @@ class AdaptedModel:
             ``task.model``.
 
         Raises:
-            UserError: There is no such adapter, it is damaged, no task saved it, or the base model has other weights.
+            UserError: The adapter is missing or damaged, no task saved it, or the base model has other weights.
         """
         file = read_shared(name, revision)
         of_texts = file.config.get("base_model", {}).get("library") == "transformers"
