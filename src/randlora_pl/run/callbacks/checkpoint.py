@@ -141,7 +141,7 @@ class RunCheckpoint(Declared, Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of its state in checkpoints, also in those of earlier versions, whose class had this name."""
+        """Name of its state in checkpoints, as in earlier versions, whose class had this name."""
         return "AdapterCheckpoint"
 
     def state_dict(self) -> dict[str, Any]:
