@@ -127,10 +127,11 @@ class AdapterCheckpoint(Callback):
         """Leave the frozen part out of the state dict of the LightningModule inside the block."""
         model, prefix = self._find(strategy)
 
-        def leave_out(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        def leave_out(_module: nn.Module, state: dict[str, Any], *_: Any) -> None:
             leave_out_frozen(model, state, prefix)
 
-        with _module_of(strategy).register_state_dict_post_hook(leave_out):
+        module = _module_of(strategy)
+        with module.register_state_dict_post_hook(leave_out):  # type: ignore[no-untyped-call]
             yield
 
     def _check_file(self, strategy: Strategy, path: Path, weights_only: bool | None) -> None:

@@ -296,7 +296,8 @@ def inject(
     report.procedure = report.adapter.procedure(model)
     model.adapter_report = report  # type: ignore[assignment]
     if "adapter_loading" not in vars(model):
-        model.adapter_loading = model.register_load_state_dict_pre_hook(complete_state)
+        handle = model.register_load_state_dict_pre_hook(complete_state)  # type: ignore[no-untyped-call]
+        model.adapter_loading = handle
     return report
 
 
