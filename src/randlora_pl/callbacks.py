@@ -80,7 +80,7 @@ class AdapterCheckpoint(Callback):
 
         @wraps(save)
         def save_checkpoint(checkpoint: dict[str, Any], *args: Any, **options: Any) -> None:
-            model, prefix = self._find(strategy)
+            _, model, prefix = self._find(strategy)
             state = checkpoint["state_dict"]  # empty in processes that write nothing
             if state and prefix + MARK not in state:  # the mean of Lightning's WeightAveraging
                 leave_out_frozen(model, state, prefix)
@@ -88,7 +88,7 @@ class AdapterCheckpoint(Callback):
 
         @wraps(load)
         def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-            module, path = _module_of(strategy), Path(strategy.broadcast(checkpoint_path))
+            module, path = self._find(strategy)[0], Path(strategy.broadcast(checkpoint_path))
             strict = module.strict_loading
             with self._left_out(strategy):
                 if strategy.restore_checkpoint_after_setup and path.is_file():
@@ -102,13 +102,14 @@ class AdapterCheckpoint(Callback):
         for wrapped in (lightning_module_state_dict, save_checkpoint, load_checkpoint):
             setattr(strategy, wrapped.__name__, wrapped)
 
-    def _find(self, strategy: Strategy) -> tuple[nn.Module, str]:
-        """Return the adapted model, and the prefix of its names in the state of the LightningModule.
+    def _find(self, strategy: Strategy) -> tuple[LightningModule, nn.Module, str]:
+        """Return the LightningModule, the adapted model, and the prefix of its names in the module's state.
 
         Raises:
             UserError: The module has no such attribute, or the model there has no adapter.
         """
-        module = _module_of(strategy)
+        module = strategy.lightning_module
+        assert module is not None
         try:
             model = attrgetter(self.model_attribute)(module)
         except AttributeError:
@@ -120,26 +121,25 @@ class AdapterCheckpoint(Callback):
         model = getattr(model, "_orig_mod", model)  # of torch.compile
         with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {type(module).__name__}"):
             self._procedure = report_of(model).procedure
-        return model, next(f"{name}." for name, each in module.named_modules() if each is model)
+        return module, model, next(f"{name}." for name, each in module.named_modules() if each is model)
 
     @contextmanager
     def _left_out(self, strategy: Strategy) -> Iterator[None]:
         """Leave the frozen part out of the state dict of the LightningModule inside the block."""
-        model, prefix = self._find(strategy)
+        module, model, prefix = self._find(strategy)
 
         def leave_out(_module: nn.Module, state: dict[str, Any], *_: Any) -> None:
             leave_out_frozen(model, state, prefix)
 
-        module = _module_of(strategy)
         with module.register_state_dict_post_hook(leave_out):  # type: ignore[no-untyped-call]
             yield
 
     def _check_file(self, strategy: Strategy, path: Path, weights_only: bool | None) -> None:
         """Refuse a checkpoint in one file that lacks a tensor or belongs to another base model."""
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)["state_dict"]
-        model, prefix = self._find(strategy)
+        module, model, prefix = self._find(strategy)
         complete_state(model, state, prefix)
-        if missing := sorted(_module_of(strategy).state_dict().keys() - state.keys() - {prefix + MARK}):
+        if missing := sorted(module.state_dict().keys() - state.keys() - {prefix + MARK}):
             raise UserError(f"{path} does not fit: missing {missing[:3]}.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,7 +148,7 @@ class AdapterCheckpoint(Callback):
         Raises:
             UserError: The attribute is wrong, or the model there has no adapter or is merged.
         """
-        model, _ = self._find(trainer.strategy)
+        _, model, _ = self._find(trainer.strategy)
         if any(layer.merged for layer in adapted_layers(model).values()):
             raise UserError(
                 f"AdapterCheckpoint: {self.model_attribute} of {type(pl_module).__name__} is merged, so its update "
@@ -160,9 +160,3 @@ class AdapterCheckpoint(Callback):
         if self._procedure_state is not None and self._procedure is not None:
             self._procedure.load_state_dict(self._procedure_state)
             self._procedure.ran, self._procedure_state = True, None
-
-
-def _module_of(strategy: Strategy) -> LightningModule:
-    module = strategy.lightning_module
-    assert module is not None
-    return module

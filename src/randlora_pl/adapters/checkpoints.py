@@ -8,12 +8,11 @@ of a larger module, so that such a state loads strictly.
 import hashlib
 import json
 from collections.abc import Collection, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.layers import AdaptedLayer
 from randlora_pl.adapters.trained import (
@@ -33,11 +32,6 @@ _PARTS = {
     "random bases": "Give the adapter the seed of the training.",
     "options of the adapter": "Inject the adapter of the training.",
 }
-
-
-class _Report(Protocol):
-    adapter: Adapter
-    fingerprint: str
 
 
 def leave_out_frozen(model: nn.Module, state: MutableMapping[str, Any], prefix: str = "") -> None:
@@ -102,7 +96,7 @@ def _mark(model: nn.Module, without: Collection[str]) -> Tensor:
 
     Its size is fixed, so that sharded checkpoints can load it in place.
     """
-    report: _Report = model.adapter_report  # type: ignore[assignment]
+    report = vars(model)["adapter_report"]
     adapter = hashlib.sha256(json.dumps(report.adapter.identity(), sort_keys=True).encode()).hexdigest()
     digests = (hash_weights(model, without), report.fingerprint, adapter)
     return torch.tensor([each for text in digests for each in bytes.fromhex(text.ljust(2 * _DIGEST, "0"))]).byte()
