@@ -187,7 +187,7 @@ def test_a_model_takes_an_adapter_by_the_name_of_its_repository(
     files["evil.pkl"] = files["modeling.py"] = b"code"
     hub.requests.clear()
     file = load_adapter(fresh := network(0), "ann/one")
-    assert torch.equal(fresh(x), model(x)) and file.adapter == RandLoRA(rank=2)
+    assert torch.equal(fresh(x), model(x)) and file.adapter.method() == "RandLoRA"
     assert any("/large/" in request for request in hub.requests)
     assert not any(name in request for request in hub.requests for name in ("evil", "modeling", "README"))
     hub.requests.clear()
