@@ -33,7 +33,11 @@ def test_bad_options(refused: Refused, finished: Path, words: tuple[str, ...], m
 
 
 def test_bad_adapters(refused: Refused, finished: Path, tmp_path: Path) -> None:
-    assert "required: --adapter" in refused("serve", "--port", "8000")
+    assert "give either --adapter ADAPTER, or a folder with several" in refused("serve", "--port", "8000")
+    assert "give either" in refused("serve", "--adapter", str(finished / "adapter"), "--adapters", ".")
+    assert "script is not a folder" in refused("serve", "--adapters", "script")
+    (tmp_path / "none").mkdir()
+    assert "(it is empty). Copy adapters into it: cp -r" in refused("serve", "--adapters", str(tmp_path / "none"))
     assert "nowhere" in refused("serve", "--adapter", "nowhere")
     assert "RUN/adapter" in refused("serve", "--adapter", str(finished / "checkpoints"))
     plain = tmp_path / "plain"
@@ -48,6 +52,8 @@ def test_bad_adapters(refused: Refused, finished: Path, tmp_path: Path) -> None:
     tensors = tmp_path / "cut" / "adapter.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:500])
     assert "truncated" in refused("serve", "--adapter", "cut")
+    shutil.move("cut", "none/cut")
+    assert "can be served (none/cut/adapter.safetensors cannot be read" in refused("serve", "--adapters", "none")
 
 
 def test_port_in_use(refused: Refused, finished: Path) -> None:
@@ -82,6 +88,8 @@ def test_a_public_address_is_told_with_a_caution() -> None:
     assert "caution  every machine that can reach this one can use it" in page
     assert "caution" not in start_page(ServerOptions(adapter=Path("a")), facts)
     asked = start_page(ServerOptions(adapter=Path("a"), token="secret"), facts)
+    several = start_page(ServerOptions(adapters=Path("nowhere")), facts)
+    assert "  adapters 0: \n" in several and "-F adapter" not in several
     assert '-H "Authorization: Bearer $RANDLORA_PL_TOKEN" -F' in asked and "secret" not in asked
 
 

@@ -48,9 +48,10 @@ def wait_until(condition: Any, seconds: float = 60.0) -> bool:
 class Running:
     """A server, from its start to its end."""
 
-    def __init__(self, adapter: Path, log: Path, *options: str) -> None:
-        self.port, self.log = free_port(), log
-        words = ["serve", "--adapter", str(adapter), "--port", str(self.port), "--device", "cpu", *options]
+    def __init__(self, adapter: Path | None, log: Path, *options: str) -> None:
+        self.port, self.log, self.token = free_port(), log, ""
+        own = [] if adapter is None else ["--adapter", str(adapter)]
+        words = ["serve", *own, "--port", str(self.port), "--device", "cpu", *options]
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "randlora_pl", *words],
@@ -77,7 +78,8 @@ class Running:
         """The status, and the answer: of JSON what it says, else text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+            headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            connection.request(method, path, body, headers | ({"Content-Type": kind} if kind else {}))
             answer = connection.getresponse()
             text = answer.read().decode()
             return answer.status, json.loads(text) if "json" in answer.getheader("Content-Type", "") else text

@@ -275,4 +275,6 @@ def test_a_server_gives_the_probabilities_of_predict(
     monkeypatch.setattr(PromptTask, "predictions", lambda self, outputs: outputs.sigmoid())
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(server._probabilities(images), server.task.class_logits(images).sigmoid())
+        torch.testing.assert_close(
+            torch.stack(server._probabilities(images, ["", ""])), server.task.class_logits(images).sigmoid()
+        )

@@ -81,11 +81,11 @@ def _write_contents(path: Path, contents: Contents) -> None:
             save_tensors(contents.bases, part / BASES)
 
 
-def _read_contents(path: Path, name: Path | None = None) -> Contents:
-    """Read an adapter; only check that its files are readable. Messages use ``name`` instead of the path."""
+def read_config(path: Path, name: Path | None = None) -> dict[str, Any]:
+    """Return the unchecked config of an adapter, without its tensors. Messages use ``name`` instead of the path."""
     name = path if name is None else name
     if path.is_file():
-        source, kind, text = name, f"file: its metadata has no {_KEY}", _config_of_file(path)
+        source, kind, text = name, f"file: its metadata has no {_KEY}", _config_of_file(path, name)
     else:
         source, kind = name / CONFIG, f"folder: it needs {CONFIG} and {TENSORS}"
         text = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() and (path / TENSORS).is_file() else None
@@ -103,8 +103,15 @@ def _read_contents(path: Path, name: Path | None = None) -> Contents:
         raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}). Save it again.") from None
     if not isinstance(config, dict):
         raise UserError(f"{source} cannot be read (not a JSON object). Save it again.")
+    return config
+
+
+def _read_contents(path: Path, name: Path | None = None) -> Contents:
+    """Read an adapter; only check that its files are readable. Messages use ``name`` instead of the path."""
+    name = path if name is None else name
+    config = read_config(path, name)
     if path.is_file():
-        tensors = load_tensors(path)
+        tensors = load_tensors(path, name)
         bases = {key.removeprefix(_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(_PREFIX)}
     else:
         tensors = load_tensors(path / TENSORS, name / TENSORS)
@@ -137,14 +144,15 @@ def checksums(contents: Contents) -> dict[str, str]:
     return sums
 
 
-def _config_of_file(path: Path) -> bytes | None:
-    """Return the config in a file's metadata, or None."""
+def _config_of_file(path: Path, name: Path | None = None) -> bytes | None:
+    """Return the config in a file's metadata, or None; messages use ``name`` instead of the path."""
     with path.open("rb"):  # raises the system's error; safetensors reports every unreadable file as missing
         pass
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
+        path = name or path
         raise UserError(f"{path} cannot be read ({error}): truncated, damaged or not a safetensors file.") from None
     return None if text is None else text.encode()
 

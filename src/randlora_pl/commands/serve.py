@@ -1,15 +1,16 @@
-"""``serve``: class probabilities of uploaded images over HTTP, from an adapter alone."""
+"""``serve``: class probabilities of uploaded images over HTTP, from an adapter alone, or from several by name."""
 
+import dataclasses
 import errno
 import importlib.util
 import os
+import shlex
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.common import pick_device
-from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.serving import ServerOptions
 from randlora_pl.utils.adapter_schema import method_label
@@ -18,6 +19,9 @@ from randlora_pl.utils.machine import use_precision
 from randlora_pl.utils.options import Device, Folder, Weights
 from randlora_pl.utils.text import printable
 from randlora_pl.utils.weights_files import file_name, register_weights
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters import AdapterFile
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see the value of ``--token``."""
@@ -35,7 +39,9 @@ def serve(
 
     Examples:
         randlora-pl serve --adapter runs/quickstart/latest
+        randlora-pl serve --adapters adapters/
         curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+        curl -F image=@photo.jpg -F adapter=cars http://127.0.0.1:8000/predict
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
 
     Args:
@@ -50,11 +56,14 @@ def serve(
         the page (which asks for it) and the status of GET /health stay public. On Ctrl-C or SIGTERM the server finishes
         open requests, then exits.
     """
-    options = replace(options, token=options.token or os.environ.get(TOKEN, ""))
+    options = dataclasses.replace(options, token=options.token or os.environ.get(TOKEN, ""))
     if options.token and not (options.token.isascii() and options.token.isprintable() and " " not in options.token):
         raise UserError("--token: give letters, digits and signs without spaces.")
     register_weights(pretrained)
-    adapter_config(options.adapter)
+    if options.adapter is not None:
+        adapter_config(options.adapter)
+    elif not (options.adapters or Path()).is_dir():
+        raise UserError(f"--adapters {options.adapters} is not a folder.")
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
@@ -74,13 +83,35 @@ def serve(
     place = pick_device(device)
     use_precision(options.precision, place)
     limits = uploads.Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
-    config = read_adapter(options.adapter).config
-    facts = describe(config, limits.upload_bytes, limits.pixels, str(place))
-    shown = uploads.read_samples(samples, config["metadata"], limits)
-    print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
+    file = read_adapter(options.adapter) if options.adapter else first_readable(options.adapters or Path())
+    facts, base = describe(file.config, limits.upload_bytes, limits.pixels, str(place)), None
+    if options.adapter is None:
+        facts = {key: value for key, value in facts.items() if key not in ("adapter", "task", "classes")}
+        base = dataclasses.replace(file, tensors={}, extra={}, bases=None)
+    shown = uploads.read_samples(samples, file.metadata, limits)
+    print(printable(f"Starting to serve {options.adapter or options.adapters} ..."), flush=True)
     ready = printable(start_page(options, facts))
-    app.run_server(options, facts, ready, place, limits, names_of(host, allow_host), shown)
+    app.run_server(options, facts, ready, place, limits, names_of(host, allow_host), shown, base)
     return 0
+
+
+def first_readable(folder: Path) -> "AdapterFile":
+    """Return the first adapter of a folder that can be served, by name; its base model is the server's."""
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.serving.on_demand import check_classes, find_files, list_names
+
+    reasons = []
+    for files in (find_files(folder, name) for name in list_names(folder)):
+        try:
+            if files is not None:
+                adapter_config(files.path)
+                check_classes((file := read_adapter(files.path)).config, files.path)
+                return file
+        except UserError as error:
+            reasons.append(error.what.rstrip("."))
+    hint = f"Copy adapters into it: cp -r runs/quickstart/latest/adapter {folder}/NAME"
+    reason = next(iter(reasons), "it is empty")
+    raise UserError(f"--adapters {folder} has no adapter that can be served ({reason}).", hint)
 
 
 def names_of(host: str, allowed: Sequence[str]) -> set[str]:
@@ -92,17 +123,15 @@ def names_of(host: str, allowed: Sequence[str]) -> set[str]:
 
 
 def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:
-    """Return the public facts of the server's model, whose adapter's description is given; of this machine the device.
+    """Return the public facts of a server, from the description of its adapter; of this machine the device.
 
     Raises:
         UserError: The adapter is of texts, or has no class names.
     """
-    from randlora_pl.tasks.restore import require_classes
+    from randlora_pl.serving.on_demand import check_classes
 
+    check_classes(config, "the adapter")
     metadata, base = config.get("metadata", {}), config.get("base_model", {})
-    if metadata.get("task") in TASKS:
-        raise UserError("serve answers images, but this adapter is of texts. Use: predict --adapter PATH --texts FILE")
-    require_classes(metadata, "the adapter", "serve")
     return {
         "adapter": method_label(config),
         "base_model": {
@@ -120,20 +149,25 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
 
 def start_page(options: ServerOptions, facts: dict[str, Any]) -> str:
     """Return the lines printed at the start: model, address, and a request as an example."""
-    base, classes = facts["base_model"], facts["classes"]
-    named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    from randlora_pl.serving.on_demand import list_names
+
+    base, several = facts["base_model"], options.adapters is not None
+    names = list_names(options.adapters) if options.adapters is not None else facts["classes"]
+    named = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
     url = f"http://{host}:{options.port}"
     workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
     workers += "" if options.precision == "32" else f" in {options.precision}"
     batches = f"up to {options.batch_size} images per batch, collected for {1000 * options.batch_timeout:g} ms"
     sent = f'-H "Authorization: Bearer ${TOKEN}" ' if options.token else ""
+    method = f" with {facts['adapter']}" if "adapter" in facts else ""
+    form = f"-F adapter={shlex.quote(names[0])} " if several and names else ""
     lines = [
-        f"Serving {options.adapter}",
-        f"  model    {base['library']} {base['name']} ({base['pretrained']}) with {facts['adapter']}, {workers}",
-        f"  classes  {len(classes):,}: {named}",
+        f"Serving {options.adapter or options.adapters}",
+        f"  model    {base['library']} {base['name']} ({base['pretrained']}){method}, {workers}",
+        f"  {'adapters' if several else 'classes '} {len(names):,}: {named}",
         f"  page     {url}/",
-        f"  API      curl {sent}-F image=@photo.jpg '{url}/predict?top_k=3'",
+        f"  API      curl {sent}-F image=@photo.jpg {form}'{url}/predict?top_k=3'",
         f"  health   {url}/health",
         f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels per image; {batches}",
     ]

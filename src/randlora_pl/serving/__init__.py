@@ -1,10 +1,11 @@
-"""HTTP serving of an adapter with LitServe: options, `uploads` for the HTTP process, `app` with server and workers."""
+"""HTTP serving of adapters with LitServe: options, `uploads` and `app` with server and workers, `on_demand` loading."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.machine import Precision
-from randlora_pl.utils.options import Adapter, Check, Count, Option, between
+from randlora_pl.utils.options import Adapter, Check, Count, Folder, Option, between
 
 MAX_PIXELS = 50_000_000
 """Most pixels of an image: decoding takes at least 4 bytes per pixel."""
@@ -16,6 +17,9 @@ class ServerOptions:
 
     Attributes:
         adapter: Folder, file or run of an image adapter. It knows its base model, class names and prompts.
+        adapters: Folder with adapters of one base model, NAME or NAME.safetensors, in the place of --adapter. A request
+            names one: adapter=NAME.
+        adapter_memory: Most memory for adapters of the folder, per worker. The least recently used are unloaded.
         host: 127.0.0.1 is for this machine only, 0.0.0.0 or :: for all.
         port: TCP port.
         token: Answer only requests with the header Authorization: Bearer TOKEN. Other users can see the option in the
@@ -28,7 +32,11 @@ class ServerOptions:
         max_pixels: Larger images get status 413 after reading their header.
     """
 
-    adapter: Adapter
+    adapter: Adapter | None = None
+    adapters: Folder | None = None
+    adapter_memory: Annotated[float, Check(lambda size: 0 < size < 1e9, "a positive number of MB"), Option("MB")] = (
+        1000.0
+    )
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1"
     port: Annotated[int, between(1024, 65535)] = 8000
     token: Annotated[str, Option("TOKEN")] = ""
@@ -40,3 +48,7 @@ class ServerOptions:
         float, Check(lambda size: 0 < size <= 1000, "more than 0 and at most 1000 MB"), Option("MB")
     ] = 20.0
     max_pixels: Count = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if (self.adapter is None) == (self.adapters is None):
+            raise UserError("serve: give either --adapter ADAPTER, or a folder with several, --adapters DIR.")

@@ -13,14 +13,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from itertools import accumulate
 from mimetypes import guess_type
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+import torch
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from litserve import LitAPI, LitServer
@@ -28,9 +30,17 @@ from litserve.loops import BatchedLoop
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from starlette.routing import Route
 
+from randlora_pl.adapters import AdapterFile
 from randlora_pl.data.sources import trust_the_limit
+from randlora_pl.data.unlabelled import read_image
+from randlora_pl.models import cast_frozen
 from randlora_pl.serving import ServerOptions
+from randlora_pl.serving.on_demand import Shelf, list_names
 from randlora_pl.serving.uploads import TAKEN, Connection, Deadline, Gate, Limits, Upload, read_upload
+from randlora_pl.tasks import ImageTask, load_task
+from randlora_pl.tasks.losses import check_numbers
+from randlora_pl.tasks.restore import plain_task
+from randlora_pl.tasks.task_set import TaskSet
 from randlora_pl.utils.errors import LostProcessError, Terminated, UnreadableImageError, UserError
 from randlora_pl.utils.machine import usable_cores, use_precision
 from randlora_pl.utils.own_classes import import_named, named_modules
@@ -70,14 +80,19 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
 
 
 class ClassifierAPI(LitAPI):  # type: ignore[misc]
-    """Adapter with its model, in each worker; ``most_pixels`` is the maximum width x height of an image."""
+    """Adapters with their model, in each worker; ``most_pixels`` is the maximum width x height of an image.
 
-    def __init__(self, options: ServerOptions, most_pixels: int) -> None:
+    For a folder of adapters, ``base`` is one with their base model; its tensors are not needed.
+    """
+
+    def __init__(self, options: ServerOptions, most_pixels: int, base: AdapterFile | None = None) -> None:
         super().__init__(max_batch_size=options.batch_size, batch_timeout=options.batch_timeout, loop=PatientLoop())
-        self.adapter, self.precision, self.most_pixels = options.adapter.resolve(), options.precision, most_pixels
+        self.options, self.most_pixels, self.base = options, most_pixels, base
+        self.adapter = (options.adapter or Path()).resolve()
         self.threads = max(1, usable_cores() // options.workers)  # of PyTorch in each worker
         self.imports = list(named_modules())  # a worker is a new process
         self.failures = multiprocessing.get_context("spawn").SimpleQueue()  # errors of building the model
+        self.most_held = multiprocessing.get_context("spawn").Value("q", 0)  # bytes of adapters in a worker
 
     def setup(self, device: str) -> None:
         """Build the model on a device and run it once."""
@@ -93,66 +108,79 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
             raise
 
     def _build(self, device: str) -> None:
-        import torch
-
-        from randlora_pl.models import cast_frozen
-        from randlora_pl.tasks import load_task
-
         torch.set_num_threads(self.threads)
         trust_the_limit()
-        self.task = load_task(self.adapter)
-        self.frame = self.task.frame
         self.index = torch.device(device)
-        self.autocast = use_precision(self.precision, self.index)
+        self.autocast = use_precision(self.options.precision, self.index)
+        self.shelf: Shelf | None = None
+        if self.base is not None and self.options.adapters is not None:
+            tasks = TaskSet(plain_task(self.base))
+            tasks.first.to(self.index).eval()
+            limit = round(self.options.adapter_memory * 1e6)
+            self.shelf = Shelf(self.options.adapters.resolve(), tasks, limit)
+            return
+        self.task = load_task(self.adapter)
         self.task.to(self.index)
         self.task.prepare_evaluation()
-        if self.precision == "bf16":
+        if self.options.precision == "bf16":
             cast_frozen(self.task.model, torch.bfloat16)  # what autocast would do in each batch
-        self._probabilities(torch.zeros(1, 3, self.frame.size, self.frame.size))
+        self._probabilities(torch.zeros(1, 3, self.task.frame.size, self.task.frame.size), [""])
 
-    def _probabilities(self, images: Any) -> Any:
-        """Return the finite probabilities (b, classes) on the CPU for images (b, 3, size, size), as in `predict`."""
-        import torch
-
-        from randlora_pl.tasks.losses import check_numbers
-
+    def _probabilities(self, images: Any, names: Sequence[str]) -> list[Any]:
+        """Return the probabilities (classes,) on the CPU for each of the images (b, 3, size, size), as in `predict`."""
         with torch.inference_mode(), self.autocast:
-            probabilities = self.task.predictions(self.task.class_logits(images.to(self.index))).cpu()
-        check_numbers(probabilities, self.adapter)
-        return probabilities
+            if self.shelf is not None:
+                return self.shelf.tasks.probabilities(images.to(self.index), names)
+            return list(self.task.predictions(self.task.class_logits(images.to(self.index))).cpu())
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
         """Return the upload; FastAPI has read it in the HTTP process because of the annotation."""
         return request
 
     def predict(self, uploads: list[Upload]) -> list[Response]:
-        """Return one response per upload, for any content."""
-        import torch
-
-        from randlora_pl.data.unlabelled import read_image
-
-        images: list[Any] = []
-        answers: list[Response | None] = []
-        for upload in uploads:  # only one image in full size at a time
+        """Return one response per upload, for any content; as many adapters as fit into memory share a forward pass."""
+        answers: dict[Upload, Response] = {}
+        ready: dict[Upload, tuple[Any, ImageTask]] = {}
+        for name in dict.fromkeys(upload.adapter for upload in uploads):
+            own, kept = [upload for upload in uploads if upload.adapter == name], {each.adapter for each in ready}
             try:
-                images.append(read_image(upload.content, "that was sent", self.frame, TAKEN, self.most_pixels))
-                answers.append(None)
+                task = self.task if self.shelf is None else self.shelf.take(name, kept)
+            except HTTPException as error:
+                answers |= {upload: JSONResponse({"detail": error.detail}, error.status_code) for upload in own}
+                continue
+            for upload in own:  # only one image in full size at a time
+                try:
+                    image = read_image(upload.content, "that was sent", task.frame, TAKEN, self.most_pixels)
+                    ready[upload] = image, task
+                except UserError as error:
+                    status = 422 if isinstance(error, UnreadableImageError) else 503  # 503: memory ran out
+                    answers[upload] = JSONResponse({"detail": error.what}, status)
+            if self.shelf is not None and not self.shelf.shrink({*kept, name}):
+                answers |= self._answer(ready)
+                ready = {}
+                self.shelf.shrink()
+        answers |= self._answer(ready)
+        if self.shelf is not None:
+            self.most_held.value = max(self.most_held.value, self.shelf.held)
+        return [answers[upload] for upload in uploads]
+
+    def _answer(self, ready: Mapping[Upload, tuple[Any, ImageTask]]) -> dict[Upload, Response]:
+        """Return the responses to uploads, whose images are prepared for their tasks."""
+        if not ready:
+            return {}
+        rows = self._probabilities(torch.cat([image for image, _ in ready.values()]), [each.adapter for each in ready])
+        answers: dict[Upload, Response] = {}
+        for (upload, (_, task)), row in zip(ready.items(), rows, strict=True):
+            try:
+                check_numbers(row, upload.adapter or str(self.adapter))
             except UserError as error:
-                status = 422 if isinstance(error, UnreadableImageError) else 503  # 503: memory ran out
-                answers.append(JSONResponse({"detail": error.what}, status))
-        try:
-            probabilities = iter(self._probabilities(torch.cat(images)) if images else ())
-        except UserError as error:
-            return [JSONResponse({"detail": str(error)}, 500) for _ in uploads]
-        names, responses = self.task.classnames, []
-        for answer, upload in zip(answers, uploads, strict=True):
-            if answer is None:
-                best = next(probabilities).topk(min(upload.top_k, len(names)))
-                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                classes = [{"name": names[label], "probability": round(value, 6)} for label, value in pairs]
-                answer = JSONResponse({"classes": classes})
-            responses.append(answer)
-        return responses
+                answers[upload] = JSONResponse({"detail": str(error)}, 500)
+                continue
+            best = row.topk(min(upload.top_k, len(task.classnames)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            classes = [{"name": task.classnames[label], "probability": round(value, 6)} for label, value in pairs]
+            answers[upload] = JSONResponse({"classes": classes})
+        return answers
 
 
 def end_with_parent(*others: int) -> None:
@@ -239,7 +267,7 @@ async def answer_lost_requests(server: Server) -> None:
                 item.event.set()
 
 
-def _add_pages(server: Server, facts: dict[str, Any], samples: Mapping[str, bytes]) -> None:
+def _add_pages(server: Server, options: ServerOptions, facts: dict[str, Any], samples: Mapping[str, bytes]) -> None:
     """Add the page, its samples and the model's facts before LitServe's own routes, which return one word."""
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
@@ -250,6 +278,9 @@ def _add_pages(server: Server, facts: dict[str, Any], samples: Mapping[str, byte
     async def health(request: Request) -> Response:
         ready = all(status == WorkerSetupStatus.READY for status in server.workers_setup_status.values())
         shown = facts if request.scope["trusted"] else {}
+        if shown and (folder := server.app.state.folder) is not None:
+            memory = {"limit": round(options.adapter_memory * 1e6), "most_held": server.lit_api.most_held.value}
+            shown = shown | {"adapters": await asyncio.to_thread(list_names, folder), "adapter_bytes": memory}
         return JSONResponse({"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503)
 
     async def sample(request: Request) -> Response:
@@ -271,11 +302,12 @@ def run_server(
     limits: Limits,
     hosts: Collection[str],
     samples: Mapping[str, bytes],
+    base: AdapterFile | None = None,
 ) -> None:
     """Serve requests until a signal; all started processes have ended when it returns.
 
     ``options`` come from the command, ``facts`` go to ``/health`` and ``/info``, ``ready`` is printed, and ``samples``
-    are offered on the page.
+    are offered on the page. ``base`` is one of several adapters.
 
     Raises:
         UserError: The model cannot be built.
@@ -284,7 +316,7 @@ def run_server(
     """
     facts = facts | {"samples": list(samples)}
     server = Server(
-        ClassifierAPI(options, limits.pixels),
+        ClassifierAPI(options, limits.pixels, base),
         accelerator=device.type,
         devices=1 if device.type == "cpu" else [device.index or 0],
         workers_per_device=options.workers,
@@ -296,7 +328,8 @@ def run_server(
     )
     server.ready_text, server.uvicorn_graceful_timeout, server.monitor_internal = ready, 5, CHECK_SECONDS
     server.app.state.limits = limits
-    _add_pages(server, facts, samples)
+    server.app.state.folder = options.adapters and options.adapters.resolve()
+    _add_pages(server, options, facts, samples)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own, stopped = os.getpid(), KeyboardInterrupt()

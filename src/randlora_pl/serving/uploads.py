@@ -26,6 +26,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from randlora_pl.data.catalog import CATALOG, dataset_path, present
 from randlora_pl.data.sources import FORMATS, known
+from randlora_pl.serving.on_demand import is_name, list_names
 from randlora_pl.utils.errors import UserError, first_line
 
 FIELD = "image"
@@ -49,13 +50,34 @@ class Limits:
     pixels: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Upload:
-    """Bytes of an image file, its pixels (width x height), and the number of classes in the response."""
+    """Bytes of an image file, its pixels (width x height), classes in the response, and the adapter's name."""
 
     content: bytes
     pixels: int
     top_k: int
+    adapter: str = ""
+
+
+def adapter_name(folder: Path | None, *given: object) -> str:
+    """Return the adapter that a request names in its query or its form, "" if the server has no folder of adapters.
+
+    Raises:
+        HTTPException: There is no such name, there are two, or it is missing.
+    """
+    names = {name for name in given if name not in (None, "")}
+    if folder is None and not names:
+        return ""
+    if folder is None:
+        raise _refusal(400, "this server has one adapter: leave adapter out")
+    if len(names) != 1 or not isinstance(name := names.pop(), str):
+        here = list_names(folder)
+        listed = ", ".join(here[:20]) + (", ..." if len(here) > 20 else "")
+        raise _refusal(400, f"name one of the adapters, adapter=NAME: {listed}")
+    if not is_name(name):
+        raise _refusal(404, "adapter is not a name that an adapter of this server can have")
+    return name
 
 
 async def read_upload(request: Request) -> Upload:
@@ -87,6 +109,9 @@ async def read_upload(request: Request) -> Upload:
             raise too_large
         return message
 
+    folder, name = request.app.state.folder, request.query_params.get("adapter")
+    if not form or name:
+        name = await run_in_threadpool(adapter_name, folder, name)  # before the body
     bounded = Request(request.scope, read)
     try:
         if form:
@@ -97,6 +122,7 @@ async def read_upload(request: Request) -> Upload:
                     how = f"for example: curl -F {FIELD}=@photo.jpg"
                     raise HTTPException(400, f"the form's field {FIELD!r} {what}; {how}")
                 content = await value.read()
+                name = await run_in_threadpool(adapter_name, folder, name, fields.get("adapter"))
         else:
             content = await bounded.body()
     except ClientDisconnect:
@@ -104,7 +130,7 @@ async def read_upload(request: Request) -> Upload:
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
     pixels = await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
-    return Upload(content, pixels, int(given[:9]))
+    return Upload(content, pixels, int(given[:9]), name or "")
 
 
 def check_header(content: bytes, limits: Limits) -> int:

@@ -122,6 +122,11 @@ class ImageTask(Objective):
         """
 
     @property
+    def shares_features(self) -> bool:
+        """True if its logits follow from the features of the plain image tower by `head_weight` or `decoupled`."""
+        return True
+
+    @property
     def frame(self) -> ImageSpec:
         """Preprocessing of the images: of the adapter file, else of the data or the model."""
         if self.saved is None and (own := getattr(self.run.data, "frame", None)) is not None:

@@ -7,14 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
-from randlora_pl.adapters.operations import report_of
+from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import place_adapter
 from randlora_pl.models.catalog import check_config
 from randlora_pl.tasks.files import Adopted, rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.module import check_hooks
 from randlora_pl.tasks.objective import Objective
+from randlora_pl.tasks.task_set import TaskSet
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -208,6 +208,11 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     return task
 
 
+def backbone_of(task: ImageTask) -> tuple[bool, int | None]:
+    """Return what the backbone of a task depends on beside its base model: its tower, and the size of its images."""
+    return task.vision_only, getattr(task, "img_size", None)
+
+
 def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, ImageTask]:
     """Return the tasks of several adapters; adapters of one base model share its weights, which are loaded once.
 
@@ -230,21 +235,11 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     """
     files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
-    first: dict[str, tuple[ImageTask, AdapterSet]] = {}
+    sets: dict[str, TaskSet] = {}
     for name, task in tasks.items():
-        identity = files[name].config.get("base_model", {})
-        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)
-        if base in first:
-            other, together = first[base]
-            task.identity = other.identity
-            task.build_on(other)
-        else:
-            together = AdapterSet(task.build())
-            first[base] = task, together
-        together.load(name, files[name])
-        task.backbone, task.adapters, task.choice = together.model, together, name
-        task.report = report_of(task.model)
-        task.load_head(files[name].extra)
+        base = json.dumps([files[name].config.get("base_model", {}), *backbone_of(task)], sort_keys=True)
+        together = sets[base] = sets.get(base) or TaskSet(task)
+        together.load(name, task)
     for task in tasks.values():
         task.eval()
         task.prepare_evaluation()

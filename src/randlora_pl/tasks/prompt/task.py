@@ -138,6 +138,11 @@ class PromptTask(PromptedClip):
         if self.classifier_steps:
             self.classifier = nn.Parameter(torch.zeros(classes, width))
 
+    @property
+    def shares_features(self) -> bool:
+        """True if no learned tokens are in the image tower, and no texts depend on an image."""
+        return not (self.prompts.visual or self.prompts.per_image)
+
     # Training
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
