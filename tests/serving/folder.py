@@ -72,7 +72,7 @@ REFUSED = {
     "other": (422, "another base model, open_clip ViT-B-32"),
     "texts": (422, "is of texts"),
     "plain": (422, "has no classes"),
-    "empty": (404, "there is no adapter 'empty'"),
+    "empty": (404, "the server has no adapter 'empty'"),
     "link": (404, "no adapter"),
     "inner": (404, "no adapter"),
     "none": (404, "no adapter"),

@@ -100,13 +100,13 @@ class Shelf:
         """Return the task of an adapter, loaded if its files are new; those ``kept`` are not unloaded for it.
 
         Raises:
-            HTTPException: There is no such adapter, or it is damaged, too large, or does not fit the model.
+            HTTPException: The adapter is missing, damaged or too large, or does not fit the model.
         """
         files = find_files(self.folder, name)
         if name in self._loaded and self._loaded[name][0] != files:
             self._drop(name)
         if files is None:
-            raise HTTPException(404, f"there is no adapter {brief(name, 60)}; GET /health lists them")
+            raise HTTPException(404, f"the server has no adapter {brief(name, 60)}; GET /health lists them")
         if name in self._loaded:
             self._loaded[name] = self._loaded.pop(name)
         elif name in self._refused and self._refused[name][0] == files:

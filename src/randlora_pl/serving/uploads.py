@@ -64,7 +64,7 @@ def adapter_name(folder: Path | None, *given: object) -> str:
     """Return the adapter that a request names in its query or its form, "" if the server has no folder of adapters.
 
     Raises:
-        HTTPException: There is no such name, there are two, or it is missing.
+        HTTPException: The name is missing, or is not a name, or there are two.
     """
     names = {name for name in given if name not in (None, "")}
     if folder is None and not names:
