@@ -394,6 +394,15 @@ class Contract:
             weights = layer.base_weight, torch.randn_like(layer.base_weight)
             if adapter.fixed and not (adapter.reads_weight or torch.equal(*map(delta.change, weights))):
                 yield "change(weight) depends on the weight. Set reads_weight = True in the method."
+            x, weight, factors = torch.randn(7, layer.base_weight.shape[1]), layer.base_weight, adapter.proportional_to
+            whole = delta.contribution(x, lambda: weight)  # noqa: B023
+            with torch.no_grad():
+                for name, each in delta.named_parameters():
+                    each.mul_(0.5 if f".{name}".endswith(tuple(f".{own}" for own in factors)) else 1)
+            if factors:
+                fix = "Name in `proportional_to` one factor of each product."
+                half = delta.contribution(x, lambda: weight)  # noqa: B023
+                yield from apart(half, whole / 2, 1e-5, "the update of half these tensors, and half the update", fix)
 
     def _seed(self) -> Iterator[str]:
         plain, starts = self.build(), []

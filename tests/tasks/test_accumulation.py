@@ -23,6 +23,7 @@ TASKS: dict[str, Callable[[], Objective]] = {
     "vision-language": lambda: VisionLanguageTask(name="tiny", pretrained="random", adapter=RandLoRA(rank=8)),
     "text head": lambda: TextHeadTask(name="tiny", pretrained="random", adapter=LoRA(rank=2, alpha=8)),
     "linear head": lambda: LinearHeadTask(name="tiny", pretrained="random", adapter=LoRA(rank=2, alpha=8)),
+    "kept features": lambda: VisionLanguageTask("tiny", "random", adapter=LoRA(rank=2, alpha=8), keep_features=30.0),
 }
 
 

@@ -379,6 +379,7 @@ class Adapter(Described):
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     trains_factors = False  # True if an update has two thin factors and trains both as they are, see `FactoredDelta`
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
+    proportional_to: ClassVar[tuple[str, ...]] = ()  # trained tensors whose multiple by s is s times the update
     exports_factors = False  # True if PEFT gets the LoRA of the updates' factors, which needs the base model
 
     @property

@@ -69,6 +69,9 @@ class ImageData(PlannedData):
     the images. Default: the dataset's usual split."""
     classes: Literal["all", "base", "new"] = "all"
     """`base` is the first half of the classes, `new` is the other half."""
+    keep: str | None = None
+    """What the training is not to forget, for `--checkpoint.scale auto`: the name of another dataset, or `new`, the
+    classes that `--data.classes base` leaves out. Only its validation images choose the scale."""
     train_split: Literal["train", "full"] = "train"
     """`train` keeps the validation images out of training; `full` trains on them too, as the official code does."""
     batch_size: BatchSize = 128
@@ -167,6 +170,8 @@ class ImageData(PlannedData):
             for name in ("mixup", "cutmix"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
+        if self.keep is not None:
+            validate.check_keep(self.keep, row, self.classes)
         catalog.with_split(row, self.split)
         self._check_run("captions" if row.captions else "")
         crop = self.crop_scale

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, table_in
+from randlora_pl.data.catalog import CAPTION_COLUMNS, CATALOG, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, table_in
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, log, near
 from randlora_pl.utils.files import is_file, parse_json
@@ -20,6 +20,9 @@ FORMATS = {
     "webdataset": "tar shards",
 }
 """Formats of a user's own images, by the name of their dataset."""
+
+NEW = "new"
+"""Value of ``--data.keep`` for the classes that ``--data.classes base`` leaves out."""
 
 
 def check_epochs(max_epochs: int | None) -> None:
@@ -53,6 +56,23 @@ def check_several(balance: str | None, classes: str, shots_file: str | Path | No
         if chosen:
             what = f"--data.{option}" + (" with a published draw" if option == "shots_file" else "")
             raise UserError(f"{what} needs one class for each image, and these images have several labels. Remove it")
+
+
+def check_keep(keep: str, row: DatasetSpec, half: str) -> None:
+    """Refuse to keep what has no class names or only test images, and what the training itself learns."""
+    if row.captions:
+        raise UserError("--data.keep compares classes, but captions have none. Remove it")
+    others = [name for name, each in CATALOG.items() if not (each.own or each.captions or each.trains_on)]
+    if keep == NEW and half != "base":
+        raise UserError(
+            "--data.keep new keeps the classes that the training leaves out. Set --data.classes base, or name another "
+            "dataset (randlora-pl datasets)"
+        )
+    if keep != NEW and (keep not in others or keep == row.name):
+        raise UserError(
+            f"--data.keep {keep} is not another dataset with classes and training images.{near(keep, others)} Choose "
+            "one (randlora-pl datasets), or set --data.keep new --data.classes base"
+        )
 
 
 def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_labels: bool) -> None:

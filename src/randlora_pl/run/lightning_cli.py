@@ -22,9 +22,12 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.methods.refine import Form, Start
 from randlora_pl.data.base import PlannedData
+from randlora_pl.data.validate import NEW
 from randlora_pl.run.callbacks import (
+    Elsewhere,
     Figures,
     Gates,
+    NewClasses,
     NonFiniteLoss,
     Patience,
     PeakMemory,
@@ -39,10 +42,11 @@ from randlora_pl.run.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
+from randlora_pl.run.callbacks.forgetting import check_options
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, task_of
 from randlora_pl.run.options.compose import CLASSES, Command, planned_name
 from randlora_pl.run.options.mistakes import check_loggers
-from randlora_pl.run.parallel.strategy import with_devices, with_strategy
+from randlora_pl.run.parallel.strategy import SHARDED, with_devices, with_strategy
 from randlora_pl.run.run_folder import find_lora, missing_folders, new_folder, remove_folder
 from randlora_pl.tasks import AdaptationModule, Objective
 from randlora_pl.tasks.module import SETTINGS
@@ -234,6 +238,9 @@ class App(LightningCLI):
             several = getattr(self.datamodule, "several", False)
             if several and kept.monitor == f"val/{self.task.measure().name}":  # the default, before data were known
                 self.config.checkpoint.monitor = kept.monitor = f"val/{self.task.measure(several=True).name}"
+            check_options(kept.scale, self.task, self.datamodule, config["strategy"] == SHARDED)
+            if kept.scale is not None and (keep := str(getattr(self.datamodule, "keep", ""))):
+                own.append(NewClasses() if keep == NEW else Elsewhere([keep]))
             if kept.patience is not None:
                 own.append(Patience(kept.monitor, kept.mode or "max", kept.patience))
             own += [StartSummary(self.dry), PeakMemory(), Throughput()]

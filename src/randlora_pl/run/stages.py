@@ -192,13 +192,13 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
 def _tested(app: App) -> dict[str, Any]:
     """Test the last weights, or the weights of the best validation, which stay in the model; return the metrics."""
     kept = callback_of(app.trainer, RunCheckpoint)
-    best = kept.test == "best" and kept.best is not None
+    best = kept.test == "best" and kept.best is not None and not kept.scaled
     # also for the last: an earlier part of the run may have written "best"
     _write(app, {"tested": BEST if best else ADAPTER})
     if best:
         callbacks_of(app.trainer).append(loading(app.folder / BEST))
     metrics = _evaluated(app, app.trainer.test)
-    if metrics and kept.test == "best" and not best and app.trainer.is_global_zero:
+    if metrics and kept.test == "best" and kept.best is None and app.trainer.is_global_zero:
         print_above_progress("No validation ran, so the best adapter is unknown and the last one was tested.")
     return metrics
 

@@ -1,6 +1,6 @@
 """Bases of the tasks on images: classes and their prompts, accuracy and predictions, and CLIP's two towers."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from randlora_pl.adapters import merge, merge_and_unload
+from randlora_pl.adapters import disabled, merge, merge_and_unload
 from randlora_pl.data import ImageData
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
 from randlora_pl.models.catalog import OWN, TINY_TAG, is_folder
-from randlora_pl.models.text import Tokenizer, zero_shot_accuracy
+from randlora_pl.models.text import Tokenizer, image_features, zero_shot_accuracy
 from randlora_pl.tasks.losses import StepFeatures, class_losses, set_losses
 from randlora_pl.tasks.measures import set_metrics
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.run import Run
+from randlora_pl.tasks.second_head import SecondHead
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
-from randlora_pl.utils.options import Probability
+from randlora_pl.utils.options import NotNegative, Probability
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,19 @@ class ImageTask(Objective):
     """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
     conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of every tower that
     trains; convolutions and attention pool of a ResNet."""
+    keep_features: Annotated[float, NotNegative] = 0.0
+    """Weight of a term of the loss against forgetting: 1 minus the cosine of an image's features with and without the
+    adapter. It costs one forward pass more for each image, and ``train/loss`` leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.run: Run[ImageData]
         self.image_spec = self.model_spec()
         self.decoupled: SecondHead | None = None
+        self._features: Tensor | None = None
+        if self.keep_features and not (self.adapter.keeps_base and (self.adapter.updates or not self.vision_only)):
+            why = "changes no features" if self.adapter.keeps_base else "leaves no pretrained model to compare with"
+            raise UserError(f"--model.keep_features: {self.adapter.method()} {why}. Remove it, or choose RandLoRA.")
         if self.pretrained is None and is_folder(self.name):  # also a repository of the Hub
             self.pretrained = OWN
         elif self.pretrained is None and self.name == "tiny":
@@ -260,6 +268,26 @@ class ImageTask(Objective):
         """Return the loss (b,) of each image's outputs."""
         return self.output_loss(self.class_logits(batch["image"]), batch["label"]), None
 
+    def noted(self, features: Tensor) -> Tensor:
+        """Return the features (b, e) of a batch's images as they are, and note them for `accumulated_loss`."""
+        if self.keep_features and self.training and features.requires_grad:
+            self._features = features
+        return features
+
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the term of ``keep_features`` for a micro-batch, None without one.
+
+        Distances to features of the frozen tower: Mukhoti et al., arXiv 2308.13320, and PromptSRC.
+        """
+        features, self._features = self._features, None
+        if features is None:
+            return None
+        tower = getattr(self.model, "visual", self.model)  # of CLIP, without learned prompts
+        with torch.no_grad(), disabled(self.model):
+            frozen = normalize(image_features(tower, batch["image"]))
+        distances = 1 - (normalize(features) * frozen).sum(1)
+        return self.keep_features * (distances * self.loss_weights(batch)).sum()
+
     def output_loss(self, outputs: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
         """Return the loss (b,) of outputs (b, ...) for labels (b,): by default the cross-entropy over all classes.
 
@@ -404,11 +432,12 @@ class ClipTask(ImageTask):
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""
+        near = super().accumulated_loss(batch)
         if batch["micro_batch"] < batch["micro_batches"] - 1 or self.step_features is None:
-            return None
+            return near
         carried = self.step_features.pending(self.run.loss_factor())
         self.step_features = None
-        return carried
+        return carried if near is None else carried + near
 
     def start_training(self) -> None:
         """Drop the text features of an interrupted run."""
@@ -429,52 +458,6 @@ class ClipTask(ImageTask):
     def forget(self) -> None:
         """Drop what was encoded with other weights."""
         self._class_features = None
-
-
-class SecondHead(nn.Module, ABC):
-    """A second head, which is mixed with the similarities; known classes are predicted from both.
-
-    Attributes:
-        share: Share of the similarities' loss in the whole.
-        eps: Epsilon of AdamW for its parameters; None for the optimizer's own.
-        unit_features: True if `classifier` takes features of unit length.
-    """
-
-    share = 1.0
-    eps: float | None = None
-    unit_features = True
-
-    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
-        """Prepare for a training.
-
-        Args:
-            task: The task that trains.
-            encode: Function that returns the features of images.
-            compare: Function that returns the scaled similarities of features and the classes' texts.
-        """
-
-    def training_logits(self, similarities: Tensor, images: Tensor) -> Tensor:
-        """Return the logits (b, C) whose cross-entropy trains, for images (b, e), not normalized."""
-        return similarities
-
-    def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses (b,) of both heads, from the similarities' losses (b,), for classes ``labels`` (b,).
-
-        The features of images (b, e) and texts (C, e) are not normalized.
-        """
-        return losses
-
-    @abstractmethod
-    def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
-        """Return the logits (b, C) of both heads for images (b, e), not normalized."""
-
-    @abstractmethod
-    def classifier(self, head: Tensor) -> nn.Module:
-        """Return a module from image features (n, e) to the logits of both heads, for a weight (C, e) of the first."""
-
-    def chosen(self) -> dict[str, Tensor]:
-        """Return the tensors that were chosen before the training, by name."""
-        return {}
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:

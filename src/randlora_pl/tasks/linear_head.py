@@ -110,6 +110,7 @@ class HeadTask(ImageTask):
                 f"--model.name {self.name}: it returns {shape} per image, and a linear head needs a vector. "
                 "Choose a model that pools its tokens (`randlora-pl models` shows some)."
             )
+        self.noted(features)
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class TextHeadTask(TowerTask):
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with the class embeddings, (b, classes)."""
-        return similarities(normalize(self.model(images)), self.head)
+        return similarities(normalize(self.noted(self.model(images))), self.head)
 
     def text_model(self) -> tuple[nn.Module, Tokenizer]:
         """Return the frozen model whose text tower encoded the prompts, and its tokenizer."""

@@ -107,7 +107,7 @@ class VisionLanguageTask(ClipTask):
             return normalize(self.model.encode_text(self.caption_tokens(classes)))  # type: ignore[operator]
 
         texts = encode() if self.loss_batch == "local" else self.shared_features(batch, encode)
-        images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
+        images = normalize(self.noted(self.model.encode_image(batch["image"])))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
         losses = pair_losses(self.model, logits, batch["label"], classes, counts)
         return losses, classes[logits.argmax(1)] == batch["label"]

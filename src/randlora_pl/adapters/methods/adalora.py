@@ -63,6 +63,7 @@ class AdaLoRA(Adapter):
     squared norms (equation 4)."""
 
     learning_rates = (1e-3, 1e-3, 5e-4)  # its scripts: 5e-4 (MNLI) to 2.2e-3 (STS-B)
+    proportional_to = ("E",)
 
     peft = PeftForm(
         "ADALORA",

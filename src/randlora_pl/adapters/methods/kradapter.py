@@ -24,6 +24,7 @@ class KRAdapter(Adapter):
     """Factor of the update (official code: 2). A number, or numbers by pattern of layer names."""
 
     learning_rates = (1e-3, 1e-3, 1e-4)  # a first value; none is published
+    proportional_to = ("U",)
     group = "full rank"
 
     def widths(self, shape: WeightShape) -> tuple[int, int]:

@@ -79,6 +79,7 @@ class LoRA(Adapter):
 
     neutral = ("rate_ratio",)  # affects training only
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
+    proportional_to = ("B",)
     trains_factors = True
     inside = True  # the method inside another one, if a config names none
     starts_stage = True  # a training may start from it, see `refine`
@@ -255,6 +256,7 @@ class HydraLoRA(Adapter):
 
     neutral = ("rate_ratio",)
     learning_rates = (2e-4, 2e-4, 2e-4)  # its code, for language models
+    proportional_to = ("B",)
     fixed = False
 
     def count(self, shape: WeightShape) -> int:

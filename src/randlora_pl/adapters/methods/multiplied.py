@@ -49,6 +49,7 @@ class HiRA(Adapter):
 
     neutral = ("rate_ratio",)
     learning_rates = (4.5e-3, 4.5e-3, 4.5e-3)  # PEFT's benchmark, on a language model
+    proportional_to = ("B",)
     group = "full rank"
     reads_weight = True
     peft = PeftForm(

@@ -224,6 +224,12 @@ class Together(Adapter):
         """True if no part depends on the input."""
         return all(part.fixed for part in self.parts)
 
+    @property
+    def proportional_to(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Tensors of all parts; none if a part has none."""
+        parts = [[f"parts.{place}.{name}" for name in part.proportional_to] for place, part in enumerate(self.parts)]
+        return tuple(name for names in parts for name in names) if all(parts) else ()
+
     def peft_problem(self) -> str:
         """Return the reason that PEFT cannot have a sum."""
         return "PEFT has no sum of methods"

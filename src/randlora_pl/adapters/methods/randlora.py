@@ -120,6 +120,7 @@ class RandLoRA(Adapter):
     absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern."""
 
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
+    proportional_to = ("lambdas",)
     group = "full rank"
     neutral = ("memory",)  # affects speed only
     peft = PeftForm(

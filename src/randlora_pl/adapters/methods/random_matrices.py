@@ -63,6 +63,7 @@ class VeRA(Adapter):
     """Initial value of d; b starts at zero."""
 
     learning_rates = (1e-2, 1e-2, 1e-2)  # Table 8
+    proportional_to = ("b",)
 
     peft = PeftForm(
         "VERA",
@@ -188,6 +189,7 @@ class NoLA(Adapter):
     ``official`` starts both at 1/n, as the official RandLoRA code."""
 
     learning_rates = (1e-3, 1e-3, 1e-4)  # Table 8
+    proportional_to = ("betas",)
     size_option = "num_bases"
 
     def count(self, shape: WeightShape) -> int:
@@ -302,6 +304,7 @@ class PRANC(Adapter):
     every k."""
 
     learning_rates = (1e-3, 1e-3, 1e-4)  # its code, from scratch
+    proportional_to = ("alphas",)
     group = "full rank"
     size_option = "coefficients"
 

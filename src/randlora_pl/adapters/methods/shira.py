@@ -28,6 +28,7 @@ class SHiRA(Adapter):
     weight. Files store them."""
 
     learning_rates = (3e-4, 3e-4, 1e-4)  # PEFT's benchmark, on a language model
+    proportional_to = ("values",)
     group = "full rank"
     peft = PeftForm("SHIRA", frozenset({"r", "mask_type", "random_seed"}), ("shira_weight", "shira_indices"))
 

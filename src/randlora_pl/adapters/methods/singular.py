@@ -168,6 +168,7 @@ class LoRAXS(DerivedAdapter):
     the gradients of R less uneven."""
 
     learning_rates = (1e-3, 1e-3, 1e-3)  # its released scripts for GLUE, up to this
+    proportional_to = ("R",)
 
     exports_factors = True  # of rank r
 
@@ -241,6 +242,7 @@ class SVFT(DerivedAdapter):
 
     group = "full rank"
     size_option = "off_diagonals"
+    proportional_to = ("values",)
     holds_factors = True
 
     @property

@@ -18,7 +18,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from randlora_pl.data import ImageData
 from randlora_pl.data.base import PlannedData
+from randlora_pl.run.callbacks.forgetting import check_options, choose_scale, kept_data
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
@@ -128,6 +130,10 @@ class RunCheckpoint(Declared, Callback):
     """Stop the training after this many validations without improvement; ``null`` disables it."""
     test: Literal["last", "best"] | None = None
     """Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience)."""
+    scale: Literal["auto"] | None = None
+    """``auto`` ends with W0 + s (W - W0) for the s in 0, 0.1, ..., 1 with the largest mean of two validation
+    accuracies: of the task, and of what ``--data.keep`` names; of equal ones the smallest s. The folder ``adapter``
+    has it, of the last or the best weights as ``test`` says. For tasks that compare images with names of classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +141,8 @@ class RunCheckpoint(Declared, Callback):
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}
+        self.scaled: dict[str, Any] = {}  # what `choose_scale` found
+        self._kept: ImageData | None = None
         self._seen_step = -1
         self._whole_step = False  # True if the last batch ended an optimizer step
         self._validates = False  # True while the validation of this step runs
@@ -154,7 +162,12 @@ class RunCheckpoint(Declared, Callback):
         self.validated = dict(state_dict["validated"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin for checkpoints."""
+        """Check the scale, ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.scale is not None or getattr(data, "keep", None) is not None:
+            sharded = hasattr(trainer.strategy, "shards")
+            check_options(self.scale, own_module(pl_module).objective, data, sharded)
+            self._kept = self._kept or kept_data(data)  # also before the test of the pretrained model
         if stage == "fit":
             task = own_module(pl_module).objective
             several = getattr(trainer.datamodule, "several", False)  # type: ignore[attr-defined]
@@ -236,7 +249,12 @@ class RunCheckpoint(Declared, Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last weights as an adapter folder, also if a resumed run had nothing left to train."""
-        save_adapter_of(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
+        summary: dict[str, Any] = {"step": trainer.global_step}
+        if self._kept is not None and is_finite(pl_module):
+            best = run_folder(trainer) / BEST if self.test == "best" and self.best is not None else None
+            summary |= {} if best is None else {self.monitor: self.best, "step": self.best_step}
+            self.scaled = choose_scale(trainer, own_module(pl_module).objective, self._kept, best)
+        save_adapter_of(trainer, pl_module, ADAPTER, summary | self.scaled)
 
     def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_finite(pl_module):  # else keep the older, finite checkpoint

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -16,7 +17,9 @@ from randlora_pl.adapters import disabled
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
 from randlora_pl.data.unlabelled import batches, framed, random_samples
+from randlora_pl.data.validate import NEW
 from randlora_pl.tasks.module import AdaptationModule, own_module
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import Declared, NotNegative
@@ -48,6 +51,34 @@ class ZeroShot(Callback):
         self._stack.close()
 
 
+def other_data(own: ImageData, name: str, templates: Sequence[str]) -> ImageData:
+    """Return another dataset, or the classes that a task's own leaves out (`NEW`), with the preprocessing of its own.
+
+    It is in the folder of the task's own, or beside images of the user's own in the default data folder. The new
+    classes have the task's templates.
+    """
+    options: dict[str, Any] = {"num_workers": own.num_workers, "root": str(own.root)}
+    if name == NEW:
+        options |= {"dataset": own.row.name, "split": own.split, "classes": "new"}
+        options |= {"templates": list(templates), "classnames": own.classnames_file}
+    else:
+        options |= {"dataset": name, "split": own.split if find(name).coop is not None else "default"}
+        options |= {"root": None} if own.row.own else {}
+    return framed(options, own.frame, own.eval_batch_size)
+
+
+def check_names_others(task: Objective, use: str) -> None:
+    """Refuse a use that compares images with any names, if a task has no text tower or prompts of its own classes."""
+    if not task.compares_names:
+        raise UserError(
+            f"{use}: {type(task).__name__} cannot name other classes. Remove it, or use VisionLanguageTask or "
+            "PromptTask."
+        )
+    prompts = getattr(task, "prompts", None)
+    if prompts is not None and prompts.class_specific:
+        raise UserError(f"{use}: {prompts!r} cannot name other classes. Remove it.")
+
+
 class _ByName(Declared, Callback):
     """Base of tests on classes that a task did not train on, and for which it needs their names alone."""
 
@@ -56,23 +87,14 @@ class _ByName(Declared, Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse tasks without a text tower that names classes."""
-        task = own_module(pl_module).objective
-        if not task.compares_names:
-            raise UserError(
-                f"{type(self).__name__}: {type(task).__name__} cannot name other classes. Remove the callback, "
-                "or use VisionLanguageTask or PromptTask."
-            )
-        prompts = getattr(task, "prompts", None)
-        if prompts is not None and prompts.class_specific:
-            raise UserError(f"{type(self).__name__}: {prompts!r} cannot name other classes. Remove the callback.")
+        check_names_others(own_module(pl_module).objective, type(self).__name__)
 
-    def measure(self, module: AdaptationModule, options: dict[str, Any], key: str) -> None:
-        """Log the accuracy on the test images of other data, with the preprocessing of the task's own data."""
+    def measure(self, module: AdaptationModule, name: str, key: str) -> None:
+        """Log the accuracy on the test images of `other_data`."""
         task = cast("ClipTask", module.objective)
         own = task.run.data
         assert own is not None
-        options |= {"root": str(own.root), "num_workers": own.num_workers}
-        data = framed(options, own.frame, own.eval_batch_size)
+        data = other_data(own, name, task.templates)
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
         images = batches(data, samples, own.eval_batch_size, task.device)
@@ -92,7 +114,8 @@ class Elsewhere(_ByName):
     """
 
     datasets: list[str] = field(kw_only=False)
-    """Names of datasets with classes, in the data folder of the run. The training dataset is left out."""
+    """Names of datasets with classes, in the data folder of the run; for images of your own, in the default data
+    folder. The training dataset is left out."""
     images: Annotated[int, NotNegative] = 1000
     """Test images of each, a random choice that is the same in all runs; 0 for all."""
 
@@ -101,8 +124,7 @@ class Elsewhere(_ByName):
         own: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
             if name != own.row.name:
-                split = own.split if find(name).coop is not None else "default"
-                self.measure(own_module(pl_module), {"dataset": name, "split": split}, f"elsewhere/{name}")
+                self.measure(own_module(pl_module), name, f"elsewhere/{name}")
 
 
 class NewClasses(_ByName):
@@ -123,9 +145,7 @@ class NewClasses(_ByName):
         """Measure on the evaluated weights, before the task restores the frozen ones."""
         own: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         if own.classes == "base":
-            options: dict[str, Any] = {"dataset": own.row.name, "split": own.split, "classes": "new"}
-            options |= {"templates": own_module(pl_module).objective.templates, "classnames": own.classnames_file}
-            self.measure(own_module(pl_module), options, "new/acc")
+            self.measure(own_module(pl_module), NEW, "new/acc")
 
 
 class PerClass(Callback):

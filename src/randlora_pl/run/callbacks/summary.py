@@ -228,6 +228,7 @@ def fit_metrics(trainer: Trainer, task: Objective, data: PlannedData) -> dict[st
     sizes = {"checkpoint_bytes": folder / LAST, "adapter_bytes": folder / ADAPTER / "adapter.safetensors"}
     return {
         **kept.validated,
+        **kept.scaled,
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
         **({"stopped_early": patience.reason if early else None} if patience is not None else {}),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
@@ -320,6 +321,7 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
     rows = {
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
         "zero-shot": format_metrics(results, "zeroshot", task),
+        "scale": _scale_line(results),
         "stopped early": f"at step {results['steps']:,} of {results['data/steps']:,}: {early}" if early else "",
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
@@ -341,6 +343,17 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
     tuned = f"\n  {_training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
     following = f"\nNext:{goes_on}{tuned}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]
+
+
+def _scale_line(results: Mapping[str, Any]) -> str:
+    """Return the scale that ``--checkpoint.scale auto`` has chosen, with both accuracies; "" without one."""
+    if (scale := results.get("scale")) is None:
+        return ""
+    own, kept = (
+        ", ".join(f"{results[f'scale/{name}{place}']:.1%}" for place in ("_at_0", "", "_at_1"))
+        for name in ("own", "kept")
+    )
+    return f"{scale:g}. Validation at 0, {scale:g} and 1: own {own}; {results['scale/kept_data']} {kept}"
 
 
 def format_metrics(results: Any, name: str, task: Objective) -> str:

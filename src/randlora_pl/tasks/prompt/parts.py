@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import disabled
 from randlora_pl.adapters.described import Described
+from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import IMAGENET_TEMPLATES
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
 from randlora_pl.models.text import TextRows, class_prompts, encode_rows, image_features, is_causal, text_tower
-from randlora_pl.tasks.images import ClipTask, SecondHead, normalize, similarities
+from randlora_pl.tasks.images import normalize, similarities
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.features import PromptedClip
+from randlora_pl.tasks.second_head import SecondHead
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.options import Fraction, NotNegative, Positive, between
@@ -222,7 +225,7 @@ class Cache(SecondHead):
         """Return the factors alpha and beta."""
         return {"factors": self.factors}
 
-    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
+    def start(self, task: Objective, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
         """Fill the cache of a new run, and choose its factors.
 
         Raises:
@@ -233,7 +236,7 @@ class Cache(SecondHead):
         if task.run.step():  # a resumed run
             return
         run, data, training = task.run, task.run.data, task.training
-        assert data is not None
+        assert isinstance(data, ImageData)
         task.eval()
 
         def features(batches: TrainBatches | EvalBatches) -> Batches:

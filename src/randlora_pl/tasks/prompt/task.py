@@ -149,7 +149,7 @@ class PromptTask(PromptedClip):
         """Return the cross-entropy over all classes, with the terms of the second head and of the regulation."""
         if self.in_second_stage():
             return self.classifier_losses(batch)
-        own = self._images(batch["image"])
+        own = self.noted(self._images(batch["image"]))
         if self.prompts.per_image:
             return self._cross_entropy(self._logits_by_image(own), batch)
         texts, head = self._step_texts(batch), self.decoupled
@@ -192,7 +192,8 @@ class PromptTask(PromptedClip):
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
         held = self.step_features
         carried, other = super().accumulated_loss(batch), self.unused(batch)
-        if carried is not None and self.teacher is not None and held is not None:
+        last = self.step_features is None
+        if carried is not None and self.teacher is not None and held is not None and last:
             carried = carried + self.teacher.text_loss(held.features) * self.run.micro_batches()
         return carried if other is None else other if carried is None else carried + other
 
