@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from randlora_pl.adapters import Adapter, BitFit, DoRA, Frozen, FullFineTuning, LoRA, RandLoRA, delta_weights, merge
 from randlora_pl.data import ImageData
 from randlora_pl.prompts import CoOp
-from randlora_pl.run.callbacks import AdapterCheckpoint, forgetting
+from randlora_pl.run.callbacks import RunCheckpoint, forgetting
 from randlora_pl.run.callbacks.forgetting import Scaled, best_scale, check_options, kept_data
 from randlora_pl.tasks import (
     AdaptationModule,
@@ -94,8 +94,8 @@ def test_a_run_ends_with_the_best_weights_at_the_chosen_scale(
     assert results["scale/kept"] == pytest.approx(right / 50)
 
 
-def guarded(tmp_path: Path, task: Objective, **data: Any) -> tuple[Trainer, AdapterCheckpoint]:
-    kept = AdapterCheckpoint(scale="auto")
+def guarded(tmp_path: Path, task: Objective, **data: Any) -> tuple[Trainer, RunCheckpoint]:
+    kept = RunCheckpoint(scale="auto")
     trainer = make_trainer(callbacks=[kept], default_root_dir=tmp_path, limit_val_batches=1)
     options = {"dataset": "digits", "classes": "base", "keep": "new", "steps": 2, "batch_size": 8} | data
     trainer.fit(AdaptationModule(task), ImageData(**options))
