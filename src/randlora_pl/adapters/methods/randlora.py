@@ -12,8 +12,7 @@ Rank of the update by distribution:
   A is a zero column of the update (for r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768).
   Section C.6 of the paper considers only coinciding rows. So A consists of signs by default, which have no zeros: the
   rank is full (a square layer at s = 200 may still lose the one or two rows for which every B_j is zero).
-- A of signs with two or three rows: may be slightly below d, because few distinct columns exist; in practice not from
-  rank 4 on.
+- A of two or three rows of signs: maybe slightly below d, as few columns are distinct; in practice not from rank 4 on.
 - Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
 
 PEFT keeps one pair of tensors per model: A (r, 1, m) and B (M, n, r), where m and M are the smaller and the larger of
