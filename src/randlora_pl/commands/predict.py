@@ -217,7 +217,7 @@ def predict(options: PredictOptions) -> int:
     """Classify images or texts with a trained adapter, or answer prompts.
 
     The result is a CSV file with the columns image, class, probability and the next best classes. Adapters that learned
-    several labels of an image add the column labels, with all classes of a probability from 0.5 on. For texts the first
+    several labels of an image add the column labels, with all classes of a probability above 0.5. For texts the first
     column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
     and, if possible, one base model. The file then has a line per image and adapter.
 

@@ -217,7 +217,9 @@ class ImageData(PlannedData):
         with meeting(self._job) as self._meeting:
             if self.found is None:
                 if self.several:
-                    validate.check_several(self.balance, self.classes, self.shots_file)
+                    mix, draw = {"mixup": self.mixup, "cutmix": self.cutmix}, validate.is_draw(self.shots_file)
+                    half = self.classes != "all"
+                    validate.check_several(mix | {"balance": self.balance, "classes": half, "shots_file": draw})
                 row, parts = self.row, self._splits
                 self.found = parts
                 own_test = stage in ("test", "predict") and parts.has("test")
@@ -406,6 +408,7 @@ class ImageData(PlannedData):
         facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
         facts |= {"split": self.split} if self.split != "default" else {}
         facts |= {"class_half": self.classes} if self.classes != "all" else {}
+        facts |= {"several_labels": True} if self.several else {}
         facts |= {split: len(held) for split, held in self.held.items()}
         facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
         if self.plan is not None:
@@ -419,7 +422,8 @@ class ImageData(PlannedData):
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
         half = f"{facts['class_half']} " if "class_half" in facts else ""
         name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
-        about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{self.notes}"
+        several = " (any number for an image)" if "several_labels" in facts else ""
+        about = f"{name}: {facts['classes']} {half}classes{several}, {parts} images{shots}{self.notes}"
         more = ", ".join(self.augment.enabled())
         own = "" if self.spec is None or self.frame == self.spec else " (not the model's own preprocessing)"
         usual = self.frame.resize == "shortest" and self.frame.crop_pct == 1

@@ -77,21 +77,17 @@ def _mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
     """Return the blended entries of a batch, on its device.
 
     Images keep their weights: with fractions s and 1 - s, weights u and v and labels y and z, the loss becomes
-    s u CE(y) + (1 - s) v CE(z). The entry ``target`` (b, classes) float32 has class probabilities that sum to 1, or
-    for images of several classes a share of each.
+    s u CE(y) + (1 - s) v CE(z). The entry ``target`` (b, classes) float32 has class probabilities that sum to 1.
     """
     images, weights = batch["image"].clone(), batch["weight"].clone()
-    known = batch.get("target")
-    one_hot = torch.nn.functional.one_hot
-    targets = one_hot(batch["label"], mix["classes"]).float() if known is None else known.clone()
+    targets = torch.nn.functional.one_hot(batch["label"], mix["classes"]).float()
     if mix["rows"]:
         rows = torch.tensor(mix["rows"], device=images.device)
         transform = (v2.MixUp if mix["kind"] == "mixup" else v2.CutMix)(alpha=mix["alpha"])
         with rng.seeded(mix["seed"]):
-            weighted = torch.cat([targets[rows], torch.ones_like(targets[rows, :1])], 1) * weights[rows, None]
-            images[rows], blended = transform(images[rows], weighted)
-        weights[rows] = blended[:, -1]
-        targets[rows] = blended[:, :-1] / weights[rows, None]
+            images[rows], blended = transform(images[rows], targets[rows] * weights[rows, None])
+        weights[rows] = blended.sum(1)
+        targets[rows] = blended / weights[rows, None]
     return {"image": images, "weight": weights, "target": targets}
 
 

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,12 +50,10 @@ def check_trains(row: DatasetSpec, shots_file: str | None = None) -> None:
         raise UserError(f"The shots file {path} does not exist (--data.shots_file)")
 
 
-def check_several(balance: str | None, classes: str, shots_file: str | Path | None) -> None:
-    """Refuse options that need one class for each image, for data that may have several."""
-    for option, chosen in (("balance", balance), ("classes", classes != "all"), ("shots_file", is_draw(shots_file))):
-        if chosen:
-            what = f"--data.{option}" + (" with a published draw" if option == "shots_file" else "")
-            raise UserError(f"{what} needs one class for each image, and these images have several labels. Remove it")
+def check_several(options: Mapping[str, object]) -> None:
+    """Refuse options that need one class for each image, for data that may have several; others are unset."""
+    for option in (name for name, chosen in options.items() if chosen):
+        raise UserError(f"--data.{option} needs one class for each image, and these have several labels. Remove it")
 
 
 def check_keep(keep: str, row: DatasetSpec, half: str) -> None:
@@ -214,7 +212,10 @@ def formats_of(root: Path) -> Iterator[str]:
     if is_url(typed) or is_command(typed) or (is_pattern(typed) and not root.exists()):
         yield "webdataset"
     elif root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet"):
-        yield from _tables(root)
+        header = _columns(root)
+        for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
+            if header.intersection(column):
+                yield name
     elif root.is_file():
         lines = []
         with suppress(OSError, ValueError), root.open(encoding="utf-8-sig") as stream:
@@ -233,20 +234,11 @@ def formats_of(root: Path) -> Iterator[str]:
             yield "hf"
         if ".tar" in suffixes:
             yield "webdataset"
-        listed = (file := table_in(root)) is not None and "table" in _tables(file)
+        listed = (file := table_in(root)) is not None and not _columns(file).isdisjoint(CLASS_COLUMNS["label"])
         if listed:
             yield "table"
         if sum(_holds_image(path, 4) for path in below[: 2 if listed else None]) > listed:  # one has images, no class
             yield "folder"
-
-
-def _tables(file: Path) -> list[str]:
-    """Return the formats that the header of a table fits; without labels, two more columns may be classes."""
-    header = [name.strip().lower() for name in _header(file)]
-    kinds = {"table": CLASS_COLUMNS["label"], "pairs": CAPTION_COLUMNS["caption"]}
-    fits = [name for name, columns in kinds.items() if {*header} & {*columns}]
-    marked = len(header) > 2 and {*header} & {*CLASS_COLUMNS["path"]}
-    return fits or (["table"] if marked else [])
 
 
 def _holds_image(home: Path, depth: int) -> bool:
@@ -256,14 +248,16 @@ def _holds_image(home: Path, depth: int) -> bool:
     return depth > 0 and any(_holds_image(path, depth - 1) for path in home.iterdir() if path.is_dir())
 
 
-def _header(file: Path) -> list[str]:
+def _columns(file: Path) -> set[str]:
+    """Return the names of a table's columns in lower case; none if it cannot be read."""
     try:
         if file.suffix.lower() == ".parquet":
             from pyarrow import parquet
 
-            return list(parquet.read_schema(file).names)
+            return {name.strip().lower() for name in parquet.read_schema(file).names}
         with file.open(encoding="utf-8-sig", newline="") as stream:
             first = stream.readline(2**20)
-        return next(csv.reader([first], delimiter=max(",;\t", key=first.count)), [])
+        header = next(csv.reader([first], delimiter=max(",;\t", key=first.count)), [])
+        return {name.strip().lower() for name in header}
     except (ImportError, OSError, ValueError, csv.Error):  # pyarrow's errors are ValueErrors
-        return []
+        return set()

@@ -31,7 +31,7 @@ def set_losses(logits: Tensor, target: Tensor, smoothing: float = 0.0, reduction
 
     Args:
         logits: (b, classes).
-        target: (b, classes), 1 for each class of an image and 0 for the others, or a fraction of blended images.
+        target: (b, classes), 1 for each class of an image and 0 for the others.
         smoothing: Fraction of each target that is spread evenly over yes and no.
         reduction: ``none``, or ``sum`` for the sum over the images.
 

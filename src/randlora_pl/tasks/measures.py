@@ -1,7 +1,5 @@
 """Metrics and predictions of an objective, as files, messages and tables show them."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -104,8 +102,8 @@ def set_metrics(classes: int) -> dict[str, Metric]:
 def class_answers(predictions: Tensor, classnames: Sequence[str], most: int, several: bool = False) -> Answers:
     """Return class probabilities (b, classes) for a person: the best classes, at most so many.
 
-    If a sample may have ``several`` classes, a first column has all of a probability from 0.5 on, as tables of labels
-    have them: with ``;`` between the names, or as a list of JSON if a name has a sign with a meaning there.
+    If a sample may have ``several`` classes, a first column has all of a probability above 0.5, where F1 counts them,
+    with ``;`` between the names.
     """
     best = predictions.topk(min(most, predictions.shape[1]))
     count = best.values.shape[1]
@@ -116,9 +114,7 @@ def class_answers(predictions: Tensor, classnames: Sequence[str], most: int, sev
         rows.append([text for pair in pairs for text in pair])
     columns, note = ["class", "probability", *further], f"the best {count} classes of each"
     if several:
-        chosen = [[classnames[label] for label in row.nonzero()[:, 0].tolist()] for row in predictions >= 0.5]
-        plain = [not re.search(r"[;|]|^[\[{]", " ".join(names)) for names in chosen]
-        cells = [";".join(names) if simple else json.dumps(names) for names, simple in zip(chosen, plain, strict=True)]
-        rows = [[cell, *row] for cell, row in zip(cells, rows, strict=True)]
-        columns, note = ["labels", *columns], f"the labels of at least 0.5 and {note}"
+        chosen = [";".join(classnames[label] for label in row.nonzero()[:, 0].tolist()) for row in predictions > 0.5]
+        rows = [[cell, *row] for cell, row in zip(chosen, rows, strict=True)]
+        columns, note = ["labels", *columns], f"the labels above 0.5 and {note}"
     return Answers(columns, rows, note)

@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,6 @@ from randlora_pl.data.sources import Images
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import parse_json
 
-ANSWERS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-"""Accepted cells of a column for one class, in lower case."""
-
-MARK = "="
-"""Prefix of the name of a column that may be a class."""
-
 Where = Callable[[int], str]
 """Function that returns the position of a row or an image, for messages."""
 
@@ -27,58 +22,26 @@ Where = Callable[[int], str]
 def classes_in(cell: str, where: str) -> list[str]:
     """Return the classes in a cell: separated by ``;`` or ``|``, or a list of JSON; an empty cell has none.
 
-    Label Studio writes several choices as ``{"choices": [...]}``.
-
     Raises:
-        UserError: The cell begins as JSON and is not such a list, or has an empty name.
+        UserError: The cell begins as JSON and is not such a list, or has a comma, which may separate or be in a name.
     """
-    names: object = re.split(r"[;|]", cell) if cell else []
-    if cell.startswith(("[", "{")):
-        try:
+    names: object = None if cell.startswith("[") or "," in cell else re.split(r"[;|]", cell)
+    if cell.startswith("["):
+        with suppress(ValueError):
             names = parse_json(cell)
-        except ValueError:
-            names = None
-        names = names.get("choices") if isinstance(names, dict) else names
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise UserError(f'{where}: {brief(cell)} is not a list of classes. Write cat;dog, or ["cat", "dog"]')
-    stripped = [str(name).strip() for name in names]
-    if "" in stripped:
-        raise UserError(f"{where}: {brief(cell)} has a class without a name. Remove the separator beside it")
-    return stripped
+    return [name for name in map(str.strip, map(str, names)) if name]
 
 
-def several_in(columns: Mapping[str, Sequence[str]], where: Where) -> tuple[list[list[str]], list[str]] | None:
-    """Return the classes of each row of a table, and of its columns if each is a class (with `MARK`).
-
-    None stands for a table of one label a row, also if its first row shows that the columns are not classes.
-    """
-    if SEVERAL in columns:
-        return [classes_in(cell, where(row)) for row, cell in enumerate(columns[SEVERAL])], []
-    marks = {name.removeprefix(MARK): cells for name, cells in columns.items() if name.startswith(MARK)}
-    if not marks or any(cells[0].lower() not in ANSWERS for cells in marks.values()):
-        return None
-    return marked_classes(marks, where), [*marks]
-
-
-def marked_classes(columns: Mapping[str, Sequence[str]], where: Where) -> list[list[str]]:
-    """Return the classes of each row of a table that has a column of 0 and 1 for each class.
-
-    Args:
-        columns: Cells of each class.
-        where: Position of a row in its file.
-
-    Raises:
-        UserError: A cell is neither.
-    """
-    listed: list[list[str]] = [[] for _ in next(iter(columns.values()))]
-    for name, cells in columns.items():
-        for row, cell in enumerate(cells):
-            if cell.lower() not in ANSWERS:
-                what = f"the column {name!r} has {brief(cell)}, expected 0 or 1"
-                raise UserError(f"{where(row)}: {what}: without a column of labels, each other column is a class")
-            if ANSWERS[cell.lower()]:
-                listed[row].append(name)
-    return listed
+def check_joined(labels: Sequence[str], where: Where) -> None:
+    """Refuse labels that are other labels with ``;`` or ``|`` between them, in a table of one class for each image."""
+    known = dict.fromkeys(labels)
+    for label in known:
+        parts = [part.strip() for part in re.split(r"[;|]", label)]
+        if len(parts) > 1 and known.keys() >= {*parts}:
+            position = where(labels.index(label))
+            raise UserError(f"{position}: {label!r} has several labels. If an image may, name the column {SEVERAL!r}")
 
 
 def known_classes(listed: Sequence[str | int] | None, names: Sequence[str] | None) -> list[str]:
@@ -111,12 +74,9 @@ def labelled(
         where: Position of an image in its file.
 
     Raises:
-        UserError: A class is unknown, or listed twice for an image.
+        UserError: A class is unknown.
     """
-    for row, names in enumerate(listed):
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{where(row)}: the class {twice!r} is listed twice. Remove one")
+    listed = [[*dict.fromkeys(names)] for names in listed]  # a dataset of boxes repeats a class for each
     owners = np.repeat(np.arange(len(listed)), [len(names) for names in listed])
     members = np.asarray(numbered([*itertools.chain(*listed)], classes, lambda place: where(owners[place])), np.int64)
     order = np.argsort(np.bincount(members, minlength=len(classes)), kind="stable")

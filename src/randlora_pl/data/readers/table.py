@@ -18,7 +18,7 @@ import numpy as np
 
 from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SEVERAL, SPLIT_OF, DatasetSpec, table_in
 from randlora_pl.data.readers import Samples, class_order, numbers_of, source_split
-from randlora_pl.data.readers.label_sets import MARK, classified, known_classes, labelled, several_in
+from randlora_pl.data.readers.label_sets import check_joined, classes_in, classified, known_classes, labelled
 from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, absent
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
 from randlora_pl.utils.files import parse_json
@@ -32,7 +32,7 @@ class Table:
 
     Attributes:
         path: Path of the file.
-        columns: Stripped cells of each requested column that exists, and of the columns of classes (`MARK`).
+        columns: Stripped cells of each requested column that exists; `SEVERAL` is one of its own.
         positions: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
         unit: ``line`` or ``row``.
     """
@@ -133,24 +133,11 @@ def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str
             both = " and ".join(repr(header[number]) for number in matching)
             raise UserError(f"{where}: the columns {both} may both be the {column}; rename one. Expected {form}")
         if matching:
-            chosen[column] = matching[0]
-    others = {number: name for number, name in enumerate(header) if number not in chosen.values()}
-    lacking = [column for column in wanted if column not in chosen and column != "split"]
-    if lacking == ["label"] and len(others) > 1:  # perhaps each is a class
-        if len({*others.values(), ""}) <= len(others):
-            what = "without a column of labels, each other column is a class, and two have one name or one has none"
-            raise UserError(f"{where}: {what}. Name the columns, or remove them: {', '.join(header)}")
-        return chosen | {f"{MARK}{name}": number for number, name in others.items()}
-    if lacking:
-        raise _missing(where, lacking[0], header, form)
-    if "label" in chosen and header[chosen["label"]].lower() == SEVERAL:
-        chosen[SEVERAL] = chosen.pop("label")
+            chosen[SEVERAL if header[matching[0]].lower() == SEVERAL else column] = matching[0]
+        elif column != "split":
+            there = f"{', '.join(header) or 'none'}.{near(column, header)}"
+            raise UserError(f"{where}: no column {column!r} among {there} Expected {form}")
     return chosen
-
-
-def _missing(where: str, column: str, header: Sequence[str], form: str) -> UserError:
-    there = f"{', '.join(header) or 'none'}.{near(column, header)}"
-    return UserError(f"{where}: no column {column!r} among {there} Expected {form}")
 
 
 def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
@@ -215,18 +202,20 @@ def _text_of(cell: object) -> str:
 def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the rows of one split of a table of images; without a split column all rows are ``train``.
 
-    Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`; with
-    a column for each class, these columns. Without ``test``, ``val`` is used as ``test``, as in folders.
+    Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
+    Without ``test``, ``val`` is used as ``test``, as in folders. In a column `SEVERAL` a cell may list any number.
 
     Raises:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
-    root, form = table_in(root) or root, "path,label[,split]"
-    content = _read_table(root, CLASS_COLUMNS, form)
-    several = several_in(content.columns, content.where)
-    if several is None and "label" not in content.columns:
-        raise _missing(f"{root}, line 1", "label", [name.removeprefix(MARK) for name in content.columns], form)
-    labels: Sequence[object] = content.filled("label") if several is None else several[0]
+    root = table_in(root) or root
+    content = _read_table(root, CLASS_COLUMNS, "path,label[,split], or labels for several of an image")
+    several = SEVERAL in content.columns
+    if several:
+        listed = [classes_in(cell, content.where(row)) for row, cell in enumerate(content.columns[SEVERAL])]
+    else:
+        listed = [[label] for label in content.filled("label")]
+        check_joined(content.columns["label"], content.where)
     parts, images = content.splits(), content.images("path")
     first: dict[str, int] = {}
     for index, image in enumerate(images):
@@ -234,9 +223,10 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         if before != index:
             if parts[before] != parts[index]:
                 how = f"in the splits {parts[before]!r} and {parts[index]!r}; keep it in one"
-            elif labels[before] != labels[index]:
-                how = f"as {labels[before]!r} and {labels[index]!r}; "
-                how += "an image has one class" if several is None else "list all of its classes in one line"
+            elif listed[before] != listed[index]:
+                how = (
+                    f"as {listed[before]} and {listed[index]}; list all of its classes in one line, in a column labels"
+                )
             else:
                 how = "and would count twice; delete one line"
             what = f"the image {image} is already in {content.position(before)}"
@@ -244,9 +234,10 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     source = source_split(split, list(dict.fromkeys(parts)), root)
     if source is None:
         return None
-    listed, columns = several or ([[label] for label in content.columns["label"]], [])
     train = (names for names, part in zip(listed, parts, strict=True) if part == "train")
-    classes = columns or class_order(itertools.chain.from_iterable(train), root)
+    classes = class_order(itertools.chain.from_iterable(train), root)
+    if not classes:
+        raise UserError(f"{root}: no training image has a class. Write classes into the column {SEVERAL}")
     here = [index for index, part in enumerate(parts) if part == source]
     names, chosen = [images[index] for index in here], [listed[index] for index in here]
     make = labelled if several else classified

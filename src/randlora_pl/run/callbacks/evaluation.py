@@ -151,8 +151,8 @@ class NewClasses(_ByName):
 class PerClass(Callback):
     """Write ``test_per_class.csv`` and log class means for tests with class logits.
 
-    The counts are summed over all devices. Where a sample may have several classes, a class is predicted from a
-    probability of 0.5 on, the table has its average precision, too, and the task itself logs the means.
+    The counts are summed over all devices. Where a sample may have several classes, a class is predicted above a
+    probability of 0.5, the table has its average precision, too, and the task itself logs the means.
 
     Attributes:
         facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import image_parts
@@ -13,10 +12,8 @@ from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.label_sets import labelled
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.splits import few_of, hold_out, read_index, write_index
-from randlora_pl.data.transforms import Augment, finish
 from randlora_pl.data.validate import format_of
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.readers.conftest import read_split, samples_in
 from tests.data.readers.own.test_table import write
 
@@ -24,7 +21,7 @@ CELLS = """path,labels,split
 images/0.png,cat;dog,train
 images/1.png,,train
 images/2.png,"[""dog""]",train
-images/3.png,"{""choices"": [""cat"", ""bird""]}",test
+images/3.png,cat|bird|cat|,test
 """
 
 
@@ -41,13 +38,6 @@ def test_cells_of_several_labels(tmp_path: Path) -> None:
     assert samples.labels.tolist() == [1, 3, 2, 0]  # the rarest; the first of equals; none of three
 
 
-def test_a_column_for_each_class(tmp_path: Path) -> None:
-    text = "file_name,dog,cat,yak\nimages/0.png,1,True,0\nimages/1.png,0.0,false,0\nimages/2.png,0,1,0\n"
-    samples = samples_in("table", write(tmp_path, text))
-    assert samples.classes == ("dog", "cat", "yak")  # in the order of the columns, also without images
-    assert names(samples) == [["dog", "cat"], [], ["cat"]]
-
-
 def test_a_table_in_the_folder_of_its_images(tmp_path: Path) -> None:
     path = write(tmp_path, CELLS.replace(",test", ",train"), "labels.csv")
     assert format_of(tmp_path) == format_of(path) == "table"
@@ -59,7 +49,7 @@ def test_lists_of_a_hugging_face_dataset(tmp_path: Path) -> None:
     write(tmp_path, "")
     images = [str(tmp_path / "images" / f"{number}.png") for number in range(3)]
     inner = datasets.ClassLabel(names=["cat", "dog", "yak"])
-    columns = {"image": images, "tags": [[1, 0], [], [1]], "number": [1, 2, 3]}
+    columns = {"image": images, "tags": [[1, 0, 1], [], [1]], "number": [1, 2, 3]}
     kinds = {"image": datasets.Image(), "tags": datasets.Sequence(inner), "number": datasets.Value("int64")}
     datasets.Dataset.from_dict(columns, datasets.Features(kinds)).save_to_disk(str(tmp_path / "numbers"))
     numbered = samples_in("hf", tmp_path / "numbers")
@@ -73,15 +63,18 @@ def test_lists_of_a_hugging_face_dataset(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (CELLS, r"line 5: the class 'bird' is not in the train split"),
-        (CELLS.replace("cat;dog", "cat|dog|cat"), r"line 2: the class 'cat' is listed twice\. Remove one"),
-        (CELLS.replace("cat;dog", "cat;;dog"), r"line 2: 'cat;;dog' has a class without a name\. Remove the separator"),
+        (CELLS.replace("cat;dog", '"cat, dog"'), r"line 2: 'cat, dog' is not a list of classes\. Write cat;dog, or \["),
+        (CELLS.replace('"[""dog""]"', "[dog]"), r"line 4: '\[dog\]' is not a list of classes"),
+        ("path,labels\nimages/0.png,\nimages/1.png,;\n", r"no training image has a class\. Write classes into"),
+        (
+            "path,label\nimages/0.png,a\nimages/1.png,b\nimages/2.png,a; b\n",
+            r"line 4: 'a; b' has several labels\. If an image may, name the column 'labels'",
+        ),
         (CELLS.replace('""dog""', "'dog'"), r"line 4: .* is not a list of classes\. Write cat;dog, or \[\"cat\", "),
-        ("path,cat,dog\nimages/0.png,1,0\nimages/1.png,1,2\n", r"line 3: the column 'dog' has '2', expected 0 or 1"),
-        ("path,cat,\nimages/0.png,1,0\n", r"line 1: .*each other column is a class.*Name the columns, .*: path, cat"),
-        ("path,kind,size\nimages/0.png,cat,3\n", r"line 1: no column 'label' among path, kind, size"),
+        ("path,tags\nimages/0.png,a;b\n", r"line 1: no column 'label' among path, tags.*, or labels for several"),
         (
             "path,labels\nimages/0.png,a;b\nimages/0.png,c\n",
-            r"line 3: .*in line 2, as .*list all of its classes in one",
+            r"line 3: .*in line 2, as .*list all of its classes in one line, in a column labels",
         ),
     ],
 )
@@ -135,20 +128,9 @@ def test_processes_notice_another_set() -> None:
     assert digests[0] != digests[1]
 
 
-def test_mixup_blends_sets_and_keeps_weights(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    target = (torch.rand(4, 3, generator=generator) < 0.5).float()
-    pixels, weight = torch.rand(4, 3, 8, 8, generator=generator), torch.full((4,), 0.25)
-    mix = Augment(mixup=1.0).mixing(torch.arange(4), weight, seed=0, classes=3)
-    batch = {"image": pixels, "label": torch.zeros(4, dtype=torch.long), "weight": weight, "target": target} | mix
-    blended = finish(batch, ImageSpec(size=8, mean=(0, 0, 0), std=(1, 1, 1)))
-    share = ((blended["image"] - pixels.roll(1, 0)) / (pixels - pixels.roll(1, 0))).median()
-    torch.testing.assert_close(blended["target"], share * target + (1 - share) * target.roll(1, 0), atol=1e-4, rtol=0)
-    torch.testing.assert_close(blended["weight"], weight)
-
-
 def test_options_that_need_one_class_are_refused(tmp_path: Path) -> None:
     make = partial(ImageData, dataset="table", root=str(write(tmp_path, CELLS.replace(",test", ",train"))))
-    for options in ({"balance": "weights"}, {"classes": "base"}, {"shots_file": str(tmp_path / "draw.jsonl")}):
+    draw = str(tmp_path / "draw.jsonl")
+    for options in ({"balance": "weights"}, {"classes": "base"}, {"shots_file": draw}, {"mixup": 0.2}, {"cutmix": 1.0}):
         with pytest.raises(UserError, match=rf"--data\.{next(iter(options))} .*several labels\. Remove it"):
             make(**options).setup("fit")
