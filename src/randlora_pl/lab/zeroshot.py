@@ -83,9 +83,8 @@ def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> Imag
     """
     data = framed({"dataset": dataset, "root": str(root)}, clip.image, batch_size)
     if data.several:
-        raise UserError(
-            f"{data.row.title}: its images have several labels, and CLIP ranks one class against the others"
-        )
+        what = f"{data.row.title}: its images have several labels, and CLIP ranks one class against the others."
+        raise UserError(what, "Train on them: randlora-pl fit --model LinearHeadTask")
     data.setup("test")
     return data
 

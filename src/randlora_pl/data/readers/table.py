@@ -224,9 +224,8 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
             if parts[before] != parts[index]:
                 how = f"in the splits {parts[before]!r} and {parts[index]!r}; keep it in one"
             elif listed[before] != listed[index]:
-                how = (
-                    f"as {listed[before]} and {listed[index]}; list all of its classes in one line, in a column labels"
-                )
+                both = " and ".join(repr(";".join(listed[row])) for row in (before, index))
+                how = f"as {both}; list all of its classes in one line, in a column {SEVERAL!r}"
             else:
                 how = "and would count twice; delete one line"
             what = f"the image {image} is already in {content.position(before)}"

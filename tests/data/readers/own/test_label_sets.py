@@ -74,7 +74,7 @@ def test_lists_of_a_hugging_face_dataset(tmp_path: Path) -> None:
         ("path,tags\nimages/0.png,a;b\n", r"line 1: no column 'label' among path, tags.*, or labels for several"),
         (
             "path,labels\nimages/0.png,a;b\nimages/0.png,c\n",
-            r"line 3: .*in line 2, as .*list all of its classes in one line, in a column labels",
+            r"line 3: .*in line 2, as 'a;b' and 'c'; list all of its classes in one line, in a column 'labels'",
         ),
     ],
 )
