@@ -111,6 +111,8 @@ def test_other_tasks_and_other_data_are_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(TextHeadTask, "build", lambda self: pytest.fail("a model was loaded"))
     data = ImageData(dataset="table", root=str(table), steps=1, num_workers=0)
+    data.setup("fit")
+    assert "4 classes (any number for an image)" in str(data.summary_lines(data.summary()))
     with pytest.raises(UserError, match=r"TextHeadTask learns one class .* several labels.*--model LinearHeadTask"):
         make_trainer(accelerator="cpu").fit(AdaptationModule(TextHeadTask("tiny", adapter=LoRA(rank=2))), data)
     task = load_task(trained[0])
