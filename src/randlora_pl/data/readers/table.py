@@ -180,7 +180,7 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
             chosen = _choose(str(path), schema.names, wanted, form)
             for column, number in chosen.items():
                 kind = schema.field(number).type
-                if column == SEVERAL and types.is_list(kind):
+                if column == SEVERAL and (types.is_list(kind) or types.is_large_list(kind)):  # Polars writes large ones
                     continue
                 if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
                     raise UserError(

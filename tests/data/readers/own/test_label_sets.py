@@ -38,6 +38,16 @@ def test_cells_of_several_labels(tmp_path: Path) -> None:
     assert samples.labels.tolist() == [1, 3, 2, 0]  # the rarest; the first of equals; none of three
 
 
+def test_lists_of_a_parquet_file(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write(tmp_path, "")
+    for kind in (arrow.list_, arrow.large_list):
+        listed = arrow.array([["cat", "a;b"], [], None], kind(arrow.string()))
+        paths = [f"images/{number}.png" for number in range(3)]
+        parquet.write_table(arrow.table({"path": paths, "labels": listed}), tmp_path / "t.parquet")
+        assert names(samples_in("table", tmp_path / "t.parquet")) == [["a;b", "cat"], [], []]
+
+
 def test_a_table_in_the_folder_of_its_images(tmp_path: Path) -> None:
     path = write(tmp_path, CELLS.replace(",test", ",train"), "labels.csv")
     assert format_of(tmp_path) == format_of(path) == "table"
