@@ -100,16 +100,15 @@ class Copies:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Tensor] = {}
-        self._source: tuple[Any, ...] = (None,)
+        self._source: tuple[Any, ...] = (None, ())
 
     def get(self, key: Hashable, source: Tensor, make: Callable[[], Tensor]) -> Tensor:
         """Return the tensor of a key, computed by ``make`` at its first use."""
         if torch.compiler.is_compiling():
             made = self._made.get(key)
             return make() if made is None or made.device != source.device else made
-        now = (source.device, -1 if source.is_inference() else source._version)
-        if self._source[0] is not source or self._source[1:] != now:
-            self._made, self._source = {}, (source, *now)
+        if self._source[1] != (now := stamp(source)):
+            self._made, self._source = {}, (source, now)
         made = self._made.get(key)
         if made is None:
             with torch.inference_mode(False), torch.no_grad():
@@ -120,13 +119,26 @@ class Copies:
 
     def clear(self) -> None:
         """Drop all tensors."""
-        self._made, self._source = {}, (None,)
+        self._made, self._source = {}, (None, ())
 
     def __len__(self) -> int:
         return len(self._made)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Copies, ())
+
+
+def stamp(*tensors: Tensor) -> tuple[int, ...]:
+    """Return numbers that differ if tensors are others, while these exist, or if their storage or values changed.
+
+    A change through ``.data`` in place is not seen, nor one of tensors that were made in `torch.inference_mode`.
+    """
+    numbers: list[int] = []
+    for each in tensors:
+        real = type(each) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(each)
+        version = -1 if each.is_inference() else each._version
+        numbers += id(each), version, each.data_ptr() if real else 0
+    return tuple(numbers)
 
 
 def storable(made: Tensor, source: Tensor) -> bool:

@@ -4,6 +4,7 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -177,7 +178,8 @@ def halved(model: nn.Module) -> dict[str, Tensor]:
 
 def other_bases(model: nn.Module) -> Bases:
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return RandLoRA(rank=5, seed=9).bases([WeightShape("", *layer.weight.shape) for layer in layers], CPU)
+    basis = "hadamard" if deltas(model)[0].structured else "uniform"
+    return RandLoRA(rank=5, seed=9, basis=basis).bases([WeightShape("", *layer.weight.shape) for layer in layers], CPU)
 
 
 class InData(torch.optim.SGD):
@@ -199,29 +201,37 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "loads": lambda model: model.load_state_dict(halved(model)),
     "assigns": lambda model: model.load_state_dict(halved(model), assign=True),
     "writes": lambda model: deltas(model)[0].gammas.mul_(2),
+    "writes a": lambda model: deltas(model)[0].bases.A.mul_(2),
+    "writes b": lambda model: deltas(model)[0].bases.B[1:].neg_(),
     "weighs": lambda model: model[0].weight.mul_(2),
     "replaces": lambda model: setattr(model[2].weight, "data", model[2].weight.data * 2),
+    "sets values": lambda model: setattr(deltas(model)[0].gammas, "data", deltas(model)[0].gammas.data * 2),
+    "sets a": lambda model: setattr(deltas(model)[0].bases.A, "data", deltas(model)[0].bases.A.data * 2),
+    "sets b": lambda model: setattr(deltas(model)[0].bases.B, "data", deltas(model)[0].bases.B.data.flip(0)),
     "swaps": lambda model: use_bases(model, other_bases(model)),
     "steps": lambda model: InData(trainable_parameters(model).values(), lr=1.0).step(),
     "casts": lambda model: model.double(),
+    "scales": lambda model: setattr(deltas(model)[0], "scaling", 0.5),
     "merges": merges,
 }
 
 
-@in_one_item(("training", "tokens"), itertools.product((False, True), (4, 300)))
-def test_nothing_is_out_of_date(training: bool, tokens: int) -> None:
+@in_one_item(
+    ("training", "tokens", "basis"), itertools.product((False, True), (4, 300), ("uniform", "ternary", "hadamard"))
+)
+def test_nothing_is_out_of_date(training: bool, tokens: int, basis: Any) -> None:
     """Each change of a tensor of a layer, after two uses."""
     x = torch.randn(tokens, 48)
     for name, change in CHANGES.items():
-        model = stack(memory="fast").train(training)
+        model = stack(memory="fast", basis=basis).train(training)
         before = [model(x) for _ in range(3)][-1]
         assert kept(model)
-        with torch.no_grad():
+        with torch.inference_mode() if name.startswith("writes") else torch.no_grad():
             change(model)
         entry = x.to(next(model.parameters()).dtype)
         found = model(entry)
         with uncached():
-            assert torch.equal(found, model(entry)), name
+            assert torch.equal(found, copy.deepcopy(model)(entry)), name
         assert name == "merges" or not torch.equal(found, before), name
 
 
@@ -401,3 +411,19 @@ def test_frozen_parts_are_the_same_objects_until_the_bases_change() -> None:
         change()
         assert all(one is not two for one, two in zip(first, parts(), strict=True))
         assert not torch.equal(model(x), before)
+
+
+def test_threads_and_switched_precisions_get_the_outputs_of_one_call() -> None:
+    x = torch.randn(4, 48)
+    for way in ("dense", "ternary", "hadamard"):
+        model = stack(**WAYS[way]).eval()
+
+        def outputs(model: nn.Module) -> list[Tensor]:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                inner = model(x)
+                with torch.autocast("cpu", enabled=False):
+                    return [inner, model(x)]
+
+        expected = outputs(copy.deepcopy(model))
+        with ThreadPoolExecutor(4) as pool:
+            assert all(equal(each, expected) for each in pool.map(outputs, [model] * 40))

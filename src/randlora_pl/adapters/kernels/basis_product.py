@@ -40,7 +40,7 @@ from randlora_pl.adapters.kernels.triton_kernels import (
     ternary_expand,
     ternary_project,
 )
-from randlora_pl.adapters.random_bases import Copies, storable
+from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import on_cuda, runs
 
 Factors = tuple[Tensor, Tensor, Tensor]
@@ -48,7 +48,9 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 
 FEW = 20
-"""Tokens for which the calls of a layer take longer than what they compute: S is kept for the backward pass, too."""
+"""Tokens for which the calls of a small layer take longer than what they compute."""
+
+_SMALL = 1 << 20  # entries of its weight
 
 
 class Stored:
@@ -70,21 +72,15 @@ class Stored:
         self.b, self.large, self.count, self.rank = b, large, count, rank
         self.copies = Copies() if copies is None else copies
         self.width = self.inner = count * rank
-        self._view: Tensor | None = None
+        flat = rank == b.shape[2] or rank == 1 or count == 1
+        self._view = b[:large, :count, :rank].flatten(1) if flat and b.dtype != torch.float16 else None
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Return B in a dtype, (D, `rows`), a view of the shared copy; in float16 times 2^-12: see `float16`."""
         if self._view is not None and dtype == self.b.dtype:
             return self._view
-        _, most, largest = self.b.shape
         padded = self._padded(dtype)
-        same = dtype == self.b.dtype != torch.float16
-        if not padded and same and (self.rank == largest or self.rank == 1 or self.count == 1):
-            view = self.b[: self.large, : self.count, : self.rank].flatten(1)
-            if not torch.compiler.is_compiling() and storable(view, self.b):
-                self._view = view
-            return view
-        count = most if padded else self.count
+        count = self.b.shape[1] if padded else self.count
 
         def copy() -> Tensor:
             flat = self.b[:, :count, : self.rank].flatten(1)
@@ -116,7 +112,7 @@ class Stored:
 
     def packed(self, tokens: Tensor) -> Tensor | None:
         """Return B in two bits per entry, if it consists of signs and a kernel multiplies so few tokens with it."""
-        few = self.b.dtype == torch.int8 and len(tokens) <= MANY and tokens.dtype != torch.float16
+        few = self.b.dtype == torch.int8 and tokens.shape[0] <= MANY and tokens.dtype != torch.float16
         fits = few and multiplies(tokens, tokens.dtype)
         if not fits or torch.compiler.is_compiling():  # the compiler would pack B at every use
             return None
@@ -193,7 +189,7 @@ class Form(NamedTuple):
         """Return True if W0 + B S is kept for the backward pass.
 
         If ``keep`` is None: if building it again adds a twentieth to the layer's products. On a CPU a structured one is
-        kept for `FEW` tokens only.
+        kept for a `few` tokens only.
         """
         if self.keep is not None:
             return self.keep
@@ -202,7 +198,11 @@ class Form(NamedTuple):
             return 20 * build_time(self.large, self.small, basis.width, structured) > product_time(
                 tokens.shape[0], self.large, self.small
             )
-        return tokens.shape[0] <= FEW if structured else 20 * basis.width > 3 * tokens.shape[0]
+        return self.few(tokens.shape[0]) if structured else 20 * basis.width > 3 * tokens.shape[0]
+
+    def few(self, tokens: int) -> bool:
+        """Return True if calls take longer than what they compute, so that S is kept for the backward pass, too."""
+        return tokens <= FEW and self.large * self.small <= _SMALL
 
     def holds(self, training: bool, recomputes: bool) -> bool:
         """Return True if a W0 + B S that is kept for the backward pass is also kept over the uses of one step.

@@ -148,7 +148,7 @@ def in_parts(tokens: Tensor) -> Iterator[slice]:
     """Return slices of the first dimension (at least one) for chunked processing; one slice on a GPU."""
     if tokens.device.type != "cpu" or on_cuda(tokens) or torch.compiler.is_compiling():
         return iter((slice(None),))  # a loop would be recompiled for every number of tokens
-    return (slice(start, start + AT_ONCE) for start in range(0, max(1, len(tokens)), AT_ONCE))
+    return (slice(start, start + AT_ONCE) for start in range(0, max(1, tokens.shape[0]), AT_ONCE))
 
 
 def drop_mask(x: Tensor, probability: float) -> Tensor:

@@ -94,7 +94,7 @@ class Hadamard:
         self.block = self.width = block_size(self.small)
         self.blocks = self.small // self.block
         self.inner = self.small
-        self._pieces = self._cut()
+        self.pieces = self._pieces()
 
     @property
     def held(self) -> bool:
@@ -116,11 +116,8 @@ class Hadamard:
         """Return the factor of the kernels' products with B: 1, but for float16, see `float16`."""
         return 1 / math.prod(enlarged(products))
 
-    def pieces(self) -> list[Piece]:
+    def _pieces(self) -> list[Piece]:
         """Return the copies from the top; the last one may end inside a block."""
-        return self._pieces
-
-    def _cut(self) -> list[Piece]:
         result = []
         for start in range(0, self.large, self.small):
             number, rest = divmod(min(self.small, self.large - start), self.block)
@@ -157,10 +154,10 @@ class Hadamard:
         """Return (O x I_b) diag(t) S, (m, b, ...), for S (n r, ...), computed in S's dtype."""
         signs = self.column_signs(stack.dtype)
         first, *others = torch.split(stack, self.small)
-        turned = first * signs[: len(first)]
+        turned = first * signs[: first.shape[0]]
         for other in others:  # column p of B is column p mod d
             turned[: len(other)].addcmul_(other, signs[: len(other)])
-        if len(turned) < self.small:
+        if turned.shape[0] < self.small:
             turned = torch.nn.functional.pad(turned, (0, 0, 0, self.small - len(turned)))
         mixed = self.orthogonal(self.blocks, stack.dtype) @ turned.reshape(self.blocks, -1)
         return mixed.view(self.blocks, self.block, -1).to(dtype)
@@ -183,7 +180,7 @@ class Hadamard:
         ``mixed`` is the result of `mixed` in the weight's dtype.
         """
         parts = []
-        for piece in self.pieces():
+        for piece in self.pieces:
             signed, part = self.signed_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
             signed = signed if factor == 1 else signed * factor
             if torch.compiler.is_compiling():  # the compiler cannot write to blocks of columns
@@ -218,7 +215,7 @@ class Hadamard:
             factor, dtype = self.factor(tokens.dtype), tokens.dtype
             projected = hadamard_project(tokens, *self.within, self.small, False, dtype, dtype, factor)
             return projected.view(len(tokens), -1, self.block)
-        signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
+        signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces]
 
         def summed(some: Tensor) -> Tensor:
             total = torch.bmm(signed[0][0].of_columns(some), signed[0][1])  # the first copy is never cut off
@@ -243,7 +240,7 @@ class Hadamard:
             factor, dtype = self.factor(mixed.dtype), mixed.dtype
             return hadamard_expand(mixed, onto, *self.within, self.large, factor, False, dtype, dtype, False)
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
-        signed = [(piece, self.signed_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
+        signed = [(piece, self.signed_blocks(piece, mixed.dtype).mT) for piece in self.pieces]
         if torch.compiler.is_compiling():
             parts = [torch.bmm(blocks[piece.first : piece.first + piece.number], each) for piece, each in signed]
             result = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
@@ -263,7 +260,7 @@ class Hadamard:
             factor, dtype = self.factor(gradient.dtype), gradient.dtype
             reduced = hadamard_project(gradient.T, *self.within, self.small, True, dtype, dtype, factor)
             return reduced.view(self.blocks, self.block, -1)
-        first, *others = self.pieces()
+        first, *others = self.pieces
         result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:
             signed = self.signed_blocks(piece, gradient.dtype).transpose(1, 2)

@@ -9,8 +9,8 @@ larger side, M (T, d) the other one.
   built B S needs a second product of T D d, so that two thin products are cheaper more often: see `cheapest_alone`.
 - Backward: the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and is reduced to
   the gradients of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
-- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested or
-  expensive, or S for a few tokens. Over several passes of one optimizer step it also keeps S or W0 + B S: see `Held`.
+- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested or expensive, or a small
+  layer's S for a few tokens. Over several passes of one optimizer step it also keeps S or W0 + B S: see `Held`.
 - Tokens with a zero gradient are left out of the backward pass. Above the last attention of a model that pools one
   token, these are all other tokens.
 
@@ -20,7 +20,7 @@ with the same version counters, and no optimizer has taken a step (PyTorch's fus
 changes). So results have the same bits with and without the cache.
 
 An optimizer step drops everything, and so do a change between training and evaluation, merging, and moving the module.
-A change of trained values through ``.data`` is not seen before the next of these.
+A change of values in place through ``.data`` is not seen before the next of these.
 """
 
 import math
@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from randlora_pl.adapters.kernels.basis_product import FEW, Factors, Form, Stored, effective, mixed_stack, unstacked
+from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.common import enlarged, in_parts, masked, without_autocast
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.triton_kernels import build_weight, sums
-from randlora_pl.adapters.random_bases import storable
+from randlora_pl.adapters.random_bases import stamp, storable
 from randlora_pl.utils.device import on_cuda
 
 
@@ -56,7 +56,7 @@ class Held:
         self.before, self.recomputes, self.training = before, recomputes, training
         self.uses, self.recomputed = 0, False
         self.stamp: tuple[Any, ...] = ()
-        self.sources: tuple[Tensor, ...] = ()
+        self.sources: tuple[Any, ...] = ()
         self._made: dict[Hashable, tuple[Any, Tensor, Tensor | None]] = {}
 
     @property
@@ -92,8 +92,8 @@ class Held:
 NOTHING = Held()
 """Keeps nothing: it has no uses."""
 
-Constants = tuple[Tensor, Stored | Hadamard, Form]
-"""A (r, d), B and the form of a layer."""
+Frozen = tuple[Tensor, Stored | Hadamard]
+"""A (r, d) and B of a layer."""
 
 
 class StepCache:
@@ -101,38 +101,37 @@ class StepCache:
 
     def __init__(self) -> None:
         self.held = Held()
-        self._frozen: tuple[tuple[Tensor, ...], tuple[Any, ...], Constants] | None = None
+        self._frozen: tuple[tuple[Any, ...], Frozen, tuple[Tensor, Tensor]] | None = None
 
-    def frozen(self, bases: tuple[Tensor, Tensor], key: tuple[Any, ...], make: Callable[[], Constants]) -> Constants:
-        """Return the layer's frozen parts, made again if the bases or the key differ, or if a tracer records."""
+    def frozen(self, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...], make: Callable[[], Frozen]) -> Frozen:
+        """Return the layer's frozen parts, made again if A, B or the dtypes differ, or if a tracer records."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return make()
-        stamp = (*_stamp(bases), *key, on_cuda(bases[1]))
+        key = (stamp(a, b), dtypes, on_cuda(b))
         kept = self._frozen  # one object, as other threads may replace it
-        if kept is not None and kept[1] == stamp:
-            return kept[2]
+        if kept is not None and kept[0] == key:
+            return kept[1]
         with torch.inference_mode(False), torch.no_grad():
             made = make()
-        if storable(made[0], bases[0]):
-            self._frozen = bases, stamp, made  # with the bases, so that no other tensor has their ids
+        if storable(made[0], a):
+            self._frozen = key, made, (a, b)  # which are kept, so that no other tensor has their ids
         return made
 
-    def begin(self, sources: tuple[Tensor, ...], training: bool) -> Held:
-        """Return what the layer keeps, at a use of lambda, gamma, A and B; `NOTHING` while a tracer records."""
+    def begin(self, lambdas: Tensor, gammas: Tensor, frozen: Frozen, training: bool) -> Held:
+        """Return what the layer keeps, at a use of its tensors; `NOTHING` while a tracer records."""
         if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
             return NOTHING
-        lambdas, gammas, *_ = sources
         if not (isinstance(lambdas, nn.Parameter) and isinstance(gammas, nn.Parameter)) or lambdas.is_inference():
             return NOTHING
-        stamp = (_steps, training, lambdas.device, lambdas.dtype, *_stamp(sources))
+        now = (_steps, training, lambdas.device, lambdas.dtype, id(frozen), *stamp(lambdas, gammas))
         last = self.held
-        if stamp != last.stamp:
+        if now != last.stamp:
             last.drop()
             if training and last.training:
                 self.held = Held(last.uses, last.recomputed, True)
             else:
                 self.held = Held(last.before, last.recomputes, training)
-            self.held.stamp, self.held.sources = stamp, sources
+            self.held.stamp, self.held.sources = now, (lambdas, gammas, frozen)
         self.held.uses += 1
         if training and torch._C._current_graph_task_id() != -1:  # in a backward pass
             self.held.recomputed = True
@@ -146,11 +145,6 @@ class StepCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (StepCache, ())
-
-
-def _stamp(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """Return numbers that differ if the tensors are others, as long as these exist, or if their values changed."""
-    return *map(id, tensors), *[-1 if each.is_inference() else each._version for each in tensors]
 
 
 _LIVE: WeakSet[Held] = WeakSet()
@@ -387,8 +381,8 @@ def product(
             output = add_matmul(built.T, plain, masked(tokens, mask))
     output = output.view(*x.shape[:-1], out_features)
     if built is None:
-        again = alone or form.keep is False or tokens.shape[0] > FEW
-        return output, None, None if again else mixed, projected if train and basis.inner < large else None
+        keep = not alone and form.keep is not False and form.few(tokens.shape[0])
+        return output, None, mixed if keep else None, projected if train and basis.inner < large else None
     return output, built if keep else None, None, projected
 
 

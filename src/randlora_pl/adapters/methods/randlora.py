@@ -309,7 +309,7 @@ class RandLoRADelta(_RandLoRATensors):
         if isinstance(basis, Stored):
             basis.matrix(dtype)
             return
-        for piece in basis.pieces():
+        for piece in basis.pieces:
             basis.signed_blocks(piece, dtype)
         basis.column_signs(self.lambdas.dtype)
         basis.orthogonal(basis.blocks, self.lambdas.dtype)
@@ -361,14 +361,14 @@ class RandLoRADelta(_RandLoRATensors):
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
         scales = () if mask is None else (keep_scaling(x, self.dropout),)
-        lambdas, gammas, bases = self.lambdas, self.gammas, self.bases
-        sources = lambdas, gammas, bases.A, bases.B
-        key = (compute_dtype(lambdas), lambdas.dtype, self.scaling, self.keep, bases.scale, scales)
-        parts = self.cache.frozen(sources[2:], key, lambda: (self.tensors()[2], self.basis(), self.form(*scales)))
-        held = NOTHING if self.keep is False else self.cache.begin(sources, self.training)
+        lambdas, bases, form = self.lambdas, self.bases, self.form(*scales)
+        dtypes = form.dtype, lambdas.dtype
+        frozen = self.cache.frozen(bases.A, bases.B, dtypes, lambda: (self.tensors()[2], self.basis()))
+        held = NOTHING if self.keep is False else self.cache.begin(lambdas, self.gammas, frozen, self.training)
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, (*self.trained(), parts[0]), *parts[1:], False, mask, held)[0]
-        inputs = (x, weight, bias, *self.trained(), *parts, mask, held)
+            a, basis = frozen
+            return product(x, weight, bias, (*self.trained(), a), basis, form, False, mask, held)[0]
+        inputs = (x, weight, bias, *self.trained(), *frozen, form, mask, held)
         result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
