@@ -92,7 +92,7 @@ class Held:
 NOTHING = Held()
 """Keeps nothing: it has no uses."""
 
-Frozen = tuple[Tensor, Stored | Hadamard]
+FrozenParts = tuple[Tensor, Stored | Hadamard]
 """A (r, d) and B of a layer."""
 
 
@@ -101,9 +101,11 @@ class StepCache:
 
     def __init__(self) -> None:
         self.held = Held()
-        self._frozen: tuple[tuple[Any, ...], Frozen, tuple[Tensor, Tensor]] | None = None
+        self._frozen: tuple[tuple[Any, ...], FrozenParts, tuple[Tensor, Tensor]] | None = None
 
-    def frozen(self, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...], make: Callable[[], Frozen]) -> Frozen:
+    def frozen(
+        self, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...], make: Callable[[], FrozenParts]
+    ) -> FrozenParts:
         """Return the layer's frozen parts, made again if A, B or the dtypes differ, or if a tracer records."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return make()
@@ -117,7 +119,7 @@ class StepCache:
             self._frozen = key, made, (a, b)  # which are kept, so that no other tensor has their ids
         return made
 
-    def begin(self, lambdas: Tensor, gammas: Tensor, frozen: Frozen, training: bool) -> Held:
+    def begin(self, lambdas: Tensor, gammas: Tensor, frozen: FrozenParts, training: bool) -> Held:
         """Return what the layer keeps, at a use of its tensors; `NOTHING` while a tracer records."""
         if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
             return NOTHING
