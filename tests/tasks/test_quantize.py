@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA, inject, load_adapter
+from randlora_pl.adapters import SVFT, GaLore, LoRAXS, RandLoRA, inject, load_adapter
 from randlora_pl.language import CausalLMTask, load_language_task
 from randlora_pl.models import load_clip
-from randlora_pl.tasks import LinearHeadTask, load_task
-from randlora_pl.tasks.quantize import quantize
+from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks
+from randlora_pl.tasks.quantize import build_quantized
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.packed import stored_bytes, unpacks_itself
 from tests.adapters.cases import assert_close, randomise
@@ -25,11 +25,16 @@ from tests.support.cli import SMALL, Run
 CPU = torch.device("cpu")
 
 
-def test_without_torchao_a_training_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_methods_of_whole_weights_are_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of this name cannot be loaded."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--model.quantize int8 needs torchao: pip install '.\[torchao\]'"):
-        quantize(nn.Sequential(nn.Linear(4, 4)), "int8", CPU, torch.float32)
-    assert quantize(nn.Linear(4, 4), "4bit", CPU, torch.float32) is None  # of bitsandbytes, by transformers
+        LinearHeadTask("none", quantize="int8")
+    for adapter in (GaLore(), SVFT()):
+        with pytest.raises(UserError, match=rf"int8: {adapter.method()} needs room .*Choose RandLoRA"):
+            LinearHeadTask("none", adapter=adapter, quantize="int8")
+    layer = nn.Linear(4, 4)
+    assert build_quantized(lambda: layer, "4bit", CPU, "float32") == (layer, [])  # of bitsandbytes, by transformers
 
 
 @pytest.mark.torchao
@@ -38,8 +43,7 @@ def test_linear_layers_of_blocks_are_quantized() -> None:
     clip = load_clip("tiny", "random").model
     before = {name: parameter.clone() for name, parameter in clip.named_parameters()}
     sizes = {name: stored_bytes(parameter) for name, parameter in clip.named_parameters()}
-    facts = quantize(clip, "int8", CPU, torch.float32)
-    assert facts is not None
+    _, (note,) = build_quantized(lambda: clip, "int8", CPU, "float32")
     packed = [name for name, parameter in clip.named_parameters() if unpacks_itself(parameter)]
     assert packed and all(re.search(r"resblocks\.\d+\.mlp\.(c_fc|c_proj)\.weight$", name) for name in packed)
     for name, parameter in clip.named_parameters():
@@ -48,20 +52,25 @@ def test_linear_layers_of_blocks_are_quantized() -> None:
             assert_close(parameter.dequantize(), before[name], 0.02)
         else:
             assert torch.equal(parameter, before[name])
-    assert f"int8 (torchao): {len(packed)} of {2 * len(packed)} weights of the blocks" in facts[1]
-    assert "attn.in_proj_weight" in facts[1]
+    assert f"int8 (torchao): {len(packed)} of {2 * len(packed)} weights of the blocks" in note
+    assert "attn.in_proj_weight" in note
     with pytest.raises(UserError, match="no linear layer in the blocks of Sequential"):
-        quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), "int8", CPU, torch.float32)
+        build_quantized(lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), "int8", CPU, "float32")
+    layer = build_quantized(lambda: nn.Sequential(nn.Linear(20, 4)), "int8", CPU, "bfloat16")[0][0]
+    assert layer.weight.dtype == torch.bfloat16 and layer.bias.dtype == torch.float32  # which BitFit trains
 
 
 @pytest.mark.torchao
 def test_four_bits_are_refused_with_the_reasons_of_the_library() -> None:
-    with pytest.raises(UserError, match=r"int4: torchao cannot run it on cpu in torch.float32 \(.+\). Use int8"):
-        quantize(nn.Sequential(nn.Linear(256, 256)), "int4", CPU, torch.float32)
+    def build() -> nn.Module:
+        raise AssertionError("the model is loaded")
+
+    with pytest.raises(UserError, match=r"int4: torchao cannot run 256 x 256 on cpu in float32 \(.+\). Use int8"):
+        build_quantized(build, "int4", CPU, "float32")
 
 
 @pytest.mark.torchao
-@pytest.mark.parametrize("adapter", [RandLoRA(rank=4), DoRA(LoRA(rank=2))], ids=["randlora", "dora"])
+@pytest.mark.parametrize("adapter", [RandLoRA(rank=4), LoRAXS(rank=4)], ids=["randlora", "loraxs"])
 def test_a_task_trains_is_saved_and_loaded_on_both_bases(
     adapter: Any, fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
@@ -79,11 +88,14 @@ def test_a_task_trains_is_saved_and_loaded_on_both_bases(
         assert_close(loaded.class_logits(images), expected, 1e-5)
         difference = (plain.class_logits(images) - expected).norm() / expected.norm()
         assert 0 < difference < 0.1 and not any(map(unpacks_itself, plain.parameters()))
-    other = LinearHeadTask("tiny", "random", **how | {"adapter": task.adapter}, seed=1)  # the same bases
+        (together,) = load_tasks({"one": tmp_path / "adapter"}, quantize="int8").values()
+        assert_close(together.class_logits(images), expected, 1e-5)
+        assert any(map(unpacks_itself, together.parameters()))
+    other = LinearHeadTask("tiny", "random", seed=1)
     other.set_classes(task.classnames, task.templates)
-    other.adapt()
+    model, _ = build_quantized(other.build, "int8", CPU, "float32")
     with pytest.raises(UserError, match="trained on other weights"):
-        load_adapter(other.model, tmp_path / "adapter")
+        load_adapter(model, tmp_path / "adapter")
 
 
 @pytest.mark.torchao

@@ -338,7 +338,8 @@ class AdapterSet:
         alone = list(weights.values()) == [1.0]
         updates = {path: here[0][0] if alone else WeightedSum(*zip(*here, strict=True)) for path, here in parts.items()}
         self._move(updates)
-        attach(self.model, updates)
+        if updates:  # else packed layers would not be plain
+            attach(self.model, updates)
         if alone:
             self.model.adapter_report = self._loaded[next(iter(weights))].report  # type: ignore[assignment]
         if self._merged:

@@ -264,6 +264,7 @@ def inject(
         model.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
+        attach(model, {})  # packed layers
         report = InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0, notes=adapter.notes(model))
     else:
         selection = choose_beside(model, targets, adapter, beside)

@@ -13,7 +13,7 @@ from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, WeightedSum, set_fast_paths, unsharded
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.trained import chosen_tensors
+from randlora_pl.adapters.trained import PLAIN_HASH, chosen_tensors
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.packed import unpacks_itself
 
@@ -122,6 +122,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """
     merge(model)
     detach(model)
+    vars(model).pop(PLAIN_HASH, None)
     for parameter in model.parameters():
         if parameter.is_floating_point() and not unpacks_itself(parameter):  # others are quantized
             parameter.requires_grad_(True)

@@ -129,20 +129,24 @@ def forget_computed(model: nn.Module) -> None:
         module.training = mode
 
 
+PLAIN_HASH = "plain_hash"
+"""Attribute of a model with `hash_weights` before it was quantized."""
+
+
 def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
     """Return the SHA-256 of each parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
 
     The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
-    float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
-    values are unknown. An adapted model has the hash of its base. Sharded weights are gathered one by one, a collective
-    operation.
+    float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights,
+    unless `PLAIN_HASH` is known. An adapted model has the hash of its base. Sharded weights are gathered one by one, a
+    collective operation.
 
     Args:
         model: Model, with or without an adapter.
         without: Names of parameters to exclude.
     """
     if any(is_quantized(module) for module in model.modules()):
-        return ""
+        return "" if without else getattr(model, PLAIN_HASH, "")
     originals = {
         id(layer.adapted_weight): layer.frozen_weight
         for layer in model.modules()

@@ -55,16 +55,17 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
         41
 
     Returns:
-        Number of matrices that were cast.
+        Number of these matrices, with quantized ones, which are not cast.
     """
     count = 0
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
             own = [parameter for parameter in module.parameters(recurse=False) if not parameter.requires_grad]
-            if all(p.is_floating_point() and not unpacks_itself(p) for p in own):  # others are quantized
-                for parameter in own:
+            plain = all(p.is_floating_point() and not unpacks_itself(p) for p in own)  # else quantized
+            for parameter in own:
+                if plain:
                     parameter.data = parameter.data.to(dtype)
-                    count += parameter.dim() > 1
+                count += parameter.dim() > 1
     return count
 
 

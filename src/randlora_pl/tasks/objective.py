@@ -41,7 +41,7 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
 )
-from randlora_pl.tasks.quantize import quantize
+from randlora_pl.tasks.quantize import build_quantized, check_quantize
 from randlora_pl.tasks.run import Run, cast_and_compile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
@@ -148,6 +148,7 @@ class Objective(Declared, nn.Module):
         self.learning_rate = self.learning_rate or default_learning_rate(
             self.adapter, IMAGES if self.vision_only else self.place
         )
+        check_quantize(self.quantize, self.adapter)
         self.adapters: AdapterSet | None = None
         self.choice: Choice = None
         self.saved: AdapterFile | None = None
@@ -181,17 +182,14 @@ class Objective(Declared, nn.Module):
         """Build the backbone and inject the adapter; the module calls it before every run, it acts once."""
         if self.backbone is not None:
             return
-        backbone, source = self.build(), self.start or self.saved
-        device = self.run.device
-        facts = quantize(backbone, self.quantize, device, getattr(torch, self.chosen_dtype()))
+        source, device = self.start or self.saved, self.run.device
+        backbone, notes = build_quantized(self.build, self.quantize, device, self.chosen_dtype())
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
             else:  # a file names the layers
                 self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
-        if facts is not None:
-            self.report.base_hash, note = facts
-            self.report.notes.append(note)
+        self.report.notes += notes
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
@@ -420,8 +418,9 @@ class Objective(Declared, nn.Module):
             **self.metadata(),
             "training": dict(summary or {}),
         }
-        base = self.identity.as_dict()
-        return save_adapter(self.model, folder, base_model=base, extra=self.head_tensors(), metadata=metadata)
+        base, head = self.identity.as_dict(), self.head_tensors()
+        packed = self.quantize is not None  # plain weights would give other derived tensors
+        return save_adapter(self.model, folder, base_model=base, extra=head, metadata=metadata, keep_derived=packed)
 
     def fingerprint(self) -> str:
         """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterSet
 from randlora_pl.adapters.operations import report_of
 from randlora_pl.tasks.images import ImageTask, normalize
+from randlora_pl.tasks.quantize import build_quantized
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import is_own
 
@@ -24,7 +25,8 @@ class TaskSet:
     """
 
     def __init__(self, first: ImageTask) -> None:
-        self.first, self.adapters = first, AdapterSet(first.build())
+        model, _ = build_quantized(first.build, first.quantize, first.run.device, first.chosen_dtype())
+        self.first, self.adapters = first, AdapterSet(model)
         first.backbone, first.adapters = self.adapters.model, self.adapters
         self.tasks: dict[str, ImageTask] = {}
         self._heads: dict[str, Head | None] = {}

@@ -32,7 +32,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight)
+        half = x.dtype == torch.float16  # in which products with whole numbers overflow before the library scales them
+        return F.linear(x, weight.dequantize().to(x.dtype) if half else weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import (
     Adapter,
+    AdapterSet,
     BitFit,
     DoRA,
     FullFineTuning,
@@ -136,10 +137,11 @@ def test_outputs_and_gradients_are_those_of_unpacked_weights(adapter: Adapter, p
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_a_training_keeps_no_unpacked_weight(pack: Any) -> None:
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), BitFit()], ids=["lora", "bitfit"])
+def test_a_training_keeps_no_unpacked_weight(adapter: Adapter, pack: Any) -> None:
     """Of adapted layers and of others; the library's own product would keep each as float32."""
     model, _ = pair(pack)
-    inject(model, LoRA(rank=2), ["fc"])
+    inject(model, adapter, None if adapter.trains_base else ["fc"])
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
         model(torch.randn(3, 20, requires_grad=True))
@@ -164,7 +166,7 @@ def test_packed_weights_are_counted_and_neither_cast_nor_merged_nor_trained(pack
         inject(model, LoRA(rank=2), ["fc"], trained=["proj"])
     inject(model, LoRA(rank=2), ["fc"])
     randomise(model)
-    assert cast_frozen(model, torch.bfloat16) == 0
+    assert cast_frozen(model, torch.bfloat16) == 2 and dequantize(model.fc).dtype == torch.float32
     for action in (merge, merge_and_unload):
         with pytest.raises(UserError, match=r"fc \(Linear\) is quantized"):
             action(model)
@@ -194,3 +196,34 @@ def test_an_adapter_fits_the_packed_and_the_plain_model(pack: Any, tmp_path: Pat
     assert_close(plain(x), expected, 1e-5)
     merge_and_unload(plain)
     assert_close(plain(x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_adapters_of_a_packed_base_take_turns_and_share_a_batch(pack: Any, tmp_path: Path) -> None:
+    base, _ = pair(pack)
+    for name, adapter in {"one": RandLoRA(rank=4), "two": DoRA(LoRA(rank=3))}.items():
+        model = copy.deepcopy(base)
+        inject(model, adapter, ["fc"])
+        randomise(model)
+        save_adapter(model, tmp_path / name)
+    adapters, x, order = AdapterSet(base.eval()), torch.randn(3, 20), ["two", None, "one"]
+    rows = []
+    with torch.no_grad():
+        for name, own in zip(order, x.split(1), strict=True):
+            if name is not None:
+                adapters.load(name, tmp_path / name)
+            with adapters.using(name):
+                rows.append(base(own))
+        with adapters.batched(order):
+            assert_close(base(x), torch.cat(rows), 1e-5)
+
+
+@pytest.mark.torchao
+def test_products_in_half_precision_are_finite() -> None:
+    """The library multiplies by whole numbers up to 127 and scales afterwards: 512 * 4 * 127 is above float16."""
+    model = nn.Sequential(nn.Linear(512, 8, bias=False))
+    nn.init.constant_(model[0].weight, 0.01)
+    int8(model)
+    inject(model, LoRA(rank=2), ["0"])
+    x = torch.full((1, 512), 4.0)
+    assert_close(model(x.half()).float(), model(x), 1e-3)
