@@ -56,7 +56,8 @@ def test_linear_layers_of_blocks_are_quantized() -> None:
     assert "attn.in_proj_weight" in note
     with pytest.raises(UserError, match="no linear layer in the blocks of Sequential"):
         build_quantized(lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), "int8", CPU, "float32")
-    layer = build_quantized(lambda: nn.Sequential(nn.Linear(20, 4)), "int8", CPU, "bfloat16")[0][0]
+    one, _ = build_quantized(lambda: nn.Sequential(nn.Linear(20, 4)), "int8", CPU, "bfloat16")
+    layer: Any = one.get_submodule("0")
     assert layer.weight.dtype == torch.bfloat16 and layer.bias.dtype == torch.float32  # which BitFit trains
 
 

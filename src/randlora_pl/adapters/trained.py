@@ -146,7 +146,8 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
         without: Names of parameters to exclude.
     """
     if any(is_quantized(module) for module in model.modules()):
-        return "" if without else getattr(model, PLAIN_HASH, "")
+        known: str = getattr(model, PLAIN_HASH, "")
+        return "" if without else known
     originals = {
         id(layer.adapted_weight): layer.frozen_weight
         for layer in model.modules()

@@ -221,8 +221,9 @@ def test_adapters_of_a_packed_base_take_turns_and_share_a_batch(pack: Any, tmp_p
 @pytest.mark.torchao
 def test_products_in_half_precision_are_finite() -> None:
     """The library multiplies by whole numbers up to 127 and scales afterwards: 512 * 4 * 127 is above float16."""
-    model = nn.Sequential(nn.Linear(512, 8, bias=False))
-    nn.init.constant_(model[0].weight, 0.01)
+    layer = nn.Linear(512, 8, bias=False)
+    nn.init.constant_(layer.weight, 0.01)
+    model = nn.Sequential(layer)
     int8(model)
     inject(model, LoRA(rank=2), ["0"])
     x = torch.full((1, 512), 4.0)
