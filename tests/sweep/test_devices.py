@@ -66,28 +66,30 @@ def test_the_error_of_a_process_is_the_error_of_the_cell(
 ) -> None:
     """Without an error that was written, a process was killed. The lock is free again, and the next try works."""
     (cell,), folder = cells_of(**TWO), SweepFolder(tmp_path)
-    error = {"mistake": mistake, "reason": "process 1: the loss is nan", "traceback": "line 7"}
+    error = {"reason": "the loss is nan", "traceback": "" if mistake else "line 7"}
+    monkeypatch.setattr(loop, "named_modules", lambda: {"mine": None})
 
-    def process(module: Any, place: Path, variables: Any) -> int:
+    def process(words: Any, place: Path, *_: Any) -> list[int]:
+        assert read(place, "cell.json")["modules"] == ["mine"], "which no other task of a job has imported"
         assert read(place, "cell.json")["place"] == str(folder.cell_path(cell))
         if mistake is not None:
             (place / "error.json").write_text(json.dumps(error))
-        return 1
+        return [1]
 
-    monkeypatch.setattr(loop, "_process", process)
-    with pytest.raises(kind, match="a process was killed" if mistake is None else "process 1: the loss is nan"):
+    monkeypatch.setattr(loop, "local", process)
+    with pytest.raises(kind, match="a process was killed" if mistake is None else "the loss is nan"):
         Runner()(cell, folder.begin(cell))
     Loop(folder, [cell], Runner()).work()
     failure = folder.failure(cell)
     assert folder.state(cell) == FAILED and failure["tries"] == 1 and not folder.worker(cell)
     assert ("line 7" in failure.get("traceback", "")) == (mistake is False)
 
-    def works(module: Any, place: Path, variables: Any) -> int:
+    def works(words: Any, place: Path, *_: Any) -> list[int]:
         assert not (place / "error.json").exists()
         (folder.cell_path(cell) / "results.json").write_text('{"finished": true}')
-        return 0
+        return [0]
 
-    monkeypatch.setattr(loop, "_process", works)
+    monkeypatch.setattr(loop, "local", works)
     Loop(folder, [cell], Runner(), retry_failed=True).work()
     assert folder.state(cell) == DONE
 
@@ -108,20 +110,19 @@ def test_torchrun_and_processes_that_fail_at_once(tmp_path: Path, monkeypatch: p
 def test_the_tasks_of_a_job_follow_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tasks are threads. In the second cell process 1 is killed; the sweep goes on, and all end with it."""
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     known, own, done = meetings(2), threading.local(), list[tuple[int, str, str]]()
     task = lambda: SimpleNamespace(rank=own.rank, world_size=2, export=lambda **options: None)  # noqa: E731
     monkeypatch.setattr("submitit.helpers.TorchDistributedEnvironment", task)
     monkeypatch.setattr(loop, "meeting_of", lambda job, timeout: known[job.rank] if job.world == 2 else None)
 
-    def process(module: list[str], folder: Path, variables: dict[str, str], stopped: Callable[[], bool]) -> int:
-        done.append((own.rank, str(folder), variables["TORCHELASTIC_RESTART_COUNT"]))
+    def process(words: Any, folder: Path, variables: list[dict[str, str]], stopped: Callable[[], bool]) -> list[int]:
+        done.append((own.rank, str(folder), variables[0]["TORCHELASTIC_RESTART_COUNT"]))
         if str(folder) == "two" and own.rank == 1:
-            return -9
+            return [-9]
         until = time.monotonic() + 10
         while str(folder) == "two" and not stopped() and time.monotonic() < until:
             time.sleep(0.01)
-        return 143 if stopped() else 0
+        return [143 if stopped() else 0]
 
     def lead() -> int:
         for name in ("one", "two", "three"):
@@ -134,7 +135,8 @@ def test_the_tasks_of_a_job_follow_the_first_one(monkeypatch: pytest.MonkeyPatch
         own.rank = rank
         codes[rank] = loop.in_task(lead)
 
-    monkeypatch.setattr(loop, "_process", process)
+    monkeypatch.setattr(loop, "local", process)
+    monkeypatch.setattr(loop, "_task", [])
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
@@ -158,14 +160,15 @@ def test_the_tasks_that_are_submitted(run: Run, tmp_path: Path) -> None:
     script = (tmp_path / "submitted").read_text()
     for line in ("--ntasks-per-node=2", "--gpus-per-node=2", "--kill-on-bad-exit=1"):
         assert line in script
-    for bad, said in (("tasks_per_node=1", "the cells need tasks_per_node=2"), ("gpus_per_node=1", "must be 2")):
+    bad_words = {"tasks_per_node=1": "need tasks_per_node=2", "nodes=2": "need nodes=1", "gpus_per_node=1": "must be 2"}
+    for bad, said in bad_words.items():
         failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", bad)
         assert failed.code == 2 and said in failed.err
 
 
 @pytest.mark.slow
 def test_a_cell_on_two_devices_is_fit_on_two_and_one_device_with_twice_the_batch(tmp_path: Path) -> None:
-    options, folder = GRID["set"] | {"model.optimizer": "sgd"}, SweepFolder(tmp_path / "sweep")
+    options, folder = GRID["set"], SweepFolder(tmp_path / "sweep")
     (two,) = cells_of(**TWO | {"set": options | {"trainer.devices": 2}})
     (one,) = cells_of(**TWO | {"set": options | {"data.batch_size": 8}})
     for cell in (two, one):
@@ -182,7 +185,7 @@ def test_a_cell_on_two_devices_is_fit_on_two_and_one_device_with_twice_the_batch
     assert {each["effective_batch"] for each in results} == {8} and {each["steps"] for each in results} == {2}
     for name, tensor in ours.items():
         assert tensor.equal(typed[name]), name
-        assert (tensor - single[name]).abs().max() < 1e-5, name
+        assert (tensor - single[name]).norm() < 1e-3 * tensor.norm(), name
 
 
 @pytest.mark.slow
@@ -242,7 +245,7 @@ def ranks(folder: Path) -> dict[int, int]:
             words, variables = ((entry / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
             continue
-        if b"randlora_pl.commands.cell_process" in words and any(str(folder).encode() in word for word in words):
+        if b"randlora_pl.sweep.cell_process" in words and any(str(folder).encode() in word for word in words):
             rank = [word for word in variables if word.startswith(b"RANK=")]
             numbers |= {int(rank[0].partition(b"=")[2]): int(entry.name)} if rank else {-1: int(entry.name)}
     return numbers

@@ -23,13 +23,16 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    environments = [loop._environment(number, 3) for number in range(3)]
+    environments = loop.environments_of(3, 1)
     assert [one["OMP_NUM_THREADS"] for one in environments] == ["2"] * 3
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6", "4"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7,9")
-    pairs = [loop._environment(number, 2, devices=2) for number in range(2)]
+    pairs = loop.environments_of(2, 2)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in pairs] == ["4,6", "7,9"]
     assert [one["OMP_NUM_THREADS"] for one in pairs] == ["2"] * 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(Path, "glob", lambda *_: map(Path, "abc"))  # three GPUs, which are hidden
+    assert loop.visible_gpus() == [] and loop.environments_of(2, 1)[1]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +44,7 @@ def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(loop.subprocess, "Popen", sleeping)
     with pytest.raises(KeyboardInterrupt):
-        loop.local(["sweep"], tmp_path, 2, Mock(side_effect=KeyboardInterrupt))
+        loop.local(["sweep"], tmp_path, [dict(os.environ)] * 2, Mock(side_effect=KeyboardInterrupt))
     assert len(started) == 2 and all(process.poll() is not None for process in started)
 
 
@@ -52,8 +55,8 @@ def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
     code += f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     child.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
     child.chmod(stat.S_IRWXU)
-    parent = "import sys; from pathlib import Path; from randlora_pl.sweep import loop;"
-    parent += f"sys.executable = {str(child)!r}; loop.local([], Path({str(tmp_path)!r}), 1, lambda: None)"
+    parent = "import os, sys; from pathlib import Path; from randlora_pl.sweep import loop;"
+    parent += f"sys.executable = {str(child)!r}; loop.local([], Path({str(tmp_path)!r}), [dict(os.environ)], print)"
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         assert _within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
         process.kill()
@@ -79,13 +82,15 @@ def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     answers, seen = iter([None]), []  # it ends while it is asked whether it runs
     process = Mock(returncode=0, poll=lambda: next(answers, 0))
     monkeypatch.setattr(loop.subprocess, "Popen", lambda *args, **options: process)
-    assert loop.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
+    assert loop.local(["sweep"], tmp_path, [{}], lambda: seen.append(process.poll())) == [0]
     assert len(seen) == 2
 
 
 def test_without_submitit_and_with_a_job_that_ends_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
     with pytest.raises(RuntimeError, match="ended"):
         run_in_job(["sweep", "nothing.yaml"])
     monkeypatch.setitem(sys.modules, "submitit", None)

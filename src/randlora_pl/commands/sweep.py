@@ -85,7 +85,7 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     words = ["sweep", config]  # by a path that is valid in any folder
     if typed.launcher == "slurm":
         command = jobs.child_words(job, words)
-        given = [f"tasks_per_node={job.chosen[0].devices}", *typed.slurm]
+        given = ["nodes=1", f"tasks_per_node={job.chosen[0].devices}", *typed.slurm]
         numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, given)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
         print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {job.place} --dry-run")

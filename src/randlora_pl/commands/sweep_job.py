@@ -17,7 +17,7 @@ from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep import FILE, LOWEST, RATES, SweepConfig, checked
 from randlora_pl.sweep.climb import FINALISTS
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder
-from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, local, visible_gpus
+from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, environments_of, local, visible_gpus
 from randlora_pl.sweep.plan import Cell, is_text, only, shard
 from randlora_pl.utils.errors import UserError, errors_in, full_disk
 from randlora_pl.utils.files import parse_json
@@ -389,7 +389,8 @@ def spawn(job: Job, words: Sequence[str]) -> Outcome:
             progress.print_line(cell)
 
     with progress.shown():
-        codes = local(words, folder.path, job.typed.jobs, look, max(cell.devices for cell in job.chosen))
+        environments = environments_of(job.typed.jobs, max(cell.devices for cell in job.chosen))
+        codes = local(["randlora_pl", *words], folder.path / "logs", environments, look)
     if search.finished() if search is not None else all(folder.state(cell) != OPEN for cell in job.chosen):
         return Outcome()
     lost = len([code for code in codes if code not in (0, 1)])

@@ -145,7 +145,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     names = [Path(name).name for name in app.command.named]
     configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
     if app.created:
-        _write(app, {"config": configs, "command": app.command.checksum()} | _start_facts(app.config))
+        write(app, {"config": configs, "command": app.command.checksum()} | _start_facts(app.config))
         write_config(app)
     else:
         if trainer.is_global_zero:
@@ -161,7 +161,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         if trainer.received_sigterm:  # during its last batch, where Lightning does not look
             raise SIGTERMException
         _check_losses(metrics, None)
-        _write(app, metrics)
+        write(app, metrics)
         if trainer.is_global_zero and metrics:
             print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot', task)}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
@@ -179,12 +179,12 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     tested = _tested(app) if test else {}
     ranks = trainer.strategy.metrics() if isinstance(trainer.strategy, AdapterDDP) else {}
     results = tested | facts | fit_metrics(trainer, task, data) | ranks
-    _write(app, results | {"config": configs, "finished": False})
+    write(app, results | {"config": configs, "finished": False})
     if finished:
         if trainer.is_global_zero:
             log_end(trainer, data.unit)
             write_found(folder, facts)
-        _write(app, {"finished": True})  # last, as nothing is missing then
+        write(app, {"finished": True})  # last, as nothing is missing then
     if trainer.is_global_zero:
         print_above_progress(*end_page(folder, task, data.unit, testable=bool(tested) or not test))
 
@@ -194,7 +194,7 @@ def _tested(app: App) -> dict[str, Any]:
     kept = callback_of(app.trainer, RunCheckpoint)
     best = kept.test == "best" and kept.best is not None and not kept.scaled
     # also for the last: an earlier part of the run may have written "best"
-    _write(app, {"tested": BEST if best else ADAPTER})
+    write(app, {"tested": BEST if best else ADAPTER})
     if best:
         callbacks_of(app.trainer).append(loading(app.folder / BEST))
     metrics = _evaluated(app, app.trainer.test)
@@ -277,7 +277,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
         raise UserError(f"{app.command.verb} evaluated nothing: {why}")
     write_config(app)
     facts = model_results(task) | flat("data", planned(data)) | environment()
-    _write(app, metrics | {"adapter": str(adapter) if adapter else None} | facts)
+    write(app, metrics | {"adapter": str(adapter) if adapter else None} | facts)
     if trainer.is_global_zero:
         what = f"adapter {adapter}" if adapter else "pretrained model"
         print_above_progress(
@@ -304,6 +304,7 @@ def _samples_for_it(app: App, name: str) -> str:
     return f" {text[:1].upper()}{text[1:]}"
 
 
-def _write(app: App, metrics: dict[str, Any]) -> None:
+def write(app: App, metrics: dict[str, Any]) -> None:
+    """Write entries of ``results.json``, on rank 0."""
     if app.trainer.is_global_zero:
         write_results(app.folder, metrics)

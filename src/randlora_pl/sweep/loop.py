@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from randlora_pl.run import run_folder as leases
 from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.saved_config import check_run
-from randlora_pl.run.parallel.launch import Launch, broadcast_decision, launched, meeting_of
+from randlora_pl.run.parallel.launch import Launch, broadcast_decision, meeting_of
 from randlora_pl.run.run_folder import FILE, acquire, holder, lease_on, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, Progress, SweepFolder
 from randlora_pl.sweep.plan import Cell
@@ -39,7 +39,7 @@ from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, fi
 from randlora_pl.utils.files import disk_errors, read_mapping, write_text
 from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.own_classes import named_modules
-from randlora_pl.utils.run_files import CONFIG, LAST, read_results, write_results
+from randlora_pl.utils.run_files import CONFIG, LAST, read_results
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -145,15 +145,20 @@ class Loop:
             except Exception as error:  # whatever else a cell dies of, the others can go on
                 if full_disk(error):
                     raise
-                ours = isinstance(error, UserError | LostProcessError)
-                reason = str(error) if ours else f"{type(error).__name__}: {error}"
-                self.folder.fail(cell, reason, "" if isinstance(error, UserError) else traceback.format_exc())
+                self.folder.fail(cell, **failure_of(error))
             self.watch.ended(cell)
         finally:
             lease.release()
         if terminated:
             raise Terminated
         return True
+
+
+def failure_of(error: Exception) -> dict[str, str]:
+    """Return the reason of a failed cell; and the traceback, empty for a mistake of the user."""
+    ours = isinstance(error, UserError | LostProcessError)
+    reason = str(error) if ours else f"{type(error).__name__}: {error}"
+    return {"reason": reason, "traceback": "" if isinstance(error, UserError) else traceback.format_exc()}
 
 
 class Runner:
@@ -176,46 +181,45 @@ class Runner:
         Raises:
             UserError: As `fit`; so are all others.
         """
-        if cell.devices > 1 and launched() is None:
+        if cell.devices > 1:
             run_processes(cell, folder, self.test)
             return False
-        start = time.perf_counter()
         with suppress(OSError):  # Linux counts the peak of the resident set from here on
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         output = io.StringIO()  # the run's log has it, too
         try:
             with redirect_stdout(output), redirect_stderr(output):
                 # in a context of its own: jsonargparse keeps the last parser in a variable
-                return copy_context().run(self._run, cell, folder, start)
+                return copy_context().run(self.run, cell, folder)
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
-    def _run(self, cell: Cell, folder: Path, start: float) -> bool:
+    def run(self, cell: Cell, folder: Path) -> bool:
+        """Run a cell in this process, or its part of it; see `__call__`."""
         from randlora_pl.run import lightning_cli, session, stages
         from randlora_pl.run.callbacks.summary import callbacks_of
 
+        start = time.perf_counter()
         with locked(folder) as lock:
             again = bool(broadcast_decision("the checkpoint", lambda: "resume" * self._resumable(cell, folder)))
             if cell.first and not again and not read_results(folder / FIRST).get("finished"):
                 (folder / FIRST).mkdir(exist_ok=True)
                 stage = replace(cell, tree=cell.first, first={})
-                if Runner(test=False)._run(stage, folder / FIRST, time.perf_counter()):
+                if Runner(test=False).run(stage, folder / FIRST):
                     raise Terminated
             app = lightning_cli.App(self.command(cell, folder, again), folder if again else None, folder)
             with session.handle_run_errors(app):
                 if cell.untrained:
                     stages.evaluate(app, None)
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
-                    own = none | {"finished": True, "device": str(app.task.device.type)}
+                    stages.write(app, none | {"finished": True, "device": str(app.task.device.type)})
                 else:
                     if callback := self.watcher(cell):
                         callbacks_of(app.trainer).append(callback)
                     stages.fit(app, lock, zero_shot=False, test=self.test)
-                    own = {}
-                own |= {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
+                own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
-                if app.trainer.is_global_zero:
-                    write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
+                stages.write(app, own | ({} if first is None else {FIRST_SECONDS: first}))
             return app.trainer.received_sigterm
 
     def command(self, cell: Cell, folder: Path = Path(), again: bool = False) -> Command:
@@ -257,14 +261,18 @@ PARENT = "RANDLORA_PL_SWEEP_PARENT"
 _PATIENCE = 60.0
 """Seconds that processes get to end their step after SIGTERM."""
 
-CELL, ERROR, LOG = "cell.json", "error.json", "output.log"
-"""Files that the processes of a cell share: what they run, the first error, and what they print."""
+PROCESS = "randlora_pl.sweep.cell_process"
+"""Module that is one process of a cell."""
+CELL, ERROR = "cell.json", "error.json"
+"""Files that these processes share: what they run, and the first error."""
 
 
-def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], devices: int = 1) -> list[int]:
-    """Run the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
+def local(
+    words: Sequence[str], logs: Path, environments: Sequence[dict[str, str]], look: Callable[[], object]
+) -> list[int]:
+    """Run a module in a process for each environment, until all have ended; their output goes to the folder ``logs``.
 
-    About once a second it calls ``look``. Each process gets ``devices`` GPUs of its own where there are several.
+    About once a second it calls ``look``, and ends them if that returns True. Ctrl-C reaches this process alone.
 
     Returns:
         Their exit codes.
@@ -272,37 +280,32 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
     Raises:
         KeyboardInterrupt: After Ctrl-C or SIGTERM, once all have ended.
     """
-    logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     started: list[subprocess.Popen[bytes]] = []
 
     try:
-        for number in range(jobs):
-            with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
-                command = [sys.executable, "-m", "randlora_pl", *words]
-                env = _environment(number, jobs, devices) | {PARENT: "stdin"}
-                started.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env))
-        while running := [process for process in started if process.poll() is None]:
-            look()
+        for number, environment in enumerate(environments, 1):
+            with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number}.log").open("ab") as log:
+                command, env = [sys.executable, "-m", *words], environment | {PARENT: "stdin"}
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env, start_new_session=True
+                )
+            started.append(process)
+        while (running := [process for process in started if process.poll() is None]) and not look():
             with suppress(subprocess.TimeoutExpired):
                 running[0].wait(PAUSE)
         look()
     finally:
-        _stop(started)
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _PATIENCE
+        for process in started:
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            process.communicate()  # closes its input, also of processes that a killed torchrun has left
     return [process.returncode for process in started]
-
-
-def _stop(started: Sequence["subprocess.Popen[bytes]"]) -> None:
-    running = [process for process in started if process.poll() is None]
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _PATIENCE
-    for process in running:
-        try:
-            process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def end_with_parent() -> None:
@@ -322,19 +325,21 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="sweep-parent", daemon=True).start()
 
 
-def _environment(number: int, jobs: int, devices: int = 1) -> dict[str, str]:
-    """Return the environment of one process: its part of the cores, and its GPUs where there are several."""
+def environments_of(jobs: int, devices: int) -> list[dict[str, str]]:
+    """Return the environment of each process: its part of the cores, and its GPUs where there are several."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // (jobs * devices)))
     environment, gpus = os.environ | {"OMP_NUM_THREADS": threads}, visible_gpus()
-    own = [gpus[place % len(gpus)] for place in range(number * devices, (number + 1) * devices) if gpus]
-    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if len(gpus) > 1 else {})
+    if len(gpus) < 2:
+        return [environment] * jobs
+    turns = cycle(gpus)
+    return [environment | {"CUDA_VISIBLE_DEVICES": ",".join(islice(turns, devices))} for _ in range(jobs)]
 
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, without starting CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # empty: none
     devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))
-    return visible.split(",") if visible else list(map(str, range(len(devices))))
+    return list(map(str, range(len(devices)))) if visible is None else [each for each in visible.split(",") if each]
 
 
 def run_processes(cell: Cell, place: Path, test: bool) -> None:
@@ -345,39 +350,19 @@ def run_processes(cell: Cell, place: Path, test: bool) -> None:
     folder = (place.parents[1] / "logs" / cell.hash).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_text(folder / CELL, json.dumps({"cell": asdict(cell), "place": str(place.resolve()), "test": test}))
+    task = {"cell": asdict(cell), "place": str(place.resolve()), "test": test, "modules": list(named_modules())}
+    write_text(folder / CELL, json.dumps(task))
     if _task:
         _task[0](folder)
     else:
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.devices), "-m"]
-        _process(torchrun, folder, _environment(0, 1, cell.devices) | os.environ)
+        local([*torchrun, PROCESS, str(folder)], folder, environments_of(1, cell.devices), lambda: None)
     if (folder / ERROR).exists():
         error = read_mapping(folder / ERROR)
-        kind = UserError if error["mistake"] else LostProcessError
+        kind = LostProcessError if error["traceback"] else UserError
         raise kind(error["reason"]) from RuntimeError(error["traceback"])
     if not read_results(place).get("finished"):
-        raise LostProcessError(f"a process was killed, for example because memory ran out: {folder / LOG}")
-
-
-def _process(
-    module: Sequence[str], folder: Path, environment: dict[str, str], ended: Callable[[], bool] = lambda: False
-) -> int:
-    """Start a process of a cell, or by a module all of them; wait for its end, or end it; return its exit code."""
-    words = [sys.executable, "-m", *module, "randlora_pl.commands.cell_process", str(folder), *named_modules()]
-    environment = environment | {PARENT: "stdin"}
-    with (
-        (folder / LOG).open("ab") as log,
-        subprocess.Popen(
-            words, stdout=log, stderr=log, stdin=subprocess.PIPE, env=environment, start_new_session=True
-        ) as process,
-    ):  # Ctrl-C does not reach its session; the input closes at the end, also of what a torchrun has left
-        try:
-            while process.poll() is None and not ended():
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(PAUSE)
-        finally:
-            _stop([process])
-    return process.returncode
+        raise LostProcessError(f"a process was killed, for example because memory ran out: {folder}")
 
 
 _task: list[Callable[[Path], None]] = []  # in the first task of a job of submitit: runs a cell in all tasks
@@ -385,8 +370,6 @@ _task: list[Callable[[Path], None]] = []  # in the first task of a job of submit
 
 def in_task(lead: Callable[[], int]) -> int:
     """Run a sweep in the first task of a job of submitit, and its processes of cells in the others; return the code."""
-    if "SUBMITIT_EXECUTOR" not in os.environ:
-        return lead()
     from submitit.helpers import TorchDistributedEnvironment
 
     task = TorchDistributedEnvironment()
@@ -398,11 +381,11 @@ def in_task(lead: Callable[[], int]) -> int:
     numbers, store = map(str, count(1)), meeting.store
 
     def run_rank(folder: Path) -> None:
-        own, number = Path(meeting.decided("the cell", lambda: str(folder))), next(numbers)
+        own, number = meeting.decided("the cell", lambda: str(folder)), next(numbers)
         # as torchrun does; to the store each cell is another attempt, whose keys are new
         elastic = {"TORCHELASTIC_RUN_ID": "cell", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        elastic["TORCHELASTIC_RESTART_COUNT"] = number
-        code = _process([], own, os.environ | elastic, lambda: store.check([number]))
+        environment = os.environ | elastic | {"TORCHELASTIC_RESTART_COUNT": number}
+        (code,) = local([PROCESS, own], Path(own), [environment], lambda: store.check([number]))
         if code and not store.check([number]):
             store.set(number, str(code))  # ends the processes of the other tasks
         if code and store.get(number) in (b"143", b"-15"):  # SLURM ends the job
@@ -417,7 +400,6 @@ def in_task(lead: Callable[[], int]) -> int:
                 run_rank(Path())
         return 0
     finally:
-        _task.clear()
         meeting.leave("the sweep has ended", lost=False)
 
 

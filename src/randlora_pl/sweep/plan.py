@@ -111,6 +111,7 @@ class Cell:
         facts: Values that a search of learning rates tries in the cell.
         first: Config of the LoRA that it trains before, and starts from; empty without one.
         form: Form of the start from it (`randlora_pl.adapters.refine`).
+        devices: Number of devices that it runs on, each with a process.
     """
 
     labels: Labels
@@ -120,6 +121,7 @@ class Cell:
     facts: Tree = field(default_factory=dict)
     first: Tree = field(default_factory=dict)
     form: Any = FORMS[0]
+    devices: int = 1
 
     @cached_property  # a progress line looks at every cell several times
     def hash(self) -> str:
@@ -128,11 +130,6 @@ class Cell:
         The budget separates a test of the pretrained model from a training with the same config.
         """
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
-
-    @property
-    def devices(self) -> int:
-        """Return the number of devices that it runs on, each with a process."""
-        return _devices(self.tree)
 
     @property
     def untrained(self) -> bool:
@@ -164,7 +161,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
                 )
                 tree = merge(tree, normalize(tuning)) if tuning else tree
                 with errors_in(f"models.{model} with methods.{method}"):
-                    _devices(tree, *first)
+                    devices = _devices(tree, *first)
                 form = description.methods[method].get("first", {}).get("form", FORMS[0])
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
@@ -176,7 +173,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Cell]:
                     flat |= {f"first.{name}": value for name, value in before.items()}
                 labels = Labels(model, dataset, budget, method, seed)
                 family = str(facts.get("family") or "")
-                cell = Cell(labels, tree, flat, family, first=first[0] if first else {}, form=form)
+                cell = Cell(labels, tree, flat, family, first=first[0] if first else {}, form=form, devices=devices)
                 if cell.hash in cells:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell
@@ -215,10 +212,10 @@ def _devices(*stages: Tree) -> int:
     """Return the devices of a cell; a UserError refuses other values, stages that differ, and several machines."""
     trainers = [{"devices": 1, "num_nodes": 1} | stage.get("trainer", {}) for stage in stages]
     devices = [1 if given["devices"] in ("1", "auto") else given["devices"] for given in trainers]
-    spread = any(given["num_nodes"] not in (1, "1") for given in trainers)
-    if type(devices[0]) is not int or devices[0] < 1 or devices.count(devices[0]) < len(devices) or spread:
-        what = "trainer.num_nodes is not 1" if spread else f"trainer.devices is {devices[-1]!r}"
-        raise UserError(f"{what}. A cell runs on one machine. Give one number of devices for all of it, such as 2.")
+    nodes = max(int(given["num_nodes"]) for given in trainers)
+    if type(devices[0]) is not int or devices[0] < 1 or devices.count(devices[0]) < len(devices) or nodes > 1:
+        given = f"trainer.devices is {devices[-1]!r} and trainer.num_nodes {nodes}"
+        raise UserError(f"{given}. A cell runs on one machine. Give one number of devices for all of it, such as 2.")
     return int(devices[0])
 
 

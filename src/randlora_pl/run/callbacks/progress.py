@@ -278,7 +278,7 @@ class Termination(Callback):
     """Delay SIGTERM until the end of an optimizer step, when a checkpoint can be written.
 
     Lightning ends a training after the current micro-batch, but the gradients of an unfinished step cannot be saved.
-    Several processes end together, before the next micro-batch that begins after the first one got the signal.
+    Several processes end by their strategy (`AdapterDDP`): the signal reaches each process at a different time.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -286,13 +286,11 @@ class Termination(Callback):
         self._step, self._within = trainer.global_step, False  # True within an optimizer step
         self._kept: Callable[[], None] | None = None
         theirs: Any = signal.getsignal(signal.SIGTERM)
-        if threading.current_thread() is not threading.main_thread() or not callable(theirs):
+        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread() or not callable(theirs):
             return
 
         def handler(number: int, frame: Any) -> None:
-            if trainer.world_size > 1:  # Lightning's handler exchanges a tensor, and the others may wait for another
-                trainer._signal_connector.received_sigterm = True
-            elif self._within:
+            if self._within:
                 self._kept = lambda: theirs(number, None)
             else:
                 theirs(number, frame)

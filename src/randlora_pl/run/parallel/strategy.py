@@ -5,6 +5,8 @@ The processes are compared, then exchange only the few trainable parameters. FSD
 
 import inspect
 import json
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,7 +31,7 @@ from randlora_pl.run import TIMEOUT
 from randlora_pl.run.parallel.launch import Ask, Meeting, Options, busy_port, check_options, join, launched, meeting_of
 from randlora_pl.tasks.files import checksum
 from randlora_pl.tasks.module import AdaptationModule, own_module
-from randlora_pl.utils.device import LateCopy, on_cuda
+from randlora_pl.utils.device import LateCopy
 from randlora_pl.utils.errors import UserError, log
 from randlora_pl.utils.text import byte_size
 
@@ -125,6 +127,7 @@ class AdapterDDP(DDPStrategy):
         self._meeting: Meeting | None = None
         self._patience = timeout
         self._statistics: list[Tensor] | None = None
+        self._terminated = False  # True after SIGTERM
 
     def setup_distributed(self) -> None:
         """Connect to the other processes, also after a restart by torchrun; compare options if Lightning started them.
@@ -201,28 +204,34 @@ class AdapterDDP(DDPStrategy):
             self._meeting.compare("the weights", lambda _: fingerprint, judge)
 
     def configure_ddp(self) -> None:
-        """Wrap the model, and on a GPU replace Lightning 2.6's broadcast of rank 0's SIGTERM before each micro-batch.
+        """Wrap the model, and replace Lightning 2.6's broadcast of rank 0's SIGTERM before each micro-batch.
 
-        Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every
-        process reads what it received one micro-batch before, so that all stop before the same micro-batch.
+        The signal of any process ends all before the same micro-batch. Lightning copies a number to the GPU, and reads
+        the received one at once: the host waits twice. Here every process reads what it received one micro-batch
+        before.
         """
         self._statistics = None
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        loop: Any = trainer.fit_loop.epoch_loop
-        sent: LateCopy | None = None
+        loop: Any = self.lightning_module.trainer.fit_loop.epoch_loop  # type: ignore[union-attr]
+        last = LateCopy(torch.zeros(()))
 
-        def broadcast() -> None:
-            nonlocal sent
-            if sent is not None and float(sent.read()):
+        def exchange() -> None:
+            nonlocal last
+            if float(last.read()):
                 raise SIGTERMException
-            flag = torch.full((), float(trainer.received_sigterm), device=self.root_device)
-            dist.broadcast(flag, 0)
-            sent = LateCopy(flag)
+            flag = torch.full((), float(self._terminated), device=self.root_device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            last = LateCopy(flag)
 
-        late = any(on_cuda(parameter) for parameter in trainer.lightning_module.parameters())  # a CPU waits for nothing
-        if late and hasattr(type(loop), "_broadcast_sigterm_tensor"):
-            loop._broadcast_sigterm_tensor = broadcast
+        loop._broadcast_sigterm_tensor = exchange
         super().configure_ddp()
+
+    def on_train_start(self) -> None:
+        """Only note SIGTERM from here on; Lightning removes the handler at the end of the run.
+
+        Lightning's handler exchanges a tensor while the others may wait for another, and its process then ends alone.
+        """
+        if self.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_terminated", True))
 
     def _register_ddp_hooks(self) -> None:
         def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
