@@ -4,6 +4,7 @@ Usage: ``python -m tests.tasks.waits_ddp_worker FOLDER`` with the environment of
 """
 
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_pl.data import ImageData
-from randlora_pl.run.callbacks import NonFiniteLoss, PeakMemory, RunCheckpoint, StepNumbers, Throughput
+from randlora_pl.run.callbacks import NonFiniteLoss, PeakMemory, RunCheckpoint, StepNumbers, Termination, Throughput
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationModule, VisionLanguageTask, make_trainer
 from randlora_pl.utils.device import choose_as_on_cuda
@@ -60,11 +61,20 @@ class Bad(VisionLanguageTask):
         return losses + torch.inf if spoilt else losses, right
 
 
-def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
+class Signaled(L.Callback):
+    """Rank 1 gets SIGTERM in the sixth micro-batch."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(kind: type[VisionLanguageTask], folder: Path, *more: L.Callback) -> dict[str, Any]:
     """Ten micro-batches, two per step, and how they ended."""
     task = kind("tiny", "random", adapter=METHODS["randlora"]())
     window = Window(mode := Exchanged())
     own: list[L.Callback] = [window, PeakMemory(), Throughput(), NonFiniteLoss(), StepNumbers(), RunCheckpoint()]
+    own += [Termination(), *more]
     trainer = make_trainer(
         accelerator="cpu", devices=2, strategy=AdapterDDP(), callbacks=own, accumulate_grad_batches=2,
         limit_val_batches=0, default_root_dir=folder,
@@ -74,7 +84,7 @@ def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
         try:
             trainer.fit(AdaptationModule(task), ImageData(dataset="digits", shots=8, steps=5, batch_size=2))
         except (UserError, SystemExit) as error:
-            ended = str(error)
+            ended = str(error) or type(error).__name__
     return {"ended": ended, "seen": dict(mode.seen), "after": window.after, "last": trained(task)}
 
 
@@ -85,4 +95,5 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     with two_blocks():
         found = {kind.__name__: fit(kind, root / kind.__name__) for kind in (VisionLanguageTask, Importable)}
+        found["signaled"] = fit(VisionLanguageTask, root / "signaled", Signaled())
     torch.save(found, root / f"{RANK}.pt")
