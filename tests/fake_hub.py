@@ -21,6 +21,7 @@ TOKEN, USER = "hf_good", "ann"
 @dataclass
 class Repo:
     private: bool
+    gated: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"* lfs\n"}})
     messages: list[str] = field(default_factory=list)
 
@@ -106,6 +107,9 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.server.repos.get(name)
         if repo is None or (repo.private and not self.known):
             self.refuse(404 if self.known else 401, "Repository not found", "RepoNotFound")
+            return None
+        if repo.gated:
+            self.refuse(403, "Access to model is restricted", "GatedRepo")
             return None
         if write and not self.known:
             self.refuse(401, "Invalid username or password.")

@@ -6,20 +6,16 @@ Examples:
     >>> trainer = Trainer(callbacks=[AdapterCheckpoint("model")], logger=False, accelerator="cpu")
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import wraps
+from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from randlora_pl.adapters.base import Procedure
-from randlora_pl.adapters.checkpoints import MARK, complete_state, leave_out_frozen
+from randlora_pl.adapters.checkpoints import leave_out_frozen
 from randlora_pl.adapters.operations import adapted_layers, report_of
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -34,6 +30,9 @@ class AdapterCheckpoint(Callback):
     base model, seed and adapter, by ``ckpt_path`` and ``load_from_checkpoint``. Another base model is refused. The
     state of a method's procedure (AdaLoRA) is in them, too, if the module starts it in ``on_train_start``.
 
+    From the start of a run, the frozen part is left out of the ``state_dict()`` of the LightningModule, which Lightning
+    reads. The one of the adapted model remains whole.
+
     Examples:
         >>> callback = AdapterCheckpoint(model_attribute="model")
         >>> callback.model_attribute
@@ -45,7 +44,7 @@ class AdapterCheckpoint(Callback):
 
     def __init__(self, model_attribute: str = "model") -> None:
         self.model_attribute = model_attribute
-        self._strategy: Strategy | None = None  # whose methods are wrapped
+        self._hook: RemovableHandle | None = None
         self._procedure: Procedure | None = None
         self._procedure_state: dict[str, Any] | None = None  # of a checkpoint, until the training starts
 
@@ -66,81 +65,16 @@ class AdapterCheckpoint(Callback):
         self._procedure_state = state_dict.get("procedure")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wrap what the strategy reads from the module, writes and loads; callbacks do not see each of these."""
+        """Leave the frozen part out of the state of the LightningModule from now on."""
         self._procedure_state, strategy = None, trainer.strategy
-        if strategy is self._strategy:
-            return
-        self._strategy, read = strategy, strategy.lightning_module_state_dict
-        save, load = strategy.save_checkpoint, strategy.load_checkpoint
-
-        @wraps(read)
-        def lightning_module_state_dict() -> dict[str, Any]:
-            with self._left_out(strategy):
-                return read()
-
-        @wraps(save)
-        def save_checkpoint(checkpoint: dict[str, Any], *args: Any, **options: Any) -> None:
-            _, model, prefix = self._find(strategy)
-            state = checkpoint["state_dict"]  # empty in processes that write nothing
-            if state and prefix + MARK not in state:  # the mean of Lightning's WeightAveraging
-                leave_out_frozen(model, state, prefix)
-            save(checkpoint, *args, **options)
-
-        @wraps(load)
-        def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-            module, path = self._find(strategy)[0], Path(strategy.broadcast(checkpoint_path))
-            strict = module.strict_loading
-            with self._left_out(strategy):
-                if strategy.restore_checkpoint_after_setup and path.is_file():
-                    self._check_file(strategy, path, weights_only)
-                    module.strict_loading = False  # FSDP2 asks for frozen tensors before the hooks of PyTorch act
-                try:
-                    return load(checkpoint_path, weights_only=weights_only)
-                finally:
-                    module.strict_loading = strict
-
-        for wrapped in (lightning_module_state_dict, save_checkpoint, load_checkpoint):
-            setattr(strategy, wrapped.__name__, wrapped)
-
-    def _find(self, strategy: Strategy) -> tuple[LightningModule, nn.Module, str]:
-        """Return the LightningModule, the adapted model, and the prefix of its names in the module's state.
-
-        Raises:
-            UserError: The module has no such attribute, or the model there has no adapter.
-        """
-        module = strategy.lightning_module
-        assert module is not None
-        try:
-            model = attrgetter(self.model_attribute)(module)
-        except AttributeError:
-            hint = near(self.model_attribute, [name for name, _ in module.named_modules() if name])
-            raise UserError(
-                f"AdapterCheckpoint: {type(module).__name__} has no module {self.model_attribute!r}.{hint} Set "
-                "model_attribute to the attribute with the adapted model."
-            ) from None
-        model = getattr(model, "_orig_mod", model)  # of torch.compile
-        with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {type(module).__name__}"):
-            self._procedure = report_of(model).procedure
-        return module, model, next(f"{name}." for name, each in module.named_modules() if each is model)
-
-    @contextmanager
-    def _left_out(self, strategy: Strategy) -> Iterator[None]:
-        """Leave the frozen part out of the state dict of the LightningModule inside the block."""
-        module, model, prefix = self._find(strategy)
-
-        def leave_out(_module: nn.Module, state: dict[str, Any], *_: Any) -> None:
-            leave_out_frozen(model, state, prefix)
-
-        with module.register_state_dict_post_hook(leave_out):  # type: ignore[no-untyped-call]
-            yield
-
-    def _check_file(self, strategy: Strategy, path: Path, weights_only: bool | None) -> None:
-        """Refuse a checkpoint in one file that lacks a tensor or belongs to another base model."""
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)["state_dict"]
-        module, model, prefix = self._find(strategy)
-        complete_state(model, state, prefix)
-        if missing := sorted(module.state_dict().keys() - state.keys() - {prefix + MARK}):
-            raise UserError(f"{path} does not fit: missing {missing[:3]}.")
+        if self._hook is not None:
+            self._hook.remove()
+        # Other strategies ask for every tensor before the hooks of PyTorch can add the frozen ones: these stay there.
+        if not strategy.restore_checkpoint_after_setup or getattr(strategy, "_save_distributed_checkpoint", False):
+            # no bound method: a copy of the module, as of WeightAveraging, would copy this callback
+            self._hook = pl_module.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                partial(_leave_out, self.model_attribute)
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a model that cannot train with an adapter.
@@ -148,11 +82,13 @@ class AdapterCheckpoint(Callback):
         Raises:
             UserError: The attribute is wrong, or the model there has no adapter or is merged.
         """
-        _, model, _ = self._find(trainer.strategy)
+        model, kind = _find(pl_module, self.model_attribute), type(pl_module).__name__
+        with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {kind}"):
+            self._procedure = report_of(model).procedure
         if any(layer.merged for layer in adapted_layers(model).values()):
             raise UserError(
-                f"AdapterCheckpoint: {self.model_attribute} of {type(pl_module).__name__} is merged, so its update "
-                "cannot train. Call unmerge(model) first."
+                f"AdapterCheckpoint: {self.model_attribute} of {kind} is merged, so its update cannot train. Call "
+                "unmerge(model) first."
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -160,3 +96,28 @@ class AdapterCheckpoint(Callback):
         if self._procedure_state is not None and self._procedure is not None:
             self._procedure.load_state_dict(self._procedure_state)
             self._procedure.ran, self._procedure_state = True, None
+
+
+def _find(module: nn.Module, attribute: str) -> nn.Module:
+    """Return the adapted model of a LightningModule.
+
+    Raises:
+        UserError: The module has no such attribute.
+    """
+    try:
+        model = attrgetter(attribute)(module)
+    except AttributeError:
+        hint = near(attribute, [name for name, _ in module.named_modules() if name])
+        raise UserError(
+            f"AdapterCheckpoint: {type(module).__name__} has no module {attribute!r}.{hint} Set model_attribute to the "
+            "attribute with the adapted model."
+        ) from None
+    return getattr(model, "_orig_mod", model)  # of torch.compile
+
+
+def _leave_out(attribute: str, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave the frozen part out of the state of a LightningModule, or of a copy; hook of PyTorch."""
+    model = _find(module, attribute)
+    if "adapter_report" in vars(model):  # not after `merge_and_unload`
+        name = next(name for name, each in module.named_modules() if each is model)
+        leave_out_frozen(model, state, f"{prefix}{name}.")

@@ -90,7 +90,8 @@ def trainer(folder: Path, *callbacks: lightning.Callback, epochs: int = 3, **opt
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: unsharded(value).clone() for name, value in module.state_dict().items()}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: unsharded(value).detach().clone() for name, value in tensors}
 
 
 def main(folder: Path, kind: str) -> None:

@@ -208,6 +208,16 @@ def test_a_model_takes_an_adapter_by_the_name_of_its_repository(
         load_adapter(network(0), "ann/none")
     with pytest.raises(UserError, match="'third'"):
         load_adapter(network(0), "ann/one", revision="third")
+    hub.repos["ann/one"].gated = True
+    load_adapter(network(0), "ann/one")  # the client falls back on its cache
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+        with pytest.raises(UserError, match=r"is gated: ask for access at http.*/ann/one"):
+            load_adapter(network(0), "ann/one")
+        hub.repos["ann/one"].gated, hub.repos["ann/one"].private = False, True
+        patched.delenv("HF_TOKEN")
+        with pytest.raises(UserError, match=r"\(401\), or it is private.*hf auth login"):
+            load_adapter(network(0), "ann/one")
     for name, message in (("adapter_model.bin", "pickle"), ("adapter_model.safetensors", "adapter pull ann/one")):
         files[name] = files.pop("adapter.safetensors", b"")
         with pytest.raises(UserError, match=message):

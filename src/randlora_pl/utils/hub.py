@@ -64,7 +64,7 @@ def check_files(repo: str, there: Collection[str], needed: Collection[str]) -> N
 def cached_files(repo: str, needed: Collection[str], more: Collection[str], revision: str | None = None) -> Path:
     """Return the folder in the client's cache with files of a repository; only files that changed are downloaded.
 
-    Without a network, or with HF_HUB_OFFLINE, the files of an earlier call are returned.
+    Without a network, with HF_HUB_OFFLINE, or if the Hub refuses, the files of an earlier call are returned.
 
     Raises:
         UserError: The Hub is unreachable or refuses, or a needed file is missing.
@@ -108,6 +108,8 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
     hub = constants.ENDPOINT
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no branch, tag or commit {revision or 'main'!r}; see {hub}/{repo}/tree/main"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: ask for access at {hub}/{repo}, then log in: {_LOGIN}"
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"{hub} refuses the card ({_line(str(error))}): edit it with --licence or --card."
     answered = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), None)

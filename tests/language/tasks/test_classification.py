@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForMaskedLM
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, VeRA, inject
+from randlora_pl.interop import AdaptedModel
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.language.text_files import read_own
@@ -166,6 +167,8 @@ def test_the_adapter_folder_brings_task_head_and_classes_back(tmp_path: Path) ->
     task.eval()
     torch.testing.assert_close(back.classify(texts), task.classify(texts), rtol=1e-4, atol=1e-6)
     assert back.classnames == ["negative", "positive"] and back.targets == ["qkv", "o", "fc1", "fc2"]
+    named: Any = AdaptedModel.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(named.classify(texts), back.classify(texts))
 
 
 def test_the_warm_up_is_a_share_of_the_steps(tmp_path: Path) -> None:

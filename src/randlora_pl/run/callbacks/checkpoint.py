@@ -147,11 +147,6 @@ class RunCheckpoint(Declared, Callback):
         self._whole_step = False  # True if the last batch ended an optimizer step
         self._validates = False  # True while the validation of this step runs
 
-    @property
-    def state_key(self) -> str:
-        """Name of its state in checkpoints, as in earlier versions, whose class had this name."""
-        return "AdapterCheckpoint"
-
     def state_dict(self) -> dict[str, Any]:
         """Return the best metric and the metrics of the last validation."""
         return {"best": self.best, "best_step": self.best_step, "validated": self.validated}
