@@ -1,10 +1,4 @@
-"""Checkpoints without the frozen model, for a LightningModule of your own.
-
-Examples:
-    >>> from lightning import Trainer
-    >>> from randlora_pl.callbacks import AdapterCheckpoint
-    >>> trainer = Trainer(callbacks=[AdapterCheckpoint("model")], logger=False, accelerator="cpu")
-"""
+"""Checkpoints without the frozen model, for a LightningModule of your own."""
 
 from functools import partial
 from operator import attrgetter
@@ -16,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from randlora_pl.adapters.base import Procedure
 from randlora_pl.adapters.checkpoints import leave_out_frozen
-from randlora_pl.adapters.operations import adapted_layers, report_of
+from randlora_pl.adapters.operations import report_of, unmerge
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 __all__ = ["AdapterCheckpoint"]
@@ -34,9 +28,7 @@ class AdapterCheckpoint(Callback):
     reads. The one of the adapted model remains whole.
 
     Examples:
-        >>> callback = AdapterCheckpoint(model_attribute="model")
-        >>> callback.model_attribute
-        'model'
+        >>> trainer = make_trainer(callbacks=[AdapterCheckpoint(model_attribute="model")])
 
     Args:
         model_attribute: Attribute of the LightningModule that holds the adapted model; dots lead to inner ones.
@@ -77,19 +69,15 @@ class AdapterCheckpoint(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a model that cannot train with an adapter.
+        """Take the method's procedure, and unmerge the model, as a checkpoint does.
 
         Raises:
-            UserError: The attribute is wrong, or the model there has no adapter or is merged.
+            UserError: The attribute is wrong, or the model there has no adapter.
         """
-        model, kind = _find(pl_module, self.model_attribute), type(pl_module).__name__
-        with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {kind}"):
+        model = _find(pl_module, self.model_attribute)
+        with errors_in(f"AdapterCheckpoint, {self.model_attribute} of {type(pl_module).__name__}"):
             self._procedure = report_of(model).procedure
-        if any(layer.merged for layer in adapted_layers(model).values()):
-            raise UserError(
-                f"AdapterCheckpoint: {self.model_attribute} of {kind} is merged, so its update cannot train. Call "
-                "unmerge(model) first."
-            )
+        unmerge(model)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Give a resumed run's procedure its state, after the module has started it."""

@@ -14,14 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.derived import derived_buffers
-from randlora_pl.adapters.layers import AdaptedLayer
-from randlora_pl.adapters.trained import (
-    base_buffers,
-    forget_computed,
-    hash_weights,
-    stored_tensors,
-    update_modules,
-)
+from randlora_pl.adapters.trained import base_buffers, forget_computed, hash_weights, stored_tensors, update_modules
 from randlora_pl.utils.errors import UserError
 
 MARK = "adapter_report"
@@ -73,12 +66,9 @@ def complete_state(model: nn.Module, state: MutableMapping[str, Any], prefix: st
         if one != two and any(one) and any(two):
             what = f"{part} {one.hex()[:12]}, this module has {two.hex()[:12]}"
             raise UserError(f"the checkpoint was trained with other {what}. {mend}")
-    for layer in model.modules():
-        if isinstance(layer, AdaptedLayer):
-            layer.unmerge()
     forget_computed(model)
     stored = _stored_names(model)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items():  # which unmerges
         if name not in stored:
             state.setdefault(prefix + name, tensor)
 

@@ -23,7 +23,7 @@ class PeftRepositoryError(UserError):
 
 def names_repo(text: str) -> bool:
     """Return True if a text has the form of a repository's name, USER/NAME."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None and len(text) <= 96
+    return len(text) <= 96 and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
 
 
 def check_repo(repo: str) -> str:
