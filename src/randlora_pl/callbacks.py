@@ -22,10 +22,8 @@ class AdapterCheckpoint(Callback):
     For a LightningModule that calls `inject` on a model of its own. Everything else stays in its checkpoints, which
     Lightning writes as before, also with several processes and FSDP2. They load strictly into a module with the same
     base model, seed and adapter, by ``ckpt_path`` and ``load_from_checkpoint``. Another base model is refused. The
-    state of a method's procedure (AdaLoRA) is in them, too, if the module starts it in ``on_train_start``.
-
-    From the start of a run, the frozen part is left out of the ``state_dict()`` of the LightningModule, which Lightning
-    reads. The one of the adapted model remains whole.
+    state of a method's procedure (AdaLoRA) is in them, too, if the module starts it in ``on_train_start``. From the
+    start of a run, ``state_dict()`` of the LightningModule has no frozen part. The one of the adapted model is whole.
 
     Examples:
         >>> trainer = make_trainer(callbacks=[AdapterCheckpoint(model_attribute="model")])
@@ -100,7 +98,8 @@ def _find(module: nn.Module, attribute: str) -> nn.Module:
             f"AdapterCheckpoint: {type(module).__name__} has no module {attribute!r}.{hint} Set model_attribute to the "
             "attribute with the adapted model."
         ) from None
-    return getattr(model, "_orig_mod", model)  # of torch.compile
+    inner: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile
+    return inner
 
 
 def _leave_out(attribute: str, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
