@@ -18,7 +18,7 @@ from randlora_pl.serving.on_demand import find_files, list_names
 from randlora_pl.serving.uploads import Upload, adapter_name
 from randlora_pl.tasks import load_task
 from tests.serving import pictures
-from tests.serving.folder import BAD_NAMES, CLASSES, REFUSED, damage, fill, write
+from tests.serving.folder import BAD_NAMES, CLASSES, REFUSED, changed, damage, fill, write
 
 PICTURES = [pictures.encode(pictures.photo(40 + 9 * turn, 50), "PNG") for turn in range(3)]
 
@@ -40,10 +40,10 @@ Build = Callable[..., app.ClassifierAPI]
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> Build:
-    def make(folder: Path, **options: Any) -> app.ClassifierAPI:
+    def make(folder: Path, base: str = "pets", **options: Any) -> app.ClassifierAPI:
         monkeypatch.setattr(app, "trust_the_limit", lambda: None)  # of the worker's process
-        base = on_demand.read_adapter(folder / "pets")
-        api = app.ClassifierAPI(ServerOptions(adapters=folder, workers=64, **options), 10**6, base)
+        file = on_demand.read_adapter(folder / base)
+        api = app.ClassifierAPI(ServerOptions(adapters=folder, workers=64, **options), 10**6, file)
         api._build("cpu")
         return api
 
@@ -77,24 +77,25 @@ def check(api: app.ClassifierAPI, folder: Path, *names: str) -> None:
 
 def test_names_are_of_entries_of_the_folder_alone(filled: Path) -> None:
     assert list_names(filled) == sorted([*CLASSES, "damaged", "tower", "other", "texts", "plain"])
+    assert list_names(filled, 2) == list_names(filled)[:2] and list_names(filled / "gone") == []
     assert not any(find_files(filled, name) for name in [*BAD_NAMES, "link", "inner", "empty", "none", ""])
 
 
 def test_a_request_gives_one_name_or_none(filled: Path) -> None:
     given: tuple[object, ...]
-    for given in (("pets", None), (None, "pets"), ("pets", "pets")):
-        assert adapter_name(filled, *given) == "pets"
-    assert adapter_name(None, None, "") == ""
+    for given in (("pets",), ("", "pets"), ("pets", "pets")):
+        assert adapter_name(filled, given) == "pets"
+    assert adapter_name(None, [""]) == ""
     wrong: list[tuple[Path | None, tuple[object, ...], int, str]] = [
-        (filled, (None, None), 400, "birds, cars, "),
+        (filled, (), 400, "birds, cars, "),
         (filled, ("pets", "cars"), 400, "one of the adapters"),
-        (filled, (None, b"file"), 400, "one of the adapters"),
+        (filled, (b"file",), 400, "one of the adapters"),
         (None, ("pets",), 400, "leave adapter out"),
         *((filled, (name,), 404, "not a name") for name in BAD_NAMES),
     ]
     for folder, given, status, part in wrong:
         with pytest.raises(HTTPException, match=part) as refused:
-            adapter_name(folder, *given)
+            adapter_name(folder, given)
         assert refused.value.status_code == status and len(refused.value.detail) < 200
 
 
@@ -133,6 +134,32 @@ def test_refused_files_are_read_once(folder: Path, build: Build, monkeypatch: py
 
 
 copied = on_demand._copied
+
+
+def test_what_would_stop_a_worker_for_minutes_is_refused(folder: Path, build: Build) -> None:
+    metadata = json.loads((folder / "pets" / "adapter_config.json").read_text())["metadata"]
+    changed(folder / "pets", folder / "noted", metadata=metadata | {"note": "x" * 5_000_000})
+    changed(folder / "pets", folder / "wordy", metadata=metadata | {"classnames": [str(n) for n in range(100_001)]})
+    for file in (folder / "pets" / "adapter.safetensors", folder / "birds.safetensors"):
+        file.write_bytes((5_000_000).to_bytes(8, "little") + file.read_bytes()[8:] + bytes(5_000_000))
+    for (status, answer), part in zip(
+        ask(build(folder, base="cars"), "noted", "wordy", "pets", "birds"),
+        ("config or a header has 5,", "100,001 texts", "header has 5,000,000 bytes", "header has 5,000,000 bytes"),
+        strict=True,
+    ):
+        assert status == 422 and part in answer["detail"], answer
+
+
+def test_classes_count_as_memory(folder: Path, build: Build) -> None:
+    api = build(folder)
+    assert api.shelf is not None
+    ask(api, "pets")
+    before = api.shelf.held
+    metadata = json.loads((folder / "pets" / "adapter_config.json").read_text())["metadata"]
+    changed(folder / "pets", folder / "more", metadata=metadata | {"classnames": [f"c{n}" for n in range(300)]})
+    ask(api, "more")
+    width = api.shelf.tasks.tasks["more"].head_weight().shape[1]
+    assert api.shelf.held - before > 2 * 300 * width * 4  # the features of the texts, and the scaled ones
 
 
 def test_the_bound_of_memory_holds_and_the_least_recently_used_go(folder: Path, build: Build) -> None:

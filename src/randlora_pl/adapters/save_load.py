@@ -81,8 +81,8 @@ def _write_contents(path: Path, contents: Contents) -> None:
             save_tensors(contents.bases, part / BASES)
 
 
-def read_config(path: Path, name: Path | None = None) -> dict[str, Any]:
-    """Return the unchecked config of an adapter, without its tensors. Messages use ``name`` instead of the path."""
+def _read_contents(path: Path, name: Path | None = None) -> Contents:
+    """Read an adapter; only check that its files are readable. Messages use ``name`` instead of the path."""
     name = path if name is None else name
     if path.is_file():
         source, kind, text = name, f"file: its metadata has no {_KEY}", _config_of_file(path, name)
@@ -103,13 +103,6 @@ def read_config(path: Path, name: Path | None = None) -> dict[str, Any]:
         raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}). Save it again.") from None
     if not isinstance(config, dict):
         raise UserError(f"{source} cannot be read (not a JSON object). Save it again.")
-    return config
-
-
-def _read_contents(path: Path, name: Path | None = None) -> Contents:
-    """Read an adapter; only check that its files are readable. Messages use ``name`` instead of the path."""
-    name = path if name is None else name
-    config = read_config(path, name)
     if path.is_file():
         tensors = load_tensors(path, name)
         bases = {key.removeprefix(_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(_PREFIX)}

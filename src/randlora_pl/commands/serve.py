@@ -62,8 +62,6 @@ def serve(
     register_weights(pretrained)
     if options.adapter is not None:
         adapter_config(options.adapter)
-    elif not (options.adapters or Path()).is_dir():
-        raise UserError(f"--adapters {options.adapters} is not a folder.")
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
@@ -110,7 +108,7 @@ def first_readable(folder: Path) -> "AdapterFile":
         except UserError as error:
             reasons.append(error.what.rstrip("."))
     hint = f"Copy adapters into it: cp -r runs/quickstart/latest/adapter {folder}/NAME"
-    reason = next(iter(reasons), "it is empty")
+    reason = next(iter(reasons), f"no {folder / 'NAME'} or NAME.safetensors; links are not followed")
     raise UserError(f"--adapters {folder} has no adapter that can be served ({reason}).", hint)
 
 

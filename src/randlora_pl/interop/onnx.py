@@ -134,17 +134,13 @@ def make_program(task: ImageTask, part: str = "classifier") -> Program:
     with torch.no_grad():
         if part == "text":
             return _text(task, facts)
-        weight = None if part == "image" else task.head_weight()
+        head = None if part == "image" else task.feature_head()
         task.unload()
         second = task.decoupled if part == "classifier" else None
         unit = task.unit_features and (second is None or second.unit_features)
         encoder = ImageEncoder(task.image_tower(), frame, unit)
         module: nn.Module = encoder
-        if weight is not None and second is not None:
-            module = ExportedClassifier(encoder, second.classifier(weight), task.predictions)
-        elif weight is not None:
-            head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            head.weight = nn.Parameter(weight.detach().clone())
+        if head is not None:
             module = ExportedClassifier(encoder, head, task.predictions)
     outputs = ("features",) if part == "image" else ("logits", "probabilities")
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
 from itertools import accumulate
@@ -37,7 +37,7 @@ from randlora_pl.models import cast_frozen
 from randlora_pl.serving import ServerOptions
 from randlora_pl.serving.on_demand import Shelf, list_names
 from randlora_pl.serving.uploads import TAKEN, Connection, Deadline, Gate, Limits, Upload, read_upload
-from randlora_pl.tasks import ImageTask, load_task
+from randlora_pl.tasks import load_task
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.restore import plain_task
 from randlora_pl.tasks.task_set import TaskSet
@@ -113,25 +113,27 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         self.index = torch.device(device)
         self.autocast = use_precision(self.options.precision, self.index)
         self.shelf: Shelf | None = None
-        if self.base is not None and self.options.adapters is not None:
+        if self.base is not None and self.options.adapters is not None:  # in float32: adapters may change any weight
             tasks = TaskSet(plain_task(self.base))
             tasks.first.to(self.index).eval()
             limit = round(self.options.adapter_memory * 1e6)
-            self.shelf = Shelf(self.options.adapters.resolve(), tasks, limit)
+            self.shelf, self.tasks = Shelf(self.options.adapters.resolve(), tasks, limit), tasks.tasks
             return
-        self.task = load_task(self.adapter)
-        self.task.to(self.index)
-        self.task.prepare_evaluation()
+        task = load_task(self.adapter)
+        task.to(self.index)
+        task.prepare_evaluation()
         if self.options.precision == "bf16":
-            cast_frozen(self.task.model, torch.bfloat16)  # what autocast would do in each batch
-        self._probabilities(torch.zeros(1, 3, self.task.frame.size, self.task.frame.size), [""])
+            cast_frozen(task.model, torch.bfloat16)  # what autocast would do in each batch
+        self.tasks = {"": task}
+        self._probabilities({Upload(b"", 0, 1): torch.zeros(1, 3, task.frame.size, task.frame.size)})
 
-    def _probabilities(self, images: Any, names: Sequence[str]) -> list[Any]:
-        """Return the probabilities (classes,) on the CPU for each of the images (b, 3, size, size), as in `predict`."""
+    def _probabilities(self, ready: Mapping[Upload, Any]) -> list[Any]:
+        """Return the probabilities (classes,) on the CPU of uploads with images (1, 3, size, size), as in `predict`."""
+        images = torch.cat([*ready.values()]).to(self.index)
         with torch.inference_mode(), self.autocast:
             if self.shelf is not None:
-                return self.shelf.tasks.probabilities(images.to(self.index), names)
-            return list(self.task.predictions(self.task.class_logits(images.to(self.index))).cpu())
+                return self.shelf.tasks.probabilities(images, [upload.adapter for upload in ready])
+            return list(self.tasks[""].predictions(self.tasks[""].class_logits(images)).cpu())
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
         """Return the upload; FastAPI has read it in the HTTP process because of the annotation."""
@@ -140,18 +142,17 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
     def predict(self, uploads: list[Upload]) -> list[Response]:
         """Return one response per upload, for any content; as many adapters as fit into memory share a forward pass."""
         answers: dict[Upload, Response] = {}
-        ready: dict[Upload, tuple[Any, ImageTask]] = {}
+        ready: dict[Upload, Any] = {}  # images
         for name in dict.fromkeys(upload.adapter for upload in uploads):
             own, kept = [upload for upload in uploads if upload.adapter == name], {each.adapter for each in ready}
             try:
-                task = self.task if self.shelf is None else self.shelf.take(name, kept)
+                task = self.tasks[""] if self.shelf is None else self.shelf.take(name, kept)
             except HTTPException as error:
                 answers |= {upload: JSONResponse({"detail": error.detail}, error.status_code) for upload in own}
                 continue
             for upload in own:  # only one image in full size at a time
                 try:
-                    image = read_image(upload.content, "that was sent", task.frame, TAKEN, self.most_pixels)
-                    ready[upload] = image, task
+                    ready[upload] = read_image(upload.content, "that was sent", task.frame, TAKEN, self.most_pixels)
                 except UserError as error:
                     status = 422 if isinstance(error, UnreadableImageError) else 503  # 503: memory ran out
                     answers[upload] = JSONResponse({"detail": error.what}, status)
@@ -164,13 +165,11 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
             self.most_held.value = max(self.most_held.value, self.shelf.held)
         return [answers[upload] for upload in uploads]
 
-    def _answer(self, ready: Mapping[Upload, tuple[Any, ImageTask]]) -> dict[Upload, Response]:
-        """Return the responses to uploads, whose images are prepared for their tasks."""
-        if not ready:
-            return {}
-        rows = self._probabilities(torch.cat([image for image, _ in ready.values()]), [each.adapter for each in ready])
+    def _answer(self, ready: Mapping[Upload, Any]) -> dict[Upload, Response]:
+        """Return the responses to uploads with prepared images."""
         answers: dict[Upload, Response] = {}
-        for (upload, (_, task)), row in zip(ready.items(), rows, strict=True):
+        for upload, row in zip(ready, self._probabilities(ready) if ready else [], strict=True):
+            task = self.tasks[upload.adapter]
             try:
                 check_numbers(row, upload.adapter or str(self.adapter))
             except UserError as error:

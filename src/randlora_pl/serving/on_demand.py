@@ -4,30 +4,34 @@ An adapter is loaded from a private copy of its files, whose checksums are verif
 meanwhile or later changes no weights that are in use.
 """
 
-import json
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from fastapi import HTTPException
-from torch import nn
+from torch import Tensor, nn
 
-from randlora_pl.adapters import read_adapter
-from randlora_pl.adapters.save_load import BASES, CONFIG, SUFFIX, TENSORS, read_config
+from randlora_pl.adapters import AdapterFile, read_adapter
+from randlora_pl.adapters.save_load import BASES, CONFIG, SUFFIX, TENSORS
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.tasks import ImageTask
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.restore import backbone_of, plain_task, require_classes
 from randlora_pl.tasks.task_set import TaskSet
-from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief, log, out_of_memory, shorten
 from randlora_pl.utils.weights_files import base_words
+
+MOST_DESCRIBED = 4_000_000
+"""Most bytes of a config, or of a header of safetensors: a header of 59 MB takes minutes."""
+MOST_TEXTS = 100_000
+"""Most texts of an adapter, classes x prompts. They are encoded while other requests of the worker wait."""
 
 
 class Files(NamedTuple):
@@ -40,7 +44,7 @@ class Files(NamedTuple):
 
 def is_name(name: str) -> bool:
     """Return True if a text can be the name of an adapter in a folder: not hidden, and not a path."""
-    return 0 < len(name) <= 100 and name.isprintable() and name[0] != "." and not set(name) & set("/\\:")
+    return 0 < len(name) <= 255 and name.isprintable() and name[0] != "." and not set(name) & set("/\\:")
 
 
 def find_files(folder: Path, name: str) -> Files | None:
@@ -64,10 +68,13 @@ def find_files(folder: Path, name: str) -> Files | None:
     return Files(path, tuple(files), tuple(states))
 
 
-def list_names(folder: Path) -> list[str]:
-    """Return the sorted names of the adapters in a folder; some may be damaged."""
-    names = {entry.name.removesuffix(SUFFIX) for entry in folder.iterdir()} if folder.is_dir() else set()
-    return sorted(name for name in names if find_files(folder, name) is not None)
+def list_names(folder: Path, most: int | None = None) -> list[str]:
+    """Return the sorted names of the adapters in a folder, or the first of them; some may be damaged."""
+    try:
+        names = sorted({entry.name.removesuffix(SUFFIX) for entry in folder.iterdir()})
+    except OSError:  # the folder is gone
+        return []
+    return list(islice((name for name in names if find_files(folder, name) is not None), most))
 
 
 def check_classes(config: Mapping[str, Any], source: object) -> None:
@@ -139,8 +146,10 @@ class Shelf:
             copy = _copied(files, Path(private))
             if find_files(self.folder, name) != files:
                 raise HTTPException(503, f"the adapter {name} is being changed; send the request again")
-            self._check_config(read_config(copy, Path(name)), name)
+            for each in files.files:
+                _check_described(Path(private, each.name), name)
             file = replace(read_adapter(copy, name), path=Path(name))
+            self._check_file(file)
             task = plain_task(file, name=first.name, pretrained=first.pretrained)
             if backbone_of(task) != backbone_of(first):
                 raise UserError(f"{name} is of another part or size of the model than the adapters of this server.")
@@ -152,7 +161,8 @@ class Shelf:
             image = torch.zeros(1, 3, task.frame.size, task.frame.size, device=first.device)
             check_numbers(self.tasks.probabilities(image, [name])[0], name)
             with self.tasks.adapters.using(name):
-                own = {place: size for place, size in _storages(task).items() if place not in self._base}
+                tensors = _storages(task) | _storages(self.tasks.head(name) or nn.Module())
+            own = {place: size for place, size in tensors.items() if place not in self._base}
             self._check_size(name, sum(own.values()))
         except Exception:
             self._drop(name)
@@ -164,27 +174,35 @@ class Shelf:
             bound = f"serve --adapter-memory {self.limit / 1e6:g} allows"
             raise UserError(f"{name} needs {size / 1e6:,.1f} MB, more than {bound}.")
 
-    def _check_config(self, config: dict[str, Any], name: str) -> None:
-        """Refuse another format, task or base model, before tensors are read."""
-        check_format(config, name)
-        check_adapter_schema(config, name)
-        check_classes(config, name)
+    def _check_file(self, file: AdapterFile) -> None:
+        """Refuse another task or base model, or more texts than a worker has time for."""
+        check_classes(file.config, file.path)
         first = self.tasks.first.saved
-        base, ours = config.get("base_model", {}), first.config.get("base_model", {}) if first else {}
-        if _identity(base) != _identity(ours):
+        base, ours = file.config.get("base_model", {}), first.config.get("base_model", {}) if first else {}
+        own = {"weights_sha256_sampled": None}  # without the weights that the adapter trains; loading compares it
+        if base | own != ours | own:
             theirs = base_words(base) or "an unknown model"
-            raise UserError(f"{name} is of another base model, {theirs}; this server has {base_words(ours)}.")
+            raise UserError(f"{file.path} is of another base model, {theirs}; this server has {base_words(ours)}.")
+        texts = len(file.metadata["classnames"]) * max(1, len(file.metadata["templates"]))
+        if texts > MOST_TEXTS:
+            what = f"{file.path} has {texts:,} texts (classes x prompts), more than {MOST_TEXTS:,}"
+            raise UserError(f"{what}. Serve it alone: serve --adapter PATH")
+
+
+def _check_described(file: Path, name: str) -> None:
+    """Refuse a file whose description takes too long to read."""
+    with file.open("rb") as opened:
+        described = int.from_bytes(opened.read(8), "little") if file.suffix == SUFFIX else file.stat().st_size
+    if described > MOST_DESCRIBED:
+        what = f"its config or a header has {described:,} bytes, more than {MOST_DESCRIBED:,}"
+        raise UserError(f"{name} is damaged or was changed: {what}.")
 
 
 def _storages(module: nn.Module) -> dict[int, int]:
-    """Return the bytes of the tensors of a module, by their places in memory."""
-    tensors = (each.untyped_storage() for each in (*module.parameters(), *module.buffers()))
+    """Return the bytes of the tensors of a module, by their places in memory; also of what it has computed."""
+    computed = (each for each in vars(module).values() if isinstance(each, Tensor))
+    tensors = (each.untyped_storage() for each in (*module.parameters(), *module.buffers(), *computed))
     return {each.data_ptr(): each.nbytes() for each in tensors}
-
-
-def _identity(base: Mapping[str, Any]) -> str:
-    """Return a base model without the hash of its weights, which has none of those that an adapter trains."""
-    return json.dumps({key: base[key] for key in base if key != "weights_sha256_sampled"}, sort_keys=True)
 
 
 def _copied(files: Files, folder: Path) -> Path:

@@ -60,19 +60,19 @@ class Upload:
     adapter: str = ""
 
 
-def adapter_name(folder: Path | None, *given: object) -> str:
-    """Return the adapter that a request names in its query or its form, "" if the server has no folder of adapters.
+def adapter_name(folder: Path | None, given: Collection[object]) -> str:
+    """Return the adapter that a request names, maybe more than once, "" if the server has no folder of adapters.
 
     Raises:
         HTTPException: The name is missing, or is not a name, or there are two.
     """
-    names = {name for name in given if name not in (None, "")}
-    if folder is None and not names:
-        return ""
+    names = {*given} - {""}
     if folder is None:
-        raise _refusal(400, "this server has one adapter: leave adapter out")
+        if names:
+            raise _refusal(400, "this server has one adapter: leave adapter out")
+        return ""
     if len(names) != 1 or not isinstance(name := names.pop(), str):
-        here = list_names(folder)
+        here = list_names(folder, 21)
         listed = ", ".join(here[:20]) + (", ..." if len(here) > 20 else "")
         raise _refusal(400, f"name one of the adapters, adapter=NAME: {listed}")
     if not is_name(name):
@@ -109,9 +109,9 @@ async def read_upload(request: Request) -> Upload:
             raise too_large
         return message
 
-    folder, name = request.app.state.folder, request.query_params.get("adapter")
-    if not form or name:
-        name = await run_in_threadpool(adapter_name, folder, name)  # before the body
+    folder, named = request.app.state.folder, request.query_params.getlist("adapter")
+    if not form or named:
+        name = await run_in_threadpool(adapter_name, folder, named)  # before the body
     bounded = Request(request.scope, read)
     try:
         if form:
@@ -122,7 +122,7 @@ async def read_upload(request: Request) -> Upload:
                     how = f"for example: curl -F {FIELD}=@photo.jpg"
                     raise HTTPException(400, f"the form's field {FIELD!r} {what}; {how}")
                 content = await value.read()
-                name = await run_in_threadpool(adapter_name, folder, name, fields.get("adapter"))
+                name = await run_in_threadpool(adapter_name, folder, [*named, *fields.getlist("adapter")])
         else:
             content = await bounded.body()
     except ClientDisconnect:
@@ -130,7 +130,7 @@ async def read_upload(request: Request) -> Upload:
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
     pixels = await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
-    return Upload(content, pixels, int(given[:9]), name or "")
+    return Upload(content, pixels, int(given[:9]), name)
 
 
 def check_header(content: bytes, limits: Limits) -> int:

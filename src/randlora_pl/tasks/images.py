@@ -154,6 +154,15 @@ class ImageTask(Objective):
         """Return the weight (classes, features) that maps features to logits."""
         raise NotImplementedError  # the logits of another task may not be linear in the features
 
+    def feature_head(self) -> nn.Module:
+        """Return the module from image features, as a copy without the rest, to the logits of `class_logits`."""
+        weight = self.head_weight().detach()
+        if self.decoupled is not None:
+            return self.decoupled.classifier(weight)
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        head.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        return head
+
     def unload(self) -> nn.Module:
         """Return the model with merged weights; with the adapter inside if its update depends on the input."""
         return merge_and_unload(self.model) if self.adapter.fixed else self.model

@@ -1,7 +1,7 @@
 """Several image tasks on one backbone: a batch whose samples have different adapters takes one forward pass."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from randlora_pl.tasks.images import ImageTask, normalize
 from randlora_pl.tasks.quantize import build_quantized
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import is_own
-
-Head = tuple[nn.Module, Callable[[Tensor], Tensor]]
-"""Image tower, and the function from its features to logits."""
 
 
 class TaskSet:
@@ -29,7 +26,8 @@ class TaskSet:
         self.first, self.adapters = first, AdapterSet(model)
         first.backbone, first.adapters = self.adapters.model, self.adapters
         self.tasks: dict[str, ImageTask] = {}
-        self._heads: dict[str, Head | None] = {}
+        self._heads: dict[str, nn.Module | None] = {}
+        self._tower: nn.Module | None = None
 
     def load(self, name: str, task: ImageTask) -> None:
         """Load the adapter and the head of a task that was made from its file for the same base model.
@@ -60,51 +58,41 @@ class TaskSet:
     @torch.inference_mode()
     def probabilities(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Return the probabilities (classes,) of each image (b, 3, size, size) on the CPU, by the task of its name."""
-        rows = {name: [row for row, each in enumerate(names) if each == name] for name in dict.fromkeys(names)}
-        heads = {name: self._head(name) for name in rows}
-        together = [row for row, name in enumerate(names) if heads[name] is not None]
-        tower = next((head[0] for head in heads.values() if head is not None), None)
-        features = images
-        if tower is not None:
+        shared = [row for row, name in enumerate(names) if self.head(name) is not None]
+        features: dict[int, Tensor] = {}
+        if shared:
+            self._tower = self._tower or self.tasks[names[shared[0]]].image_tower()
             self.adapters.use(None)
-            try:
-                with self.adapters.batched([names[row] for row in together]):
-                    features = tower(images[together])
-            except UserError:  # a layer mixes its samples: one adapter after the other
-                heads = dict.fromkeys(rows)
-        results: list[Tensor] = [images] * len(names)
-        for name, own in rows.items():
-            head, task = heads[name], self.tasks[name]
-            if head is None:
-                outputs = task.class_logits(images[own])
+            # Refused if a layer mixes its samples; then one adapter follows the other.
+            with suppress(UserError), self.adapters.batched([names[row] for row in shared]):
+                features = dict(zip(shared, self._tower(images[shared]), strict=True))
+        results: dict[int, Tensor] = {}
+        for name in dict.fromkeys(names):
+            task, own = self.tasks[name], [row for row, each in enumerate(names) if each == name]
+            if own[0] in features:
+                outputs = self._logits(name, torch.stack([features[row] for row in own]))
             else:
-                outputs = head[1](features[[together.index(row) for row in own]])
-            for row, each in zip(own, task.predictions(outputs).cpu(), strict=True):
-                results[row] = each
-        return results
+                outputs = task.class_logits(images[own])
+            results |= zip(own, task.predictions(outputs).cpu(), strict=True)
+        return [results[row] for row in range(len(names))]
 
-    def _head(self, name: str) -> Head | None:
-        """Return the head of a task; None if the task takes no part in a common forward pass."""
+    def head(self, name: str) -> nn.Module | None:
+        """Return the module from features to logits; None if a task takes no part in a common forward pass."""
         if name not in self._heads:
             task = self.tasks[name].eval()
             try:
                 with self.adapters.batched([name, None]):  # refuses what changes the model's own tensors
-                    alone = is_own(type(task)) or not task.shares_features
+                    shares = task.shares_features and not is_own(type(task))
             except UserError:
-                alone = True
-            self._heads[name] = None if alone else (task.image_tower(), _logits(task))
+                shares = False
+            self._heads[name] = task.feature_head() if shares else None
         return self._heads[name]
 
-
-def _logits(task: ImageTask) -> Callable[[Tensor], Tensor]:
-    """Return the function from features of the image tower to the logits of `class_logits`, in float32."""
-    weight, second = task.head_weight().detach(), task.decoupled
-    unit = task.unit_features and (second is None or second.unit_features)
-    head = partial(nn.functional.linear, weight=weight) if second is None else second.classifier(weight)
-
-    def logits(features: Tensor) -> Tensor:
+    def _logits(self, name: str, features: Tensor) -> Tensor:
+        """Return the logits of `class_logits` in float32, also under autocast."""
+        task, head = self.tasks[name], self._heads[name]
+        assert head is not None
+        unit = task.unit_features and (task.decoupled is None or task.decoupled.unit_features)
         with torch.autocast(features.device.type, enabled=False):
             outputs: Tensor = head(normalize(features) if unit else features.float())
             return outputs
-
-    return logits
