@@ -59,6 +59,7 @@ def test_a_request_names_its_adapter(many: tuple[Running, Path], monkeypatch: py
     status, answer = server.ask("POST", "/predict?adapter=digits", start + body, kind)
     assert status == 400 and "one of the adapters" in answer["detail"]
     assert server.ask("POST", "/predict", body, kind)[0] == 400
+    assert server.classify(PICTURES[0], "?adapter=cars&adapter=digits")[0] == 400
     held = server.ask("GET", "/health")[1]["adapter_bytes"]
     assert 0 < held["most_held"] < held["limit"] == 1_000_000_000
 

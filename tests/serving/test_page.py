@@ -6,11 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from tests.serving import pictures
 from tests.serving.conftest import NAMES
+from tests.serving.folder import write
 from tests.serving.server import Running
 from tests.support.browser import NEEDED, contrast, opened_browser
 
@@ -195,3 +197,28 @@ def test_the_token_is_asked_for_until_it_is_right(browser: Any, adapter: Path, d
         until(browser, lambda: "RandLoRA" in text(browser, "model"))
     finally:
         server.kill()
+
+
+def test_one_of_several_adapters_is_chosen(browser: Any, tmp_path: Path) -> None:
+    names = ["cars & 'more'", "pets"]
+    for name in names:
+        write(tmp_path / "adapters" / name, "pets" if name == "pets" else "cars")
+    running = Running(None, tmp_path / "log", "--adapters", "adapters")
+    content = pictures.encode(pictures.photo(40, 50), "PNG")
+    try:
+        browser.get(f"http://127.0.0.1:{running.wait().port}/")
+        until(browser, lambda: text(browser, "model"))
+        assert "RandLoRA" not in text(browser, "model") and not browser.find_element("id", "classes").is_displayed()
+        chosen = browser.find_element("id", "adapter")
+        assert chosen.is_displayed() and chosen.text.split("\n") == names
+        drop(browser, content, "photo.png")
+        for name in names:
+            chosen.send_keys(name[0])
+            expected = running.classify(content, f"?adapter={quote(name, safe='')}")[1]["classes"]
+            until(browser, lambda: [each for each, *_ in bars(browser)] == [entry["name"] for entry in expected])  # noqa: B023
+            command = text(browser, "curl").replace("image=@photo.png", f"image=@{tmp_path / 'photo.png'}")
+            (tmp_path / "photo.png").write_bytes(content)
+            printed = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, check=True).stdout
+            assert json.loads(printed)["classes"] == expected
+    finally:
+        running.kill()
