@@ -37,7 +37,9 @@ def test_bad_adapters(refused: Refused, finished: Path, tmp_path: Path) -> None:
     assert "give either" in refused("serve", "--adapter", str(finished / "adapter"), "--adapters", ".")
     assert "script is not a folder" in refused("serve", "--adapters", "script")
     (tmp_path / "none").mkdir()
-    assert "(it is empty). Copy adapters into it: cp -r" in refused("serve", "--adapters", str(tmp_path / "none"))
+    assert "NAME.safetensors; links are not followed). Copy adapters into it: cp -r" in refused(
+        "serve", "--adapters", str(tmp_path / "none")
+    )
     assert "nowhere" in refused("serve", "--adapter", "nowhere")
     assert "RUN/adapter" in refused("serve", "--adapter", str(finished / "checkpoints"))
     plain = tmp_path / "plain"

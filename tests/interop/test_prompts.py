@@ -16,6 +16,8 @@ from randlora_pl.interop.onnx import export_onnx, load_program
 from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, load_task, load_tasks, weighted_task
+from randlora_pl.tasks.restore import plain_task
+from randlora_pl.tasks.task_set import TaskSet
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused
 from tests.support.products import in_one_item
@@ -145,6 +147,19 @@ def test_the_parts_without_prompts_are_programs(adapters: Mapping[str, Path]) ->
     torch.testing.assert_close(
         program.module(tokens), load_task(adapters["Fixed+LoRA"]).class_features(), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_batch_has_the_probabilities_of_each_alone(adapters: Mapping[str, Path]) -> None:
+    files = {name: read_adapter(path) for name, path in adapters.items()}
+    tasks = TaskSet(plain_task(files["CoOp"]))
+    tasks.first.eval()
+    for name, file in files.items():
+        tasks.load(name, plain_task(file))
+    pictures = torch.randn(len(files), 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for row, name, picture in zip(tasks.probabilities(pictures, [*files]), files, pictures, strict=True):
+        alone = load_task(adapters[name])
+        with torch.inference_mode():
+            torch.testing.assert_close(row, alone.predictions(alone.class_logits(picture[None]))[0], rtol=0, atol=1e-5)
 
 
 def test_sums_need_equal_prompts(adapters: Mapping[str, Path], refused: Refused, tmp_path: Path) -> None:

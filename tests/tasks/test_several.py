@@ -10,8 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, adapted_layers, inject, save_adapter
+from randlora_pl.adapters import (
+    FullFineTuning,
+    LinearProbe,
+    LoRA,
+    RandLoRA,
+    adapted_layers,
+    inject,
+    read_adapter,
+    save_adapter,
+)
 from randlora_pl.tasks import Objective, load_task, load_tasks, weighted_task
+from randlora_pl.tasks.restore import plain_task
+from randlora_pl.tasks.task_set import TaskSet
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
@@ -120,6 +131,21 @@ def test_each_task_predicts_as_alone_on_one_backbone(
     }
     pointers = [storages(task) for name, task in tasks.items() if name not in whole]
     assert all(other == pointers[0] for other in pointers)
+
+
+@pytest.mark.parametrize(("members",), marked(zip(SETS.values()), lambda row: len(row[0]) == 4), ids=SETS)
+def test_a_batch_has_the_probabilities_of_each_task_alone(members: list[dict[str, Any]], tmp_path: Path) -> None:
+    files = {str(place): read_adapter(saved(tmp_path / str(place), **each)) for place, each in enumerate(members)}
+    tasks = TaskSet(plain_task(files["0"]))
+    tasks.first.eval()
+    for name, file in files.items():
+        tasks.load(name, plain_task(file))
+    names = [*files, *reversed(files)]
+    pictures = images(len(names), tasks.first.image_spec.size)
+    for row, name, picture in zip(tasks.probabilities(pictures, names), names, pictures, strict=True):
+        alone = load_task(tmp_path / name)
+        with torch.inference_mode():
+            torch.testing.assert_close(row, alone.predictions(alone.class_logits(picture[None]))[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

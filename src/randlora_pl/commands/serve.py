@@ -62,6 +62,8 @@ def serve(
     register_weights(pretrained)
     if options.adapter is not None:
         adapter_config(options.adapter)
+    elif not (options.adapters or Path()).is_dir():
+        raise UserError(f"--adapters {options.adapters} is not a folder.")
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
