@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA
+from randlora_pl.adapters import Frozen, FullFineTuning, LinearProbe, LoRA
 from randlora_pl.prompts import DeepPrompts
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, PromptTask, VisionLanguageTask
 from randlora_pl.tasks.images import ImageTask
@@ -87,6 +87,12 @@ def test_an_evaluation_notes_nothing() -> None:
 
 
 def test_what_has_no_features_to_keep_is_refused() -> None:
+    texts = PromptTask("tiny", "random", adapter=Frozen(), keep_features=1.0)  # learns words alone
+    texts.set_classes(CLASSES, TEMPLATES)
+    texts.adapt()
+    texts.train()
+    with pytest.raises(UserError, match="changes no image features"):
+        texts.sample_losses(batch([0, 1], [0.5, 0.5]))
     with pytest.raises(UserError, match="FullFineTuning leaves no pretrained model to compare with"):
         VisionLanguageTask("tiny", "random", adapter=FullFineTuning(), keep_features=1.0)
     with pytest.raises(UserError, match="LinearProbe changes no features"):

@@ -61,15 +61,10 @@ def check_keep(keep: str, row: DatasetSpec, half: str) -> None:
     if row.captions:
         raise UserError("--data.keep compares classes, but captions have none. Remove it")
     others = [name for name, each in CATALOG.items() if not (each.own or each.captions or each.trains_on)]
-    if keep == NEW and half != "base":
-        raise UserError(
-            "--data.keep new keeps the classes that the training leaves out. Set --data.classes base, or name another "
-            "dataset (randlora-pl datasets)"
-        )
-    if keep != NEW and (keep not in others or keep == row.name):
+    if half != "base" if keep == NEW else keep not in others or keep == row.name:
         raise UserError(
             f"--data.keep {keep} is not another dataset with classes and training images.{near(keep, others)} Choose "
-            "one (randlora-pl datasets), or set --data.keep new --data.classes base"
+            "one (randlora-pl datasets), or new with --data.classes base: the classes that the training leaves out"
         )
 
 

@@ -279,7 +279,9 @@ class ImageTask(Objective):
 
     def noted(self, features: Tensor) -> Tensor:
         """Return the features (b, e) of a batch's images as they are, and note them for `accumulated_loss`."""
-        if self.keep_features and self.training and features.requires_grad:
+        if self.keep_features and self.training and torch.is_grad_enabled():
+            if not features.requires_grad:
+                raise UserError("--model.keep_features: this training changes no image features. Remove it.")
             self._features = features
         return features
 

@@ -94,11 +94,11 @@ def test_a_run_ends_with_the_best_weights_at_the_chosen_scale(
     assert results["scale/kept"] == pytest.approx(right / 50)
 
 
-def guarded(tmp_path: Path, task: Objective, **data: Any) -> tuple[Trainer, RunCheckpoint]:
+def guarded(tmp_path: Path, task: Objective, start: Path | None = None, **data: Any) -> tuple[Trainer, RunCheckpoint]:
     kept = RunCheckpoint(scale="auto")
     trainer = make_trainer(callbacks=[kept], default_root_dir=tmp_path, limit_val_batches=1)
     options = {"dataset": "digits", "classes": "base", "keep": "new", "steps": 2, "batch_size": 8} | data
-    trainer.fit(AdaptationModule(task), ImageData(**options))
+    trainer.fit(AdaptationModule(task), ImageData(**options), ckpt_path=start, weights_only=True)
     return trainer, kept
 
 
@@ -116,6 +116,36 @@ def test_the_classes_that_the_training_leaves_out_are_kept_by_their_validation_i
         data.classnames, forgetting.batches(data, data.samples("val"), 64), templates=data.templates
     )[0] / 100 == pytest.approx(there)
 
+    trainer.datamodule.keep = "mnist_5k"  # type: ignore[attr-defined]
+    kept.setup(trainer, trainer.lightning_module, "fit")  # a callback may serve another run
+    assert kept._kept is not None and kept._kept.row.name == "mnist_5k"
+
+
+def test_a_run_that_ends_while_it_chooses_is_scaled_once_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(start: Path | None = None) -> dict[str, torch.Tensor]:
+        task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=2), learning_rate=0.05)
+        guarded(tmp_path, task, start)
+        return load_file(tmp_path / "adapter/adapter.safetensors")
+
+    def killed(accuracies: object) -> float:
+        raise ConnectionError
+
+    monkeypatch.setattr(forgetting, "SCALES", (0.0, 0.3, 1.0))
+    monkeypatch.setattr(forgetting, "MOST_IMAGES", 20)
+    monkeypatch.setattr(forgetting, "best_scale", killed)
+    with pytest.raises(ConnectionError):
+        fit()
+    last = tmp_path / "checkpoints/last.ckpt"
+    assert last.is_file() and not (tmp_path / "adapter").exists()
+    monkeypatch.setattr(forgetting, "best_scale", lambda accuracies: 0.3)
+    scaled, again = fit(last), fit(last)
+    monkeypatch.setattr(forgetting, "best_scale", lambda accuracies: 1.0)
+    for name, whole in fit(last).items():
+        assert torch.equal(scaled[name], again[name])
+        torch.testing.assert_close(scaled[name], whole * (0.3 if name.endswith(".B") else 1))
+
 
 def test_what_does_not_fit_is_refused() -> None:
     def refusal(
@@ -131,8 +161,8 @@ def test_what_does_not_fit_is_refused() -> None:
     fits = clip(LoRA(rank=2))
     check_options("auto", fits, ImageData(dataset="digits", keep="mnist_5k"), False)
     check_options(None, fits, ImageData(dataset="digits"), False)
-    assert "Add --checkpoint.scale auto, or remove --data.keep" in refusal(fits, scale=None)
-    assert "Add --data.keep with the name of another dataset" in refusal(fits, keep=None)
+    assert "need each other" in refusal(fits, scale=None)
+    assert "need each other" in refusal(fits, keep=None)
     assert "needs the whole model" in refusal(fits, shards=True)
     assert "no multiple of the update of DoRA is another DoRA" in refusal(clip(DoRA(LoRA(rank=2))))
     assert "no multiple of the update of Frozen" in refusal(PromptTask("tiny", "random", adapter=Frozen()))
@@ -150,7 +180,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ("keep", "words"),
     [
         ("digits", "is not another dataset"),
-        ("new", r"Set --data\.classes base"),
+        ("new", "new with --data.classes base"),
         ("mnist5k", "Did you mean 'mnist_5k'"),
         ("folder", "is not another dataset with classes"),
         ("imagenet_v2", "and training images"),
@@ -162,5 +192,5 @@ def test_what_cannot_be_kept_is_refused(keep: str, words: str) -> None:
 
 
 def test_refusals_leave_no_run(refused: Refused) -> None:
-    assert "--checkpoint.scale auto needs what to keep" in refused("fit", *SMALL, *GUARD[2:])
+    assert "--checkpoint.scale auto and --data.keep" in refused("fit", *SMALL, *GUARD[2:])
     assert "no multiple of the update of DoRA" in refused("fit", *SMALL, *GUARD, "--model.adapter", "DoRA")

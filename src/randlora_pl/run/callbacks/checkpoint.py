@@ -159,12 +159,10 @@ class RunCheckpoint(Declared, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the scale, ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin."""
         data: Any = getattr(trainer, "datamodule", None)
-        if self.scale is not None or getattr(data, "keep", None) is not None:
-            sharded = hasattr(trainer.strategy, "shards")
-            check_options(self.scale, own_module(pl_module).objective, data, sharded)
-            self._kept = self._kept or kept_data(data)  # also before the test of the pretrained model
+        task = own_module(pl_module).objective
+        check_options(self.scale, task, data, hasattr(trainer.strategy, "shards"))
+        self._kept = None if self.scale is None else kept_data(data)  # also before the test of the pretrained model
         if stage == "fit":
-            task = own_module(pl_module).objective
             several = getattr(trainer.datamodule, "several", False)  # type: ignore[attr-defined]
             self.monitor = self.monitor or f"val/{task.measure(several=several).name}"
             self.mode = self.mode or task.measure(self.monitor.removeprefix("val/")).mode

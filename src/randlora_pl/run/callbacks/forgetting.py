@@ -33,18 +33,13 @@ MOST_IMAGES = 2_000
 
 def check_options(scale: str | None, task: Objective, data: PlannedData, sharded: bool) -> None:
     """Refuse a guard that has nothing to keep, or that cannot scale or measure it, before a model is built."""
-    keep, option = getattr(data, "keep", None), "--checkpoint.scale auto"
-    if scale is None and keep is not None:
-        raise UserError(f"--data.keep {keep} chooses a scale. Add {option}, or remove --data.keep.")
-    if scale is None:
+    keep, adapter, option = getattr(data, "keep", None), task.adapter, "--checkpoint.scale auto"
+    if scale is keep is None:
         return
     check_names_others(task, option)
-    if keep is None:
-        raise UserError(
-            f"{option} needs what to keep. Add --data.keep with the name of another dataset, or --data.classes base "
-            "--data.keep new."
-        )
-    adapter = task.adapter
+    if scale is None or keep is None:
+        what = "the name of another dataset, or new with --data.classes base"
+        raise UserError(f"{option} and --data.keep ({what}) need each other. Set both, or remove both.")
     if not (adapter.proportional_to or (adapter.trains_base and adapter.updates)):
         raise UserError(
             f"{option}: no multiple of the update of {adapter.method()} is another {adapter.method()}. Choose another "
@@ -58,10 +53,8 @@ def kept_data(own: ImageData) -> ImageData:
     """Return the data to keep, after `check_options`; refuse if it or the task's own has no validation images."""
     assert own.keep is not None and own.found is not None
     if own.trains_on_val or not len(own.found.val):
-        raise UserError(
-            "--checkpoint.scale auto chooses the scale on validation images, and this run has none. Set "
-            "--data.train_split train, or add images."
-        )
+        why = "chooses the scale on validation images, and this run has none"
+        raise UserError(f"--checkpoint.scale auto {why}. Set --data.train_split train, or add images.")
     kept = other_data(own, own.keep, own.templates)
     kept.setup("validate")
     return kept
@@ -70,27 +63,24 @@ def kept_data(own: ImageData) -> ImageData:
 class Scaled:
     """The state of a task that has been trained, at any scale of its update.
 
-    An update is scaled by the tensors that it is proportional to (`Adapter.proportional_to`), and the model's own
-    tensors between their values before and after the training, so that files need no scale.
+    The tensors that an update is proportional to (`Adapter.proportional_to`) lie between 0 and their trained values,
+    the model's own tensors between their values before and after the training. So files need no scale.
     """
 
     def __init__(self, task: ClipTask) -> None:
         model, state = task.model, adapter_state(task.model)
         ends = tuple(f".{name}" for name in task.adapter.proportional_to)
-        factors = [tensor for name, tensor in state.updates.items() if name.endswith(ends)]
-        self.factors: list[tuple[Tensor, Tensor]] = [(tensor, tensor.detach().clone()) for tensor in factors]
-        before = dict(report_of(model).buffers)
+        factors = {name: tensor for name, tensor in state.updates.items() if name.endswith(ends)}
+        before = dict(report_of(model).buffers) | {name: torch.zeros_like(factors[name]) for name in factors}
         if state.own:
             before |= load_clip(task.name, task.pretrained, seed=task.seed).model.state_dict()
-        own = (state.own | moved_buffers(model)).items()
-        self.own = [(tensor, before[name].to(tensor), tensor.detach().clone()) for name, tensor in own]
+        changed: dict[str, Tensor] = {**factors, **state.own, **moved_buffers(model)}
+        self.ends = [(each, before[name].to(each), each.detach().clone()) for name, each in changed.items()]
 
     @torch.no_grad()
     def use(self, scale: float) -> None:
         """Set W0 + s (W - W0)."""
-        for tensor, trained in self.factors:
-            tensor.copy_(scale * trained)
-        for tensor, frozen, trained in self.own:
+        for tensor, frozen, trained in self.ends:
             tensor.copy_(interpolate(frozen, trained, scale))
 
 

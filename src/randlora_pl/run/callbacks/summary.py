@@ -347,13 +347,13 @@ def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool
 
 def _scale_line(results: Mapping[str, Any]) -> str:
     """Return the scale that ``--checkpoint.scale auto`` has chosen, with both accuracies; "" without one."""
-    if (scale := results.get("scale")) is None:
+    if "scale" not in results:
         return ""
     own, kept = (
-        ", ".join(f"{results[f'scale/{name}{place}']:.1%}" for place in ("_at_0", "", "_at_1"))
+        "{:.1%} (at 0 and 1: {:.1%}, {:.1%})".format(*(results[f"scale/{name}{at}"] for at in ("", "_at_0", "_at_1")))
         for name in ("own", "kept")
     )
-    return f"{scale:g}. Validation at 0, {scale:g} and 1: own {own}; {results['scale/kept_data']} {kept}"
+    return f"{results['scale']:g}. Validation: own {own}; {results['scale/kept_data']} {kept}"
 
 
 def format_metrics(results: Any, name: str, task: Objective) -> str:
