@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -94,8 +94,10 @@ def test_a_run_ends_with_the_best_weights_at_the_chosen_scale(
     assert results["scale/kept"] == pytest.approx(right / 50)
 
 
-def guarded(tmp_path: Path, task: Objective, start: Path | None = None, **data: Any) -> tuple[Trainer, RunCheckpoint]:
-    kept = RunCheckpoint(scale="auto")
+def guarded(
+    tmp_path: Path, task: Objective, start: Path | None = None, test: Literal["last", "best"] = "last", **data: Any
+) -> tuple[Trainer, RunCheckpoint]:
+    kept = RunCheckpoint(scale="auto", test=test)
     trainer = make_trainer(callbacks=[kept], default_root_dir=tmp_path, limit_val_batches=1)
     options = {"dataset": "digits", "classes": "base", "keep": "new", "steps": 2, "batch_size": 8} | data
     trainer.fit(AdaptationModule(task), ImageData(**options), ckpt_path=start, weights_only=True)
@@ -145,6 +147,20 @@ def test_a_run_that_ends_while_it_chooses_is_scaled_once_when_resumed(
     for name, whole in fit(last).items():
         assert torch.equal(scaled[name], again[name])
         torch.testing.assert_close(scaled[name], whole * (0.3 if name.endswith(".B") else 1))
+
+
+def test_learned_prompts_are_encoded_again_at_each_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the best adapter has class features, which are those of its own scale."""
+    seen: list[torch.Tensor] = []
+
+    def percent(task: PromptTask, *arguments: object, **options: object) -> tuple[float, int]:
+        seen.append(task.class_features())
+        return 50.0, 1
+
+    monkeypatch.setattr(PromptTask, "percent_among", percent)
+    _, kept = guarded(tmp_path, PromptTask("tiny", "random", adapter=LoRA(rank=2), learning_rate=0.05), test="best")
+    assert kept.best is not None and len(seen) == 22
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[-1])
 
 
 def test_what_does_not_fit_is_refused() -> None:
