@@ -139,12 +139,14 @@ copied = on_demand._copied
 def test_what_would_stop_a_worker_for_minutes_is_refused(folder: Path, build: Build) -> None:
     metadata = json.loads((folder / "pets" / "adapter_config.json").read_text())["metadata"]
     changed(folder / "pets", folder / "noted", metadata=metadata | {"note": "x" * 5_000_000})
-    changed(folder / "pets", folder / "wordy", metadata=metadata | {"classnames": [str(n) for n in range(100_001)]})
+    many = {"classnames": [str(n) for n in range(40_000)], "templates": ["a {}", "b {}", "c {}"]}
+    ensemble = {"arguments": metadata["arguments"] | {"eval_prompts": "ensemble", "caption": None}}
+    changed(folder / "pets", folder / "wordy", metadata=metadata | many | ensemble)
     for file in (folder / "pets" / "adapter.safetensors", folder / "birds.safetensors"):
         file.write_bytes((5_000_000).to_bytes(8, "little") + file.read_bytes()[8:] + bytes(5_000_000))
     for (status, answer), part in zip(
         ask(build(folder, base="cars"), "noted", "wordy", "pets", "birds"),
-        ("config or a header has 5,", "100,001 texts", "header has 5,000,000 bytes", "header has 5,000,000 bytes"),
+        ("config or a header has 5,", "120,000 texts", "header has 5,000,000 bytes", "header has 5,000,000 bytes"),
         strict=True,
     ):
         assert status == 422 and part in answer["detail"], answer

@@ -153,6 +153,10 @@ class Shelf:
             task = plain_task(file, name=first.name, pretrained=first.pretrained)
             if backbone_of(task) != backbone_of(first):
                 raise UserError(f"{name} is of another part or size of the model than the adapters of this server.")
+            texts = 0 if task.vision_only else len(task.classnames) * len(task.used_prompts().evaluation)
+            if texts > MOST_TEXTS:
+                what = f"{name} has {texts:,} texts (classes x prompts), more than {MOST_TEXTS:,}"
+                raise UserError(f"{what}. Serve it alone: serve --adapter PATH")
             self.shrink(kept, size)
             self.tasks.load(name, task)
         try:
@@ -175,7 +179,7 @@ class Shelf:
             raise UserError(f"{name} needs {size / 1e6:,.1f} MB, more than {bound}.")
 
     def _check_file(self, file: AdapterFile) -> None:
-        """Refuse another task or base model, or more texts than a worker has time for."""
+        """Refuse another task or base model."""
         check_classes(file.config, file.path)
         first = self.tasks.first.saved
         base, ours = file.config.get("base_model", {}), first.config.get("base_model", {}) if first else {}
@@ -183,10 +187,6 @@ class Shelf:
         if base | own != ours | own:
             theirs = base_words(base) or "an unknown model"
             raise UserError(f"{file.path} is of another base model, {theirs}; this server has {base_words(ours)}.")
-        texts = len(file.metadata["classnames"]) * max(1, len(file.metadata["templates"]))
-        if texts > MOST_TEXTS:
-            what = f"{file.path} has {texts:,} texts (classes x prompts), more than {MOST_TEXTS:,}"
-            raise UserError(f"{what}. Serve it alone: serve --adapter PATH")
 
 
 def _check_described(file: Path, name: str) -> None:
