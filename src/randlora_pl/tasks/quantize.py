@@ -48,8 +48,9 @@ def build_quantized(
     vars(model)[PLAIN_HASH] = hash_weights(model)
     for path in dict.fromkeys(site.path for site in blocks.sites if blocks.has(site)):
         layer = model.get_submodule(path)
-        called = type(layer) is nn.Linear and layer.in_features > 1 and reader_of(model, path) is None
-        if called and len(owners[id(layer.weight)]) == 1:
+        if type(layer) is not nn.Linear or layer.in_features == 1 or reader_of(model, path) is not None:
+            continue
+        if len(owners[id(layer.weight)]) == 1:
             _pack(layer, form, device, dtype)
             left.pop(f"{path}.weight")
     if len(left) == count:
