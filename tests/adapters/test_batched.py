@@ -176,6 +176,22 @@ class Compares(nn.Module):
         return self.fc1(x) @ self.fc1(x).T
 
 
+class Packs(nn.Module):
+    """A layer on the words of all texts, without the hidden ones: as many as in the other text here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 6)
+
+    def forward(self, shown: Tensor) -> Tensor:
+        return self.fc1(torch.ones(*shown.shape, 6)[shown])
+
+
+class Lists(Classifier):
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        return list(self.fc1(x))
+
+
 class Reads(One):
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.fc.weight.T
@@ -185,6 +201,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "order": (lambda: Layout(shuffled, WINDOWS[1], True), torch.zeros(2, 4, 6), "fc1: the input has shape .* move"),
     "classes": (Classifier, torch.randn(2, 6), r"fc1: the input has shape \(2, 6\) for one sample"),
     "compares": (Compares, torch.randn(2, 6), r"Compares compares samples .* \(2, 2\) for two"),
+    "packs": (Packs, torch.arange(4).expand(2, 4) < torch.tensor([[2], [2]]), r"fc1: the input has shape \(2, 6\)"),
     "number": (zoo.mlp, torch.randn(3, 8), r"gets inputs of shapes \(3, 8\) for 2 names"),
     "reads": (lambda: Reads(8, 12), torch.randn(2, 8), "fc: other code reads its weight"),
 }
@@ -219,6 +236,18 @@ def test_names_and_states_that_are_refused(tmp_path: Path) -> None:
         adapters.model.train()
         with adapters.batched(["a", None]):
             pass
+
+
+def test_a_list_of_samples_is_returned_and_a_part_in_training_mode_is_refused(tmp_path: Path) -> None:
+    adapters, x = loaded(Lists, SOME, tmp_path), torch.randn(8, 6)
+    with adapters.batched(NAMES) as model:
+        found = model(x)
+    for name, sample, row in zip(NAMES, x, found, strict=True):
+        with torch.no_grad(), adapters.using(name) as model:
+            assert_close(row, model(sample[None])[0])
+    adapters.model.get_submodule("fc1").train()
+    with pytest.raises(UserError, match="training mode"), adapters.batched(NAMES):
+        pass
 
 
 def test_a_frozen_weight_is_multiplied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

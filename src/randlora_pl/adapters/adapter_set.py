@@ -18,7 +18,7 @@ from randlora_pl.adapters.layers import WeightedSum, attach
 from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge, with_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.save_load import place_adapter, read_adapter
-from randlora_pl.adapters.trained import base_buffers, forget_computed, moved_buffers
+from randlora_pl.adapters.trained import base_buffers, forget_computed, moved_buffers, update_modules
 from randlora_pl.utils.errors import UserError, brief, near
 
 Choice = str | Mapping[str, float] | None
@@ -245,33 +245,27 @@ class AdapterSet:
                     f"{name!r} ({self._loaded[name].report.adapter.method()}) changes the model's own tensors, so one "
                     f"batch cannot have other adapters beside it. Use it alone: adapters.use({name!r})."
                 )
-        if self.model.training:
+        if any(module.training for module in {*self.model.modules()} - update_modules(self.model)):
             raise UserError("batched is for prediction, and the model is in training mode. Call model.eval() first.")
         alone = next(iter(distinct)) if len(distinct) == 1 else None
         compiled = "torch._dynamo" in sys.modules  # if not, nothing is, and the import takes seconds
-        with (
-            self.using(alone),
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
-        ):
+        stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with self.using(alone), torch.no_grad(), stance:
             if len(distinct) < 2:
                 yield self.model
                 return
             updates = {name: self._loaded[name].updates if name is not None else {} for name in distinct}
-            modules = [module for own in updates.values() for update in own.values() for module in update.modules()]
-            training = [module for module in modules if module.training]  # of a trained adapter that is not active
+            for own in updates.values():
+                self._move(own)
+                for update in own.values():
+                    if update.training:  # its training ended in another adapter's evaluation
+                        update.eval()
             self._batched = True
             try:
-                for module in training:
-                    module.training = False
-                for own in updates.values():
-                    self._move(own)
                 with per_sample(self.model, [updates[name] for name in names], self._places):
                     yield self.model
             finally:
                 self._batched = False
-                for module in training:
-                    module.training = True
 
     def _weights(self, choice: Choice) -> dict[str, float]:
         """Return the nonzero weights of a choice, checked."""

@@ -12,7 +12,7 @@ rows of the first sample stay in their places. An input for which this is not tr
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, like
 from randlora_pl.adapters.kernels.common import compute_dtype
-from randlora_pl.adapters.kernels.samples import add_factors
+from randlora_pl.adapters.kernels.samples import Joint, add_factors
 from randlora_pl.adapters.layers import RowBlocks, attach, has_own_forward
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.sites import reader_of, weight_of
@@ -34,21 +34,10 @@ Places = dict[str, list[Place]]
 """Place of the samples at each use of a layer in a call of the model, by the layer's path."""
 
 
-@runtime_checkable
-class Joint(Protocol):
-    """Update that several samples apply together, each with its own values; `FactoredDelta` needs no such methods."""
-
-    def joint_key(self) -> Hashable:
-        """Return what updates of a layer have in common if `add_joint` takes them together."""
-
-    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
-        """Add the update of each sample to outputs (b, T, out) in place, for inputs (b, T, in)."""
-
-
 def joint_key(update: DeltaWeight) -> Hashable:
     """Return a key that is equal for updates of a layer that samples apply together; None for other updates."""
     if isinstance(update, Joint):
-        return type(update).add_joint, update.joint_key()
+        return update.joint_key()
     return FactoredDelta if isinstance(update, FactoredDelta) else None
 
 
@@ -60,67 +49,61 @@ class PerSample(DeltaWeight):
     def __init__(self, path: str, updates: Sequence[DeltaWeight | None], calls: "Calls", layer: nn.Module) -> None:
         super().__init__()
         self.path, self.calls, self.features = path, calls, len(weight_of(layer, values=False))
-        distinct = [update for update in dict.fromkeys(updates) if update is not None]
-        self.held = nn.ModuleList(distinct)  # moves with the model
-        self.alone: list[tuple[list[int], DeltaWeight]] = []  # with their samples
+        self.alone: list[tuple[DeltaWeight | None, list[int]]] = []  # with their samples
         self.joint: dict[Hashable, tuple[slice, dict[int, DeltaWeight]]] = {}  # by sample, with the columns of outputs
-        for update in distinct:
+        others: list[int] = []  # samples that need the frozen weight's product
+        for update in dict.fromkeys(updates):
             rows = [row for row, each in enumerate(updates) if each is update]
-            blocks = {(0, self.features): update}
+            blocks = {} if update is None else {(0, self.features): update}
             if isinstance(update, RowBlocks):
                 blocks = {update.rows[name]: block for name, block in update.blocks().items()}
-            if isinstance(layer, nn.Conv2d) or None in map(joint_key, blocks.values()):
-                self.alone.append((rows, update))
+            keys = [joint_key(block) for block in blocks.values()]
+            if update is not None and (isinstance(layer, nn.Conv2d) or None in keys):
+                self.alone.append((update, rows))
                 continue
-            for columns, block in blocks.items():
-                key = columns, joint_key(block)
-                self.joint.setdefault(key, (slice(*columns), {}))[1].update(dict.fromkeys(rows, block))
-        own = [row for rows, _ in self.alone for row in rows]
-        self.others = [row for row in range(len(updates)) if row not in own]
-        order = [*own, *self.others]
-        self.order = [order.index(row) for row in range(len(order))] if own else None
+            others += rows
+            for (columns, block), key in zip(blocks.items(), keys, strict=True):
+                self.joint.setdefault((columns, key), (slice(*columns), {}))[1].update(dict.fromkeys(rows, block))
+        parts = [*self.alone, (None, others)] if others else self.alone
+        order = [row for _, rows in parts for row in rows]
+        self.parts, self.order = parts, sorted(range(len(order)), key=order.__getitem__)
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the frozen weight and each sample's update, (..., in) to (..., out)."""
 
-        def plain(x: Tensor) -> Tensor:
-            return F.linear(x, weight, bias)
+        def apply(update: DeltaWeight | None, x: Tensor) -> Tensor:
+            return F.linear(x, weight, bias) if update is None else update.add(x, weight, bias)
 
-        return self._outputs(x, 1, plain, lambda update, x: update.add(x, weight, bias))
+        return self._outputs(x, 1, apply)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the part of each sample's update, (..., in) to (..., out)."""
 
-        def plain(x: Tensor) -> Tensor:
-            return x.new_zeros(*x.shape[:-1], self.features, dtype=compute_dtype(x))
+        def apply(update: DeltaWeight | None, x: Tensor) -> Tensor:
+            zeros = x.new_zeros(*x.shape[:-1], self.features, dtype=compute_dtype(x))
+            return zeros if update is None else update.contribution(x, weight)
 
-        return self._outputs(x, 1, plain, lambda update, x: update.contribution(x, weight))
+        return self._outputs(x, 1, apply)
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
         """Return the part of each sample's update in a convolution's outputs."""
 
-        def plain(x: Tensor) -> Tensor:
-            return product(x, torch.zeros_like(weight))
+        def apply(update: DeltaWeight | None, x: Tensor) -> Tensor:
+            return product(x, 0 * weight) if update is None else update.apart(x, weight, product, groups)
 
-        return self._outputs(x, 3, plain, lambda update, x: update.apart(x, weight, product, groups))
+        return self._outputs(x, 3, apply)
 
-    def _outputs(
-        self,
-        x: Tensor,
-        sizes: int,  # dimensions of one row
-        plain: Callable[[Tensor], Tensor],
-        apply: Callable[[DeltaWeight, Tensor], Tensor],
-    ) -> Tensor:
+    def _outputs(self, x: Tensor, sizes: int, apply: Callable[[DeltaWeight | None, Tensor], Tensor]) -> Tensor:
+        """Return the outputs for all samples; a row of the input has ``sizes`` dimensions."""
         if (place := self.calls.place(self.path, x)) is None:
-            return plain(x)
+            return apply(None, x)
         first = x.movedim(place[0], 0)
         samples = first.reshape(self.calls.count, -1, *x.shape[-sizes:])
-        if self.order is None:
-            outputs = plain(samples)
+        if len(self.parts) == 1:
+            outputs = apply(None, samples)
         else:
-            parts = [(rows, apply(update, samples[rows].flatten(0, 1))) for rows, update in self.alone]
-            parts += [(self.others, plain(samples[self.others].flatten(0, 1)))] if self.others else []
-            split = [like(part, parts[0][1]).reshape(len(rows), -1, *part.shape[1:]) for rows, part in parts]
+            found = [apply(update, samples[rows].flatten(0, 1)) for update, rows in self.parts]
+            split = [like(part, found[0]).reshape(-1, samples.shape[1], *part.shape[1:]) for part in found]
             outputs = torch.cat(split)[self.order]
         for columns, updates in self.joint.values():
             rows = sorted(updates)
@@ -186,6 +169,8 @@ class Calls:
         ]
         key = path, self.layers, str(spec), *facts
         if key not in self.known:
+            if len(self.known) >= _MOST:  # texts of many lengths
+                self.known.clear()
             self.known[key] = self._find(name, module, leaves, batch, spec)
         self.outermost, self.places, self.uses = module, self.known[key], {}
 
@@ -195,27 +180,26 @@ class Calls:
 
     def _find(self, name: str, module: nn.Module, leaves: list[Any], batch: list[bool], spec: TreeSpec) -> Places:
         """Call the base model with one sample and with two, and return the places of samples in inputs of layers."""
-        calls: list[dict[str, list[Tensor]]] = []
+        inputs: list[dict[str, list[Tensor]]] = [{}, {}]
         outputs: list[list[Any]] = []
-        for size in (1, 2):
+        for size, self.seen in enumerate(inputs, 1):
             some = [_few(leaf, size) if own else leaf for leaf, own in zip(leaves, batch, strict=True)]
             args, kwargs = tree_unflatten(some, spec)
-            calls.append({})
-            self.seen = calls[-1]
             try:
                 outputs.append(tree_leaves(module.forward(*args, **kwargs)))
             finally:
                 self.seen = None
-        for one, two in zip(*outputs, strict=True):
+        for one, two in zip(*outputs, strict=False):  # there may be a list of samples
             if isinstance(one, Tensor) and len(_grown(one, two)) > 1:
                 raise UserError(
                     f"{name} compares samples with one another: it returns {tuple(one.shape)} for one sample and "
                     f"{tuple(two.shape)} for two. Call the part that encodes them, or use one adapter at a time."
                 )
-        one_and_two = ((path, zip(uses, calls[1][path], strict=True)) for path, uses in calls[0].items())
-        return {path: [_place(path, *pair) for pair in pairs] for path, pairs in one_and_two}
+        both = ((path, zip(uses, inputs[1].get(path, []), strict=False)) for path, uses in inputs[0].items())
+        return {path: [_place(path, *pair) for pair in pairs] for path, pairs in both}
 
 
+_MOST = 128
 _KNOWN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -227,8 +211,8 @@ def _unknown(path: str, what: str) -> UserError:
 
 
 def _few(leaf: Tensor, size: int) -> Tensor:
-    """Return the first sample, or it and another one: of floating-point numbers, one that certainly differs."""
-    other = leaf[:1].flip(-1) + 1 if leaf.is_floating_point() else leaf[1:2]
+    """Return the first sample, or it and one that certainly differs: zeros in masks show rows that depend on them."""
+    other = leaf[:1].flip(-1) + 1 if leaf.is_floating_point() else torch.zeros_like(leaf[:1])
     return torch.cat([leaf[:1], other][:size])
 
 
@@ -244,7 +228,7 @@ def _place(path: str, one: Tensor, two: Tensor) -> Place:
         raise _unknown(path, what)
     dim, rows = grown[0], one.shape[grown[0]]
     first, second = two.float().chunk(2, dim)
-    moved, differs = (first - one.float()).norm(), (second - first).norm()
+    moved, differs = (first - one.float()).norm(), (second - first).nan_to_num().norm()  # NaN: a mask hides all
     if not moved <= 0.1 * differs + 1e-4 * one.float().norm():  # rounding depends on the number of rows
         raise _unknown(path, f"{what}, in which the rows of the first sample move")
     return dim, rows

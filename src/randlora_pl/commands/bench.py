@@ -306,12 +306,10 @@ def batch(
     words: Words,
     *,
     model: str = "vit_base_patch32_224",
-    batch_size: Count = 32,
-    adapters: Sequence[Count] = (1, 8, 32),
     methods: Sequence[str] = ("lora", "randlora-hadamard", "dora"),
     timing: Timing = Timing(),
 ) -> int:
-    """Time batches whose samples have several adapters, against one adapter for all and against single passes.
+    """Time batches of 32 images with 8 and 32 adapters, against one adapter for all and against single passes.
 
     The weights and the images are random.
 
@@ -320,36 +318,36 @@ def batch(
 
     Args:
         model: A model of timm, or the image tower of an open_clip model
-        batch_size: Images per batch
-        adapters: Numbers of adapters in a batch
         methods: See: randlora-pl bench train --help
     """
     where, facts = timing.prepare()
     from randlora_pl.lab.bench import batch as batches
     from randlora_pl.lab.bench import chosen, report, steps
 
-    names, library = chosen(methods), steps.library_of(model)
+    names, size = chosen(methods), max(batches.COUNTS)
     if odd := [name for name in names if name == "full" or name.startswith("peft-")]:
         raise UserError(f"--methods {odd[0]}: it has no adapter that a batch can share. Leave it out.")
-    typed, here = words.command("bench batch", "--output"), _machine_line(facts, where)
+    setup = steps.Setup(model, steps.library_of(model), size, timing.precision, where)
+    typed, title = words.command("bench batch", "--output"), f"{model}, {size} images, {timing.numbers}"
+    about = {"command": typed, "machine": facts, "model": model}
 
-    def note(results: list[batches.Batch], folder: Path) -> None:
-        about = {"command": typed, "machine": facts, "model": model, "batch_size": batch_size}
-        report.write_json(about | {"cases": [vars(one) for one in results]}, folder / JSON)
+    def note(results: dict[str, tuple[str, batches.Seconds]], folder: Path) -> None:
+        cases = [{"method": name, "applied": how, "seconds": own} for name, (how, own) in results.items()]
+        report.write_json(about | {"cases": cases}, folder / JSON)
 
-    def finish(results: list[batches.Batch], folder: Path) -> None:
-        header = ["method", "updates are applied", "ms with one adapter", *list(results[0].seconds)[1:]]
-        rows = [one.cells() for one in results]
-        title = f"{model}, {batch_size} images, {timing.numbers}, on {here}"
-        remark = "Cells: times of one adapter (median, least .. most over the rounds)."
-        write_text(folder / TABLE, f"{report.markdown(title, header, rows, typed)}\n{remark}\n")
+    def finish(results: dict[str, tuple[str, batches.Seconds]], folder: Path) -> None:
+        header = ["method", "updates are applied", "ms with 1 adapter", "8 adapters", "32 adapters", "single passes"]
+        rows = [[name, how, *batches.cells(own)] for name, (how, own) in results.items()]
+        remark = "Cells: multiples of the time with one adapter (median, least .. most of the rounds)."
+        text = report.markdown(f"{title}, on {_machine_line(facts, where)}", header, rows, typed)
+        write_text(folder / TABLE, f"{text}\n{remark}\n")
         print(f"\n{table(header, rows)}\n\n{remark}")
 
-    finished: list[batches.Batch] = []
-    total = len(names) * timing.rounds * (2 + sum(count > 1 for count in adapters))
+    finished: dict[str, tuple[str, batches.Seconds]] = {}
+    total = len(names) * timing.rounds * (len(batches.COUNTS) + 1)
     with _new_folder(timing.output, "batch", note, finish) as keep, counting("measurements", total) as tick:
         for name in names:
-            setup = steps.Setup(model, library, batch_size, timing.precision, where)
-            finished.append(batches.measure(steps.Training(setup), name, adapters, timing.rounds, lambda _: tick(1)))
-            keep(list(finished))
+            training = steps.Training(setup)
+            finished[training.label(name)] = batches.measure(training, name, timing.rounds, lambda _: tick(1))
+            keep(dict(finished))
     return 0

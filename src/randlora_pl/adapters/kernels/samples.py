@@ -8,27 +8,36 @@ So the inputs are multiplied by the r rows of A, by the gammas in a batched prod
 weight's size is built for a sample, and B is one product for all samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from randlora_pl.adapters.kernels.basis_product import Factors, Stored
 from randlora_pl.adapters.kernels.common import compute_dtype, without_autocast
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 
 
+class Joint:
+    """Update that several samples apply together, each with its own values; an update of two factors needs no such."""
+
+    def joint_key(self) -> Hashable:
+        """Return what updates of a layer have in common if `add_joint` takes them together."""
+        raise NotImplementedError
+
+    def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
+        """Add the update of each sample to outputs (b, T, out) in place, for inputs (b, T, in)."""
+        raise NotImplementedError
+
+
 def add_factors(factors: Sequence[tuple[Tensor, Tensor]], x: Tensor, onto: Tensor) -> None:
     """Add ``x (P Q)^T`` of each sample to outputs in place, for P (out, k) and Q (k, in) of each sample."""
     x = x.to(compute_dtype(x))
-    ranks = [len(q) for _, q in factors]
-    for rank in dict.fromkeys(ranks):
-        rows = [row for row, own in enumerate(ranks) if own == rank]
-        p, q = (torch.stack([factors[row][side].to(x.dtype) for row in rows]) for side in (0, 1))
-        if len(rows) == len(ranks):
-            onto.baddbmm_(torch.bmm(x, q.mT), p.mT)
-        else:
-            onto[rows] += torch.bmm(torch.bmm(x[rows], q.mT), p.mT)
+    p = pad_sequence([p.T for p, _ in factors], batch_first=True)  # ranks may differ
+    q = pad_sequence([q for _, q in factors], batch_first=True)
+    onto.baddbmm_(torch.bmm(x, q.mT.to(x.dtype)), p.to(x.dtype))
 
 
 def add_sums(factors: Factors, basis: Stored | Hadamard, peft: bool, transposed: bool, x: Tensor, onto: Tensor) -> None:

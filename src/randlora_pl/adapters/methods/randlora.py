@@ -54,7 +54,7 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored, scaled, sto
 from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, enlarged, keep_scaling, masked
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import NOTHING, AdaptedProduct, StepCache, SumOfBases, product
-from randlora_pl.adapters.kernels.samples import add_factors, add_sums
+from randlora_pl.adapters.kernels.samples import Joint, add_factors, add_sums
 from randlora_pl.adapters.random_bases import (
     Bases,
     Distribution,
@@ -287,7 +287,7 @@ class _RandLoRATensors(DeltaWeight):
         return stored(self.bases.B, self.large, count, rank, self.bases.copies, compute_dtype(self.lambdas))
 
 
-class RandLoRADelta(_RandLoRATensors):
+class RandLoRADelta(_RandLoRATensors, Joint):
     """Update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
 
     def __init__(self, adapter: RandLoRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
@@ -348,11 +348,11 @@ class RandLoRADelta(_RandLoRATensors):
         return self._product(self.dropped(x), None, None)
 
     def joint_key(self) -> Hashable:
-        """Return what updates of a layer have in common if `add_joint` takes them together."""
-        return id(self.bases), self.pairing, self.lambdas.shape
+        """Return a key of the bases."""
+        return type(self), id(self.bases), self.pairing, self.lambdas.shape
 
     def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
-        """Add the update of each sample to outputs (b, T, out) in place, for inputs (b, T, in)."""
+        """Add each sample's sum, through the bases that all have."""
         lambdas, gammas, (a, *_) = zip(*(update.tensors() for update in updates), strict=True)
         scales = [(*update.form().scales, *enlarged(compute_dtype(x))) for update in updates]
         factors = torch.stack(list(map(scaled, lambdas, scales))), torch.stack(gammas), a
