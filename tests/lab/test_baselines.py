@@ -1,26 +1,23 @@
-"""Plain classifiers of pixels and words, the table of methods that has them, and the shipped sweeps of both."""
+"""Plain classifiers of pixels and words, and the shipped sweeps of both."""
 
 import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.data import ImageData
 from randlora_pl.lab import baselines
-from randlora_pl.lab.baselines import method_tables, of_images, of_texts
-from randlora_pl.lab.report.cells import Baseline, Sweep
+from randlora_pl.lab.baselines import of_images, of_texts
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.files import write_report
 from randlora_pl.language import LabelledTexts
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.plan import Cell, plan
+from randlora_pl.sweep.plan import plan
 from randlora_pl.sweep.search import Search
 from randlora_pl.tasks import ImageTask
 from randlora_pl.utils.errors import UserError
@@ -166,76 +163,3 @@ def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
     assert all(isinstance(task, ImageTask) and task.learning_rate == 1e-3 for task in tasks)
     assert [task.adapter.options()["basis"] for task in tasks if task] == ["uniform", "hadamard"]
     assert len(description.seeds) == 5
-
-
-def swept(folder: Path, cells: list[Cell], accuracies: dict[str, float], tuned: Any = None, **facts: float) -> Sweep:
-    """The sweep of some cells that are finished; without an accuracy it is 50 with the first seed, 70 with the next."""
-    for cell in cells:
-        place = folder / "cells" / cell.hash
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "cell.json").write_text(json.dumps(cell.labels._asdict()))
-        accuracy = accuracies.get(cell.labels.method, 30.0 + 20 * cell.labels.seed) / 100
-        (place / "results.json").write_text(json.dumps({"test/acc": accuracy, "finished": True} | facts))
-    content = {name: list(dict.fromkeys(getattr(cell.labels, name[:-1]) for cell in cells)) for name in GRID}
-    methods = {name: OPTIONS.get(name, {"adapter": "LoRA"}) for name in sorted({cell.labels.method for cell in cells})}
-    content |= {"models": {"tiny": {"config": "tiny_clip"}}, "methods": methods}
-    content["budgets"] = [budget for budget in content["budgets"] if budget != "zero-shot"]
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(content | ({"tuned": tuned} if tuned else {}), sort_keys=False))
-    return read_sweep(folder)
-
-
-GRID = ("datasets", "budgets", "seeds")
-OPTIONS: dict[str, dict[str, Any]] = {
-    "a": {"adapter": "RandLoRA", "learning_rate": 1e-2},
-    "c": {"adapter": "VeRA"},
-    "zero-shot": {},
-}
-
-
-def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Path) -> None:
-    cells = cells_of(
-        methods={name: OPTIONS.get(name, {"adapter": "LoRA"}) for name in ("a", "b", "c", "zero-shot")}, seeds=[1, 2]
-    )
-    facts = {"trainable_parameters": 1_000, "fit_seconds": 4.0, "learning_rate": 1e-3}
-    sweep = swept(tmp_path, cells, {"b": 90.0, "c": 1.0, "zero-shot": 3.0}, **facts)
-    text = method_tables(sweep, [cell for cell in cells if cell.labels.method != "c"])
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0][2:] for line in lines] == [
-        "method", "logistic regression (raw pixels)", "1-nearest neighbor (raw pixels)", "a", "b", "zero-shot",
-    ]  # fmt: skip
-    assert lines[3] == "| a | 1,000 | 0.01 | typed | 60.0 ± 10.0 | 4 |"
-    assert lines[4] == "| b | 1,000 | 0.001 | default | 90.0 ± 0.0 | 4 |"
-    assert lines[5] == "| zero-shot | - | - | - | 3.0 | 4 |"
-    assert "not a ranking" in text and "2-shot" in text and "**" not in "".join(lines)
-
-
-def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cells = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2])
-
-    def fails(cell: Cell) -> None:
-        raise UserError("the folder has no test texts")
-
-    monkeypatch.setattr("randlora_pl.lab.baselines.baselines_of", fails)
-    sweep = swept(tmp_path / "few", cells, {"a": 50.0})
-    text = method_tables(sweep, cells)
-    assert "| a | " in text and "raw pixels" not in text
-    assert caplog.messages == ["no baselines for digits: the folder has no test texts"]
-    sweep.baselines = [
-        Baseline("digits", "2-shot", seed, "x (raw pixels)", 0.1 + 0.2 * seed, 20, 20) for seed in (1, 2)
-    ]
-    assert "| x (raw pixels) | - | - | - | 40.0 ± 10.0 | - |" in method_tables(sweep, cells)
-    whole = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2], budgets=["100%"])
-    sweep = swept(tmp_path / "whole", whole, {"a": 50.0})
-    sweep.baselines = [Baseline("digits", "100%", 1, "x (raw pixels)", 0.3, 20, 20)]  # as for every other seed
-    assert "| x (raw pixels) | - | - | - | 30.0 | - |" in method_tables(sweep, whole)
-
-
-def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:
-    (cell,) = cells_of(methods={"a": OPTIONS["a"]})
-    found = {"method": OPTIONS["a"], "chosen": {"learning_rate": 1e-2}}
-    tuned = {"finished": True, "models": {"": {"config": "tiny_clip"}}, "methods": {"a": found}}
-    for finished, how in ((True, "validation"), (False, "typed")):
-        sweep = swept(tmp_path, [cell], {"a": 50.0}, tuned | {"finished": finished})
-        assert f"| 0.01 | {how} |" in method_tables(sweep, [cell])

@@ -1,15 +1,14 @@
-"""``compare-methods``: methods on your own images with a recommendation, or a sweep of all methods."""
+"""``compare-methods``: methods on your own images with a recommendation."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from randlora_pl.commands import sweep_job as jobs
-from randlora_pl.commands.common import Command, spelled
-from randlora_pl.commands.sweep import config_of_run, run_sweep
-from randlora_pl.commands.sweep_job import SweepOptions
+from randlora_pl.commands.common import Command
+from randlora_pl.commands.sweep import config_of_run
+from randlora_pl.commands.sweep_job import WorkOptions
 from randlora_pl.data.catalog import find
 from randlora_pl.data.locations import root_of
 from randlora_pl.run.options.classes import options_of, takes_texts, task_of
@@ -18,7 +17,6 @@ from randlora_pl.run.options.mistakes import check_here
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep import RATES, Seeds, SweepConfig, Tree, budget, fit, is_zero_shot, members
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.files import write_text
 from randlora_pl.utils.options import NotNegative, Option, Rest, Words
 
 GRID, SEEDS = "own_data", [1, 2, 3, 4, 5]
@@ -33,7 +31,8 @@ def compare_methods(
     budget: Annotated[str, Option("TIME")] = "",
     grid: Annotated[str, Option("SWEEP")] = GRID,
     margin: Annotated[float, NotNegative] = 1.0,
-    options: SweepOptions,
+    seeds: Sequence[int] = SEEDS,
+    options: WorkOptions,
 ) -> int:
     """Compare methods on your own images, and recommend one of them.
 
@@ -41,68 +40,42 @@ def compare_methods(
     with the best ones over several seeds, and reads the test images once. It writes one page, DIR/index.html, and
     prints its first sentence. Run the same command again to resume after Ctrl-C.
 
-    With a sweep, or without a config, the command runs the sweep and ranks nothing. It prints the mean and standard
-    error of each method and of two classifiers of raw pixels, also to DIR/table.md.
-
     Examples:
         randlora-pl compare-methods --config clip_vitb32 --data.root PATH --budget 2h
         randlora-pl compare-methods --config clip_vitb32 --data.root PATH --dry-run     only the plan
-        randlora-pl compare-methods                                 all methods on 16 shots of the digits, 3 seeds
-        randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
 
     Args:
-        config: Base model of the comparison, or a sweep to run: a bundled config or a file
+        config: Base model of the comparison: a bundled config or a file
         methods: Run only these methods
         budget: Time for all of it, such as 30m or 1h30m: rates, seeds and tests. The plan is printed first.
         grid: Sweep or file with the methods and their sizes
         margin: Points of accuracy that a larger method must gain to be worth it
-        output: Folder to write (default: runs/compare/DATA_MODEL, or runs/sweeps/NAME)
-        dry_run: Only print the plan, or the cells of the sweep
-        root: Place of your own images, or the folder with the datasets of a sweep
-        seeds: Seeds of the tests (default: 1 2 3 4 5, or the sweep's)
+        seeds: Seeds of the tests
+        output: Folder to write (default: runs/compare/DATA_MODEL)
+        dry_run: Only print the plan
     """
-    contents = {name: read_config(find_config(name)) for name in config}
-    sweeps = [name for name, content in contents.items() if {"methods", "models"} & content.keys()]
-    typed = [f"--{name}" for name, own in (("budget", budget), ("grid", grid != GRID), ("margin", margin != 1)) if own]
-    if not sweeps and (config or typed or options.root or any("." in word for word in filter(is_option, others))):
-        _check_words(config, options, others)
-        from randlora_pl.commands.comparison import Comparison
-        from randlora_pl.sweep.timing import seconds_of
+    for name in config:
+        if {"methods", "models"} & read_config(find_config(name)).keys():
+            raise UserError(f"--config {name} is a sweep, not a base model.", f"Run it: randlora-pl sweep {name}")
+    _check_words(config, others)
+    from randlora_pl.commands.comparison import Comparison
+    from randlora_pl.sweep.timing import seconds_of
 
-        seconds = seconds_of(budget) if budget else None
-        if budget and options.jobs > 1:
-            raise UserError("--budget is the time of one process. Leave out --jobs or --budget.")
-        if options.seeds is not None:
-            fit(list(options.seeds), Seeds, "--seeds")
-        of_run = [word for name in config for word in ("--config", name)] + others
-        of_run += [] if options.root is None else ["--data.root", options.root]
-        description, tree = described(of_run, methods, grid, options.seeds or SEEDS)
-        ((model, *_), (data, *_)) = description.models, description.datasets
-        output = options.output or Path("runs") / "compare" / f"{data}_{model}".replace(" ", "-")
-        same = words.command("compare-methods")
-        return Comparison(description, of_run, tree, same, replace(options, root=None), output, seconds, margin).run()
-    if others:
-        Command("compare-methods", compare_methods).parser().error(f"unrecognized arguments: {' '.join(others)}")
-    if len(config) > 1:
-        raise UserError(f"--config {sweeps[0]} is a sweep, which is not merged with others. Pass it alone.")
-    if typed:
-        raise UserError(f"{typed[0]} needs a base model, and {sweeps[0]} is a sweep.", _BASE)
-    if methods:
-        options = replace(options, only=[*options.only, f"method={','.join(methods)}"])
-    code, job = run_sweep(config[0] if config else "compare_methods", options, words.command("compare-methods"))
-    if job is None or not any(map(job.folder.results, job.chosen)):
-        return code
-    from randlora_pl.lab.baselines import method_tables
-    from randlora_pl.lab.report.collect import read_sweep
-
-    text = method_tables(read_sweep(job.folder.path), job.chosen)
-    write_text(job.folder.path / "table.md", text)
-    print(f"\n{text}\nAlso in {job.folder.path / 'table.md'}")
-    return code
+    seconds = seconds_of(budget) if budget else None
+    if budget and options.jobs > 1:
+        raise UserError("--budget is the time of one process. Leave out --jobs or --budget.")
+    if options.max_hours is not None:
+        raise UserError("--max-hours belongs to sweeps.", "Set --budget, the time for all of a comparison.")
+    fit(list(seeds), Seeds, "--seeds")
+    of_run = [word for name in config for word in ("--config", name)] + others
+    description, tree = described(of_run, methods, grid, seeds)
+    ((model, *_), (data, *_)) = description.models, description.datasets
+    output = options.output or Path("runs") / "compare" / f"{data}_{model}".replace(" ", "-")
+    same = words.command("compare-methods")
+    return Comparison(description, of_run, tree, same, options, output, seconds, margin).run()
 
 
 _BASE = "Name one: --config clip_vitb32. All: randlora-pl config list"
-_OF_SWEEPS = ("only", "skip_missing", "shard", "tune", "slurm", "max_hours", "launcher")
 _FRESH = "Every method starts from the pretrained model. Remove it."
 _REPLACED = {
     "resume": "Run the same command again to resume.",
@@ -114,11 +87,8 @@ _REPLACED = {
 """Options of `fit` that a comparison does not have, and what to do."""
 
 
-def _check_words(base: Sequence[str], options: SweepOptions, others: Sequence[str]) -> None:
+def _check_words(base: Sequence[str], others: Sequence[str]) -> None:
     """Refuse options that a comparison does not have."""
-    for name in _OF_SWEEPS:
-        if getattr(options, name) not in (None, False, (), [], "local"):
-            raise UserError(f"{spelled(name)} belongs to sweeps, and this is a comparison on own images. Remove it.")
     typed = [word.partition("=")[0] for word in filter(is_option, others)]
     names = {word: short_name(word).replace("-", "_") for word in typed}
     for word, name in names.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from randlora_pl.commands import sweep_job as jobs
 from randlora_pl.commands.sweep import TuneOptions, run_search, search_job
-from randlora_pl.commands.sweep_job import Job, SweepOptions
+from randlora_pl.commands.sweep_job import Job, WorkOptions
 from randlora_pl.run.options.classes import classes, options_of, task_of
 from randlora_pl.run.options.compose import flatten
 from randlora_pl.sweep import RATES, SweepConfig, Tree, is_zero_shot, timing
@@ -50,7 +50,7 @@ class Comparison:
     typed: list[str]
     base: Tree
     same: str
-    options: SweepOptions
+    options: WorkOptions
     folder: Path
     seconds: float | None
     margin: float
@@ -195,8 +195,7 @@ class Comparison:
             description: The methods with these rates.
             used: Seconds of all runs before.
         """
-        typed = replace(self.options, seeds=description.seeds)
-        job = Job(description, plan(description), SweepFolder(self.folder), typed, self.same)
+        job = Job(description, plan(description), SweepFolder(self.folder), self.options, self.same)
         jobs.choose(job)
         job.folder.replace(description, job.cells)  # runs of a former plan with other rates
         jobs.begin(job)

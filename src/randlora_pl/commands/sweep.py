@@ -56,15 +56,11 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
     Args:
         config: Sweep to run: a bundled config (randlora-pl config list) or a file
     """
-    return run_sweep(config, options, words.command("sweep"))[0]
-
-
-def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
-    """Run, or list, the cells of a sweep; return the exit code, and the job, which is None if nothing was run."""
+    typed, same = options, words.command("sweep")
     if typed.tune:
         tuned = _tune_first(config, typed, same)
         if tuned is None:
-            return 0, None
+            return 0
         config, typed = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm needs --launcher slurm.")
@@ -79,25 +75,25 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     job = Job(description, cells, SweepFolder(path), typed, same)
     jobs.choose(job, typed.only, typed.shard)
     if typed.dry_run:
-        return jobs.dry_run(job), None
+        return jobs.dry_run(job)
     jobs.begin(job)
     config = os.path.realpath(config) if Path(config).is_file() else config
-    words = ["sweep", config]  # by a path that is valid in any folder
+    child = ["sweep", config]  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        command = jobs.child_words(job, words)
+        command = jobs.child_words(job, child)
         given = ["nodes=1", f"tasks_per_node={job.chosen[0].devices}", *typed.slurm]
         numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, given)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
         print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {job.place} --dry-run")
-        return 0, None
+        return 0
     following = f"randlora-pl report {job.place}{' --overwrite' * (job.folder.path / REPORT).exists()}"
-    jobs.run(job, words)
+    jobs.run(job, child)
     others = typed.jobs > 1 or job.outcome.elsewhere
     if description.baselines and not job.outcome.stopped and not others:  # after the last cell of all
         from randlora_pl.lab.baselines import measure
 
         measure(job.folder.path, job.chosen)
-    return jobs.end(job, following), job
+    return jobs.end(job, following)
 
 
 def run_in_job(words: list[str]) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,10 @@ import numpy as np
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import PlannedData
-from randlora_pl.lab.report import Estimate, Table, row, table_lines
-from randlora_pl.lab.report.cells import BASELINES, MOST, SIDE, Baseline, Key, Sweep, read_baselines
-from randlora_pl.lab.report.training import shown_rate
+from randlora_pl.lab.report.cells import BASELINES, MOST, SIDE, Baseline, read_baselines
 from randlora_pl.language import LabelledTexts
 from randlora_pl.language.metrics import grades
 from randlora_pl.run.run_folder import acquire, lease_on
-from randlora_pl.sweep import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.expand import data_of
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
@@ -162,58 +159,3 @@ def _square(image: Any) -> Any:
 
     whole = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
     return np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
-    """Return Markdown: a table of each model, dataset and budget, in which no method is ranked.
-
-    Cells without a result are left out.
-    """
-    shown = replace(sweep, cells=sweep.cells[sweep.cells["cell"].isin([cell.hash for cell in cells])])
-    lines = []
-    trained = [cell for cell in cells if not cell.untrained]
-    for group in dict.fromkeys(cell.labels[:3] for cell in trained):
-        model, dataset, budget = group
-        rows = _plain(sweep, [cell for cell in trained if cell.labels[:3] == group])
-        for method in sweep.plan.methods:
-            key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
-            runs = shown.select(**key._asdict())
-            if len(runs):
-                seconds = runs["fit_seconds"][runs["fit_seconds"] > 0]
-                rate, how = runs.iloc[0][["learning_rate", "rate_chosen_by"]]
-                chosen = (shown_rate(rate), how) if isinstance(how, str) else ("-", "-")
-                size = f"{count:,}" if (count := shown.parameters(model, method)) else "-"
-                time = f"{seconds.median():.0f}" if len(seconds) else "-"
-                rows.append([method, size, *chosen, _mean(shown.estimate(key)), time])
-        caption = f"{model}, {dataset}, {budget}: test accuracy, mean ± standard error over seeds"
-        header = row("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
-        lines += table_lines(Table("", caption, header, [row(*cells) for cells in rows]))
-    lines.append(
-        "The order is the config's and not a ranking. A verdict needs rates that one search chose on validation "
-        "images, five seeds and six datasets (randlora-pl sweep --tune, randlora-pl report)."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _mean(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{estimate.mean:.1f}" + ("" if estimate.error is None else f" ± {estimate.error:.1f}")
-
-
-def _plain(sweep: Sweep, cells: Sequence[Cell]) -> list[list[str]]:
-    """Return rows of the plain classifiers, with the samples of each seed of these cells; none if one has an error."""
-    known: dict[tuple[str, str, int], list[tuple[str, float]]] = {}
-    for one in sweep.baselines:
-        known.setdefault((one.dataset, one.budget, one.seed), []).append((one.name, one.score))
-    accuracies: dict[str, list[float]] = {}
-    for cell in measured_with(cells):
-        _, dataset, budget, _, seed = cell.labels
-        try:
-            rows = known.get((dataset, budget, seed)) or [(name, score) for name, score, *_ in baselines_of(cell)]
-        except (UserError, OSError, ValueError) as error:
-            log.warning("no baselines for %s: %s", dataset, error)
-            return []
-        for name, score in rows:
-            accuracies.setdefault(name, []).append(100 * score)
-    return [[name, "-", "-", "-", _mean(Estimate(tuple(values))), "-"] for name, values in accuracies.items()]

@@ -1,4 +1,4 @@
-"""``compare-methods``: a sweep, and its table; a comparison on own images, from the plan to the page."""
+"""``compare-methods``: a comparison on own images, from the plan to the page."""
 
 import html
 import json
@@ -16,7 +16,7 @@ from randlora_pl.adapters import RandLoRA
 from randlora_pl.commands import comparison
 from randlora_pl.commands.compare_methods import described
 from randlora_pl.commands.sweep import config_of_run
-from randlora_pl.commands.sweep_job import SweepOptions
+from randlora_pl.commands.sweep_job import WorkOptions
 from randlora_pl.data import ImageData
 from randlora_pl.data.sources import FileImages
 from randlora_pl.run.options.compose import flatten
@@ -25,52 +25,25 @@ from randlora_pl.sweep.loop import Runner
 from randlora_pl.sweep.plan import Cell, plan
 from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
-from tests.sweep.grids import GRID, written
 
 ROOT = Path(__file__).resolve().parents[3]
 PROBE = {"config": "linear_probe", "head_learning_rate": 1e-2}
 METHODS = {"probe": PROBE, "RandLoRA-6": {"adapter": "RandLoRA", "rank": 6}}
 
 
-@pytest.mark.slow  # the README's command is run by default
-def test_the_table_of_the_cells_that_were_asked_for_and_resumed(run: Run, tmp_path: Path) -> None:
-    written(tmp_path, methods=METHODS)
-    words = ("compare-methods", "--config", "small.yaml")
-    first = run(*words, "--methods", "probe", "--seeds", "3")
-    table = tmp_path / "runs/sweeps/small/table.md"
-    assert first.code == 0 and first.out.count("probe, seed 3: ") == 1 and "RandLoRA-6" not in first.out
-    assert "| probe | 1,280 | 0.01 | typed | " in first.out and table.read_text() in first.out
-    assert "logistic regression" in first.out and "±" not in table.read_text().partition("seeds**")[2]
-    whole = run(*words, "--seeds", "3", "4")
-    assert whole.code == 0 and "4 of 4 cells" in whole.out and "probe, seed 3: " not in whole.out
-    assert table.read_text().count("±") == 1 + 4, "in the caption, and of each method and baseline"
-    again = run(*words, "--seeds", "3", "4")
-    assert again.code == 0 and table.read_text() in again.out and ", seed " not in again.out
-    assert "| RandLoRA-6 | " in again.out
-    dry = run(*words, "--dry-run")
-    assert dry.code == 0 and "2 open" in dry.out and "raw pixels" not in dry.out
-
-
-def test_failed_cells_have_no_table(run: Run, tmp_path: Path) -> None:
-    written(tmp_path, set=GRID["set"] | {"trainer.precision": "16-true"})
-    failed = run("compare-methods", "--config", "small.yaml", "--methods", "LoRA-4")
-    assert failed.code == 1 and "raw pixels" not in failed.out
-    assert "Retry them: randlora-pl compare-methods --config small.yaml --methods LoRA-4 --retry-failed" in failed.out
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--methods", "RandLoRA"], "Did you mean 'RandLoRA-6'"),
+        ([], "needs a base model for your own images. Name one: --config"),
         (["--seeds", "x"], "invalid int"),
-        (["--seeds", "-1"], "--seeds"),
-        (["--seeds", "1", "--tune"], "--seeds"),
         (["--lists"], "unrecognized"),
         (["--data.root", "own"], "needs a base model for your own images. Name one: --config"),
-        (["--config", "compare_bases", "--data.root", "own"], "--data.root own is not read"),
-        (["--config", "compare_bases", "--budget", "5m"], "--budget needs a base model, and compare_bases is a sweep"),
-        (["--config", "compare_bases", "--config", "tiny_clip"], "is not merged with others"),
-        (["--config", "typo.yaml"], "Did you mean 'models'"),
+        (
+            ["--config", "compare_bases"],
+            "compare_bases is a sweep, not a base model. Run it: randlora-pl sweep",
+        ),
+        (["--config", "tiny_clip", "--config", "compare_bases", "--budget", "5m"], "is a sweep, not a base model"),
+        (["--config", "typo.yaml"], "typo.yaml is a sweep, not a base model"),
         (["--config", "gone.yaml"], "Unknown config"),
     ],
 )
@@ -89,9 +62,9 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "tiny_clip", "--bugdet", "5m"], "Did you mean '--budget'"),
         (["--config", "tiny_clip", "--margin", "-1"], "--margin is -1"),
         (["--config", "tiny_clip", "--data.rot", "own"], "Did you mean --data.root"),
-        (["--config", "tiny_clip", "--only", "seed=1"], "--only belongs to sweeps"),
-        (["--config", "tiny_clip", "--tune"], "--tune belongs to sweeps"),
-        (["--config", "tiny_clip", "--launcher", "slurm"], "--launcher belongs to sweeps"),
+        (["--config", "tiny_clip", "--only", "seed=1"], "unrecognized arguments: --only"),
+        (["--config", "tiny_clip", "--tune"], "unrecognized arguments: --tune"),
+        (["--config", "tiny_clip", "--max-hours", "2"], "--max-hours belongs to sweeps. Set --budget"),
         (["--config", "tiny_clip", "--resume", "runs/a"], "Run the same command again to resume"),
         (["--config", "tiny_clip", "--seed_everything", "4"], "Set --seeds 1 2 3 4 5"),
         (["--config", "tiny_clip", "--from-adapter", "runs/a"], "starts from the pretrained model"),
@@ -150,7 +123,7 @@ def test_the_printed_commands_train_what_was_compared(own_images: None, tmp_path
     typed = ["--config", str(tmp_path / "base.yaml"), "--data.root", str(tmp_path / "own")]
     typed += ["--data.templates", "a {} one"]
     description, base = described(typed, [], "own_data", [1])
-    it = comparison.Comparison(description, typed, base, "", SweepOptions(), tmp_path / "out", None, 1.0)
+    it = comparison.Comparison(description, typed, base, "", WorkOptions(), tmp_path / "out", None, 1.0)
     cells = {cell.labels.method: cell for cell in plan(it.trained)}
     assert [*cells] == ["linear probe", "RandLoRA", "LoRA", "DoRA", "HiRA", "full fine-tuning"]
     for method, cell in cells.items():

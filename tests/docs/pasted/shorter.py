@@ -73,12 +73,8 @@ def shorter(words: list[str]) -> list[str]:
     if command in ("sweep", "tune"):
         words = [command, sweep(second), *words[2:]]
         return [*words, "--jobs", "1"]
-    if command == "compare-methods" and "--data.root" in words:  # a test runs all of it, in minutes
+    if command == "compare-methods":  # a test runs all of it, in minutes
         return [*words, "--dry-run"]
-    if command == "compare-methods":
-        typed = words[words.index("--config") + 1] if "--config" in words else "compare_methods"
-        others = [word for word in words if word not in ("--config", typed)]
-        return [*others, "--config", sweep(typed), "--seeds", "1"]
     if command == "bench":
         more = list(BENCH[second])
         if second == "train":
