@@ -101,7 +101,6 @@ def train(
     dropout: Annotated[float, Probability] = 0.0,
     methods: Sequence[str] = (),
     targets: Sequence[str] = (),
-    rss: bool = False,
     timing: Timing = Timing(rounds=5),
 ) -> int:
     """Time whole training steps of full fine-tuning and of adapters, in turns.
@@ -123,13 +122,12 @@ def train(
             peft-randlora)
         targets: Layers to adapt, as in --model.targets (default: qkv fc1 fc2, as in the paper). all selects every
             linear layer of the blocks, conv their convolutions
-        rss: Also measure the resident set of a process per method, which takes as long again
     """
     device, facts = timing.prepare()
     import yaml
 
     from randlora_pl.adapters.select import DEFAULT_TARGETS
-    from randlora_pl.lab.bench import chosen, report, rss_elsewhere, steps
+    from randlora_pl.lab.bench import chosen, report, steps
 
     try:
         changes = parse_yaml(overrides)
@@ -150,7 +148,6 @@ def train(
     gemm = training.gemm()
     rate = gemm.rate()
     estimate = steps.estimated_seconds(training.forward_flops(), rate, len(names), timing.rounds)
-    estimate += 20 * len(names) * rss
     what = f"{model} ({library}), {training.words}, {timing.numbers}"
     what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
     what += f", dropout {dropout}" if dropout else ""
@@ -184,18 +181,11 @@ def train(
 
     with _new_folder(timing.output, "train", note, finish) as keep:
         cases, missing = training.cases(names)
-        sets: dict[str, int | None] = {}
 
         def keep_all(results: list[steps.Measured]) -> None:
-            for one in results:
-                one.rss = sets.get(one.name)
             keep(sorted([*results, *missing], key=lambda one: names.index(one.name)))
 
-        with counting("measurements", steps.ticks(len(cases), timing.rounds) + len(cases) * rss) as tick:
-            if rss:
-                for case in cases:
-                    tick(1)
-                    sets[case.name] = rss_elsewhere(steps.one_training, setup, case.name)
+        with counting("measurements", steps.ticks(len(cases), timing.rounds)) as tick:
             keep_all(steps.measure(cases, gemm, timing.rounds, lambda _: tick(1), keep_all))
     return 0
 

@@ -1,14 +1,9 @@
-import os
-import sys
-from importlib import import_module
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from randlora_pl.adapters import RandLoRA, inject
-from randlora_pl.lab import bench
 from randlora_pl.lab.bench import (
     Gemm,
     Spread,
@@ -16,10 +11,8 @@ from randlora_pl.lab.bench import (
     in_turns,
     is_out_of_memory,
     machine,
-    max_rss,
     processor,
     ratios,
-    rss_elsewhere,
     saved_tensors,
 )
 
@@ -39,31 +32,6 @@ def test_a_storage_counts_once_and_whole() -> None:
     with saved_tensors([]) as saved:
         (x[:2].exp() + x[1:3].sin()).sum().backward()
     assert sum(saved.values()) == 10 * 4 * 4 + 2 * 4 * 4  # all of x for the two rows of sin; exp keeps its result
-
-
-def big() -> None:
-    bytearray(300_000_000)[::4096] = b"x" * (300_000_000 // 4096 + 1)
-
-
-@pytest.mark.slow
-def test_the_resident_set_is_that_of_a_process_of_its_own() -> None:
-    assert max_rss() > 10_000_000
-    small = rss_elsewhere(len, "")
-    large = rss_elsewhere(big)
-    assert small is not None and large is not None and large - small > 200_000_000
-    assert rss_elsewhere(os._exit, 9) is None
-
-
-def test_a_process_that_fails_has_no_size() -> None:
-    assert rss_elsewhere(divmod, 1, 0) is None
-
-
-def test_without_a_status_file_the_system_call_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import_module("randlora_pl.run.callbacks.progress")  # its packages read files
-    monkeypatch.setattr(bench.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
-    assert max_rss() > 10_000_000
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert max_rss() == 0
 
 
 def test_allocators_without_memory_are_recognised() -> None:

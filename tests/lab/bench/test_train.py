@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from randlora_pl.lab.bench import METHODS, UnavailableError, adapted, chosen, label, layers_of
-from randlora_pl.lab.bench.steps import Setup, Training, estimated_seconds, library_of, one_training
+from randlora_pl.lab.bench.steps import Setup, Training, estimated_seconds, library_of
 from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
@@ -63,13 +63,6 @@ def test_a_case_that_finds_no_memory_is_missing(training: Training, monkeypatch:
     monkeypatch.setitem(METHODS, "full", replace(METHODS["full"], adapt=lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         training.cases(["full"])
-
-
-def test_a_training_for_another_process_takes_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-    monkeypatch.setattr("randlora_pl.lab.bench.steps.Case.step", lambda self: steps.append(self.name))
-    one_training(Setup("test_vit", "timm", 2, threads=torch.get_num_threads()), "lora")
-    assert steps == ["lora", "lora"]
 
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 160, "vocab_size": 100}

@@ -57,35 +57,6 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[dict[int, int]]:
         yield sizes
 
 
-def max_rss() -> int:
-    """Return the largest resident set of this process in bytes, 0 if the system does not report it."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):  # getrusage would give the parent's value where that is larger
-                return int(line.split()[1]) * 1024
-    from randlora_pl.run.callbacks.progress import peak_bytes  # with Lightning, whose size is not a method's
-
-    return peak_bytes(torch.device("cpu"))
-
-
-def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
-    """Return the largest resident set of a new process that does some work; None if it was killed, or failed.
-
-    The reason of a failure appears when the same work is done in this process.
-
-    Args:
-        work: A function of a module, so that it can be sent.
-        arguments: Arguments of the function.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            pool.submit(work, *arguments).result()
-            return pool.submit(max_rss).result()
-        except Exception:  # of any library; also a broken pool
-            return None
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error is the answer of an allocator without memory; PyTorch has a class for GPUs only."""
     text = str(error)

@@ -178,7 +178,7 @@ def _ratios(one: Measured, results: Sequence[Measured]) -> tuple[Spread | None, 
 
 def cells(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Return the table of some results: titles and rows; columns without a value are left out."""
-    header = ["method", "trained", "ms a step", "of full", "of PEFT's", "saved MB", "GPU MB", "RSS MB", "GFLOP"]
+    header = ["method", "trained", "ms a step", "of full", "of PEFT's", "saved MB", "GPU MB", "GFLOP"]
     header += ["% of peak", ""]
     rows = []
     for one in results:
@@ -190,7 +190,6 @@ def cells(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
             *map(_spread, _ratios(one, results)),
             _mega(one.saved),
             _mega(one.peak),
-            _mega(one.rss),
             significant(one.flops / 1e9) if one.flops else "",
             "" if fraction is None else f"{100 * fraction:.0f}",
             one.problem,

@@ -5,9 +5,8 @@ Whole steps of a model start from random weights: full fine-tuning, our methods 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from statistics import median
 from typing import Any, Literal
 
@@ -165,7 +164,6 @@ class Measured:
         saved: Bytes kept for the backward pass, without parameters, buffers and the batch.
         flops: Operations of a step.
         peak: On a GPU the allocator's peak in bytes.
-        rss: Largest resident set in bytes of a process that trains nothing else, where it was asked for.
         seconds: Seconds of a step, one value per round.
         rates: Operations a second of a large matrix product in the same rounds.
     """
@@ -177,7 +175,6 @@ class Measured:
     saved: int = 0
     flops: int = 0
     peak: int | None = None
-    rss: int | None = None
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -428,16 +425,3 @@ def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> flo
     A step has three forward passes at half of the peak, and a model is built.
     """
     return cases * (3 * forward / (0.5 * rate) * (rounds + 1) + 0.5 * rounds + 2)
-
-
-def one_training(setup: Setup, name: str) -> None:
-    """Run two steps of one method, for a process whose memory is measured."""
-    if setup.threads:
-        torch.set_num_threads(setup.threads)
-    with suppress(ImportError):  # its import does not count as a method's memory
-        import_module("peft")
-    training = Training(setup)
-    case = training.case(name)
-    training.base = nn.Identity()  # full fine-tuning has a copy
-    case.step()
-    case.step()
