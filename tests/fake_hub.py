@@ -21,9 +21,9 @@ TOKEN, USER = "hf_good", "ann"
 @dataclass
 class Repo:
     private: bool
-    gated: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {".gitattributes": b"* lfs\n"}})
     messages: list[str] = field(default_factory=list)
+    gated: bool = False
 
     def sha(self, branch: str) -> str:
         files = self.branches[branch]

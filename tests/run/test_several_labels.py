@@ -18,6 +18,7 @@ from randlora_pl.interop.merge import merged
 from randlora_pl.interop.onnx import export_torch, load_program
 from randlora_pl.run.callbacks import PerClass
 from randlora_pl.serving.app import ClassifierAPI
+from randlora_pl.serving.uploads import Upload
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, TextHeadTask, load_task, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
@@ -92,8 +93,9 @@ def test_every_way_out_gives_the_same_sigmoids(
         torch.testing.assert_close(probabilities, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(expected.sum(1), torch.ones(8), atol=0.05)
     api = object.__new__(ClassifierAPI)
-    api.task, api.index, api.adapter, api.autocast = task, torch.device("cpu"), adapter, torch.no_grad()
-    torch.testing.assert_close(api._probabilities(batch["image"]), expected)
+    api.tasks, api.shelf, api.index, api.autocast = {"": task}, None, torch.device("cpu"), torch.no_grad()
+    served = api._probabilities({Upload(b"", 0, 1): image for image in batch["image"].split(1)})
+    torch.testing.assert_close(torch.stack(served), expected)
     file = tmp_path / "predicted.csv"
     run("predict", "--adapter", str(adapter), "--images", *map(str, files[:8]), "--output", str(file), "--top-k", "4")
     for row, values in zip(csv.DictReader(file.open()), expected.tolist(), strict=True):

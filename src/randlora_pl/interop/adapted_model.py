@@ -11,16 +11,17 @@ from randlora_pl.tasks.restore import plain_task as image_task
 
 
 class AdaptedModel:
-    """Models with their adapters, ready to predict."""
+    """Models with their adapters, ready to predict.
+
+    Examples:
+        >>> task = AdaptedModel.from_pretrained("runs/one/adapter")
+        >>> task.class_logits(digits).shape
+        torch.Size([2, 10])
+    """
 
     @staticmethod
     def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None, **overrides: Any) -> Objective:
         """Build the base model that an adapter names, check its weights, and load the adapter with its head.
-
-        Examples:
-            >>> task = AdaptedModel.from_pretrained("runs/one/adapter")
-            >>> task.class_logits(digits).shape
-            torch.Size([2, 10])
 
         Args:
             name: Repository USER/NAME of the Hugging Face Hub, or an adapter folder or file, which comes first if both

@@ -69,14 +69,15 @@ def test_half_precision_is_near_and_that_of_serve(
         assert one["class"] == other["class"]
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
     pytest.importorskip("litserve")
-    from randlora_pl.serving import ServerOptions, app
+    from randlora_pl.serving import ServerOptions, app, uploads
 
     monkeypatch.setattr(app, "trust_the_limit", lambda: None)  # of the worker's process, as are its threads
     options = ServerOptions(adapter=finished / "adapter", precision="bf16", workers=64)
     served = app.ClassifierAPI(options, 1 << 20)
     served._build("cpu")
-    loader, _ = open_images([photos], served.frame)
-    shares = served._probabilities(torch.cat([batch["image"] for batch in loader]))
+    loader, _ = open_images([photos], served.tasks[""].frame)
+    images = torch.cat([batch["image"] for batch in loader]).split(1)
+    shares = torch.stack(served._probabilities({uploads.Upload(b"", 0, 1): image for image in images}))
     expected = [float(row["probability"]) for row in half]  # products of another batch size round differently
     assert shares.max(1).values.tolist() == pytest.approx(expected, abs=2e-3)
 

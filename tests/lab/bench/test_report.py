@@ -20,8 +20,8 @@ from randlora_pl.lab.bench.steps import Measured
 from tests.docs.help import help_page
 from tests.docs.pages import PAGES
 
-FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, None, [0.1, 0.2, 0.4], [1e11] * 3)
-OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, None, [0.05, 0.2, 0.2], [1e11] * 3)
+FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, [0.1, 0.2, 0.4], [1e11] * 3)
+OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, [0.05, 0.2, 0.2], [1e11] * 3)
 NONE = Measured("peft-randlora", "PEFT RandLoRA-6", "peft is not installed")
 
 
@@ -34,7 +34,7 @@ def test_columns_without_figures_are_left_out() -> None:
 
 
 def test_the_peers_of_peft_have_a_column() -> None:
-    theirs = Measured("peft-randlora", "PEFT RandLoRA-6", "", 100, 1, 1, 5_000_000, 0, [0.1, 0.1, 0.2], [1e11] * 3)
+    theirs = Measured("peft-randlora", "PEFT RandLoRA-6", "", 100, 1, 1, 5_000_000, [0.1, 0.1, 0.2], [1e11] * 3)
     header, rows = cells([FULL, OURS, theirs])
     assert "of PEFT's" in header and "GPU MB" in header
     assert rows[1][header.index("of PEFT's")] == "1.00 (0.50..2.00)"
