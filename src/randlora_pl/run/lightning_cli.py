@@ -42,7 +42,6 @@ from randlora_pl.run.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
-from randlora_pl.run.callbacks.forgetting import check_options
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, task_of
 from randlora_pl.run.options.compose import CLASSES, Command, planned_name
 from randlora_pl.run.options.mistakes import check_loggers
@@ -238,9 +237,11 @@ class App(LightningCLI):
             several = getattr(self.datamodule, "several", False)
             if several and kept.monitor == f"val/{self.task.measure().name}":  # the default, before data were known
                 self.config.checkpoint.monitor = kept.monitor = f"val/{self.task.measure(several=True).name}"
-            check_options(kept.scale, self.task, self.datamodule, config["strategy"] == SHARDED)
-            if kept.scale is not None and (keep := str(getattr(self.datamodule, "keep", ""))):
-                own.append(NewClasses() if keep == NEW else Elsewhere([keep]))
+            if (keep := getattr(self.datamodule, "keep", None)) or kept.scale:
+                from randlora_pl.run.callbacks.forgetting import check_options
+
+                check_options(kept.scale, self.task, self.datamodule, config["strategy"] == SHARDED)
+                own.append(NewClasses() if keep == NEW else Elsewhere([str(keep)]))
             if kept.patience is not None:
                 own.append(Patience(kept.monitor, kept.mode or "max", kept.patience))
             own += [StartSummary(self.dry), PeakMemory(), Throughput()]

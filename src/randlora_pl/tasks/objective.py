@@ -41,7 +41,6 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
 )
-from randlora_pl.tasks.quantize import build_quantized, check_quantize
 from randlora_pl.tasks.run import Run, cast_and_compile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
@@ -148,7 +147,10 @@ class Objective(Declared, nn.Module):
         self.learning_rate = self.learning_rate or default_learning_rate(
             self.adapter, IMAGES if self.vision_only else self.place
         )
-        check_quantize(self.quantize, self.adapter)
+        if self.quantize is not None:
+            from randlora_pl.tasks.quantize import check_quantize
+
+            check_quantize(self.quantize, self.adapter)
         self.adapters: AdapterSet | None = None
         self.choice: Choice = None
         self.saved: AdapterFile | None = None
@@ -183,7 +185,12 @@ class Objective(Declared, nn.Module):
         if self.backbone is not None:
             return
         source, device = self.start or self.saved, self.run.device
-        backbone, notes = build_quantized(self.build, self.quantize, device, self.chosen_dtype())
+        if self.quantize is None:
+            backbone, notes = self.build(), list[str]()
+        else:
+            from randlora_pl.tasks.quantize import build_quantized
+
+            backbone, notes = build_quantized(self.build, self.quantize, device, self.chosen_dtype())
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)

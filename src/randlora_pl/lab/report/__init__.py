@@ -310,20 +310,15 @@ def markdown(document: Document, folder: str = "figures") -> str:
         lines += ["```sh", *section.commands, "```", ""] if section.commands else []
         for part in section.parts:
             if isinstance(part, Table):
-                lines += table_lines(part)
+                header, *rows = ([_cell(cell) for cell in row] for row in [part.header, *part.rows])
+                lines += [f"**{_escape(part.caption)}**{_marks(part.notes)}", ""]
+                lines += [*markdown_table(header, rows, range(part.left)), ""]
+                lines += [line for text in part.below for line in (_escape(text), "")]
             else:
                 alternative = _escape(part.described.replace("[", "(").replace("]", ")"))
                 lines += [f"![{alternative}]({folder}/{part.name}.png)", "", _escape(part.caption), ""]
     lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def table_lines(table: Table) -> list[str]:
-    """Return a table with its caption and the sentences under it."""
-    header, *rows = ([_cell(cell) for cell in row] for row in [table.header, *table.rows])
-    caption = f"**{_escape(table.caption)}**{_marks(table.notes)}"
-    below = [line for text in table.below for line in (_escape(text), "")]
-    return [caption, "", *markdown_table(header, rows, range(table.left)), "", *below]
 
 
 def _cell(cell: TableCell) -> str:

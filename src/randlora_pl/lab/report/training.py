@@ -97,12 +97,7 @@ def rate_table(sweep: Sweep) -> Table | None:
 
 def rate_cell(rate: float) -> TableCell:
     """Return a cell with a rate."""
-    return TableCell(shown_rate(rate), sort=None if isna(rate) else rate)
-
-
-def shown_rate(rate: float) -> str:
-    """Return a rate as text of a table."""
-    return "unknown" if isna(rate) else f"{rate:g}"
+    return TableCell("unknown") if isna(rate) else TableCell(f"{rate:g}", sort=rate)
 
 
 def at(curve: list[float], share: Fraction) -> float | None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import PlannedData
-from randlora_pl.run.callbacks.forgetting import check_options, choose_scale, kept_data
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
@@ -160,8 +159,12 @@ class RunCheckpoint(Declared, Callback):
         """Check the scale, ask the task for its metric, and use `CheckpointFile` unless the user has set a plugin."""
         data: Any = getattr(trainer, "datamodule", None)
         task = own_module(pl_module).objective
-        check_options(self.scale, task, data, hasattr(trainer.strategy, "shards"))
-        self._kept = None if self.scale is None else kept_data(data)  # also before the test of the pretrained model
+        self._kept = None
+        if self.scale or getattr(data, "keep", None):
+            from randlora_pl.run.callbacks.forgetting import check_options, kept_data
+
+            check_options(self.scale, task, data, hasattr(trainer.strategy, "shards"))
+            self._kept = kept_data(data)  # also before the test of the pretrained model
         if stage == "fit":
             several = getattr(trainer.datamodule, "several", False)  # type: ignore[attr-defined]
             self.monitor = self.monitor or f"val/{task.measure(several=several).name}"
@@ -246,6 +249,8 @@ class RunCheckpoint(Declared, Callback):
         if self._kept is not None and is_finite(pl_module):
             best = run_folder(trainer) / BEST if self.test == "best" and self.best is not None else None
             summary |= {} if best is None else {self.monitor: self.best, "step": self.best_step}
+            from randlora_pl.run.callbacks.forgetting import choose_scale
+
             self.scaled = choose_scale(trainer, own_module(pl_module).objective, self._kept, best)
         save_adapter_of(trainer, pl_module, ADAPTER, summary | self.scaled)
 
