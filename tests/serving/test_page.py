@@ -199,6 +199,7 @@ def test_the_token_is_asked_for_until_it_is_right(browser: Any, adapter: Path, d
         server.kill()
 
 
+@pytest.mark.slow  # another server; test_many.py has the requests
 def test_one_of_several_adapters_is_chosen(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.support.ui import Select
 
