@@ -94,7 +94,7 @@ def assert_same(folder: Path, other: Path, but: tuple[str, ...] = ()) -> None:
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "ImageData"):
         assert equal(ours[key], theirs[key]), key
     assert equal(ours.get("procedure"), theirs.get("procedure"))
-    assert equal(*(checkpoint["callbacks"]["AdapterCheckpoint"] for checkpoint in (ours, theirs)))
+    assert equal(*(checkpoint["callbacks"]["RunCheckpoint"] for checkpoint in (ours, theirs)))
     figures = [json.loads((run / "results.json").read_text()) for run in (folder, other)]
     assert figures[0].keys() ^ figures[1].keys() <= set(but)
     for key in figures[0].keys() - _OF_THE_MOMENT - {*but}:
