@@ -41,7 +41,7 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
 )
-from randlora_pl.tasks.run import Run, cast_and_compile
+from randlora_pl.tasks.run import Run, build_backbone, cast_and_compile
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive, option_types
 from randlora_pl.utils.own_classes import check_importable, is_own, path_of
@@ -185,12 +185,7 @@ class Objective(Declared, nn.Module):
         if self.backbone is not None:
             return
         source, device = self.start or self.saved, self.run.device
-        if self.quantize is None:
-            backbone, notes = self.build(), list[str]()
-        else:
-            from randlora_pl.tasks.quantize import build_quantized
-
-            backbone, notes = build_quantized(self.build, self.quantize, device, self.chosen_dtype())
+        backbone, notes = build_backbone(self.build, self.quantize, device, self.chosen_dtype())
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)

@@ -49,6 +49,17 @@ class Run(Generic[Data_co]):
     broadcast: Callable[[Any], Any] = lambda value: value
 
 
+def build_backbone(
+    build: Callable[[], nn.Module], form: str | None, device: torch.device, dtype: str
+) -> tuple[nn.Module, list[str]]:
+    """Build a backbone, with frozen weights in few bits if a form is given; return it, and notes for the user."""
+    if form is None:
+        return build(), []
+    from randlora_pl.tasks.quantize import build_quantized
+
+    return build_quantized(build, form, device, dtype)
+
+
 def cast_and_compile(
     backbone: nn.Module, method: str, dtype: str, compiled: bool | str, low: bool, run: "Run[PlannedData]"
 ) -> None:
