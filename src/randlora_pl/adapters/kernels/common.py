@@ -144,11 +144,15 @@ AT_ONCE = 512
 _STEPS = 1 << 16
 
 
-def in_parts(tokens: Tensor) -> Iterator[slice]:
-    """Return slices of the first dimension (at least one) for chunked processing; one slice on a GPU."""
+def in_parts(tokens: Tensor, each: int = 1) -> Iterator[slice]:
+    """Return slices of the first dimension (at least one) for chunked processing; one slice on a GPU.
+
+    An entry of the first dimension has ``each`` tokens.
+    """
     if tokens.device.type != "cpu" or on_cuda(tokens) or torch.compiler.is_compiling():
         return iter((slice(None),))  # a loop would be recompiled for every number of tokens
-    return (slice(start, start + AT_ONCE) for start in range(0, max(1, tokens.shape[0]), AT_ONCE))
+    step = max(1, AT_ONCE // max(1, each))
+    return (slice(start, start + step) for start in range(0, max(1, tokens.shape[0]), step))
 
 
 def drop_mask(x: Tensor, probability: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from randlora_pl.adapters.kernels.basis_product import Factors, Stored
-from randlora_pl.adapters.kernels.common import compute_dtype, without_autocast
+from randlora_pl.adapters.kernels.common import compute_dtype, in_parts, without_autocast
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 
 
@@ -52,23 +52,30 @@ def add_sums(factors: Factors, basis: Stored | Hadamard, peft: bool, transposed:
         onto: Outputs, (b, T, out).
     """
     x = x.to(compute_dtype(x))
-    (batch, tokens, _), (lambdas, gammas, a) = x.shape, (factor.to(x.dtype) for factor in factors)
-    lambdas = lambdas.mT[:, None]  # (b, 1, r, n)
-    (rank, _), count = a.shape, gammas.shape[1]
+    lambdas, gammas, a = (factor.to(x.dtype) for factor in factors)
     with without_autocast(x):
-        if transposed:
-            columns = basis.project(x.flatten(0, 1)).flatten(1).T
-            if isinstance(basis, Hadamard):
-                columns = columns.reshape(basis.blocks, basis.block, -1)
-            parts = basis.unmixed(columns, x.dtype).view(*((rank, count) if peft else (count, rank)), batch, tokens)
-            parts = parts.permute(2, 3, 0, 1) if peft else parts.permute(2, 3, 1, 0)
-            sums = torch.bmm((parts * lambdas).flatten(1, 2), gammas)
-            onto += (sums.view(batch, tokens, rank, -1) * a).sum(2)
-        else:
-            parts = torch.bmm((x[:, :, None] * a).flatten(1, 2), gammas.mT).view(batch, tokens, rank, count) * lambdas
-            parts = parts.permute(2, 3, 0, 1) if peft else parts.permute(3, 2, 0, 1)
-            mixed = basis.mixed(parts.reshape(rank * count, -1), x.dtype)
-            outputs = onto.view(batch * tokens, -1)
-            result = basis.expand(mixed.reshape(-1, batch * tokens).T, outputs)
-            if result is not outputs:  # a kernel has made new ones
-                onto.copy_(result.view(onto.shape))
+        for part in in_parts(x, x.shape[1]):  # r times the inputs at once would be returned to the system at every use
+            _add_some((lambdas[part].mT[:, None], gammas[part], a), basis, peft, transposed, x[part], onto[part])
+
+
+def _add_some(factors: Factors, basis: Stored | Hadamard, peft: bool, transposed: bool, x: Tensor, onto: Tensor) -> None:
+    """Add the update of samples that are computed at once; lambda is (b, 1, r, n), the rest as in `add_sums`."""
+    (batch, tokens, _), (lambdas, gammas, a) = x.shape, factors
+    (rank, _), count = a.shape, gammas.shape[1]
+    if transposed:
+        columns = basis.project(x.flatten(0, 1)).flatten(1).T
+        if isinstance(basis, Hadamard):
+            columns = columns.reshape(basis.blocks, basis.block, -1)
+        parts = basis.unmixed(columns, x.dtype).view(*((rank, count) if peft else (count, rank)), batch, tokens)
+        parts = parts.permute(2, 3, 0, 1) if peft else parts.permute(2, 3, 1, 0)
+        sums = torch.bmm((parts * lambdas).flatten(1, 2), gammas).view(batch, tokens, rank, -1)
+        for row, values in enumerate(a):  # one product for all rows takes three times as long
+            onto.addcmul_(sums[:, :, row], values)
+        return
+    parts = torch.bmm((x[:, :, None] * a).flatten(1, 2), gammas.mT).view(batch, tokens, rank, count) * lambdas
+    parts = parts.permute(2, 3, 0, 1) if peft else parts.permute(3, 2, 0, 1)
+    mixed = basis.mixed(parts.reshape(rank * count, -1), x.dtype)
+    outputs = onto.view(batch * tokens, -1)
+    result = basis.expand(mixed.reshape(-1, batch * tokens).T, outputs)
+    if result is not outputs:  # a kernel has made new ones
+        onto.copy_(result.view(onto.shape))
