@@ -337,6 +337,26 @@ def test_equal_bases_are_held_once_and_those_of_a_file_stay_with_their_adapter(
     assert torch.equal(outputs(adapters.model), outputs(alone(folders["randlora"])))
 
 
+@torch.no_grad()
+def test_a_switch_drops_what_the_layers_kept_and_no_copy_of_the_bases(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 96)).eval()
+    tuned, x, adapters = copy.deepcopy(plain), torch.randn(1, 48), AdapterSet(plain)
+    inject(tuned, RandLoRA(rank=4, basis="hadamard"), [".*"])
+    file = save_adapter(tuned, tmp_path / "adapter")
+    for name in ["one", "two"]:
+        adapters.load(name, file)
+    copies: set[tuple[int, ...]] = set()
+    for name in ["one", "two", "one"]:
+        with adapters.using(name) as model:
+            model(x)
+            model(x)  # the second use begins to keep S
+            caches = [layer.delta.cache for layer in adapted_layers(model).values()]  # type: ignore[union-attr]
+            assert all(cache.held._made for cache in caches)  # type: ignore[union-attr]
+            copies.add(tuple(map(id, bases_of(model)[0].copies._made.values())))
+        assert not any(cache.held._made for cache in caches)  # type: ignore[union-attr]
+    assert len(copies) == 1
+
+
 def test_switches_under_inference_mode_leave_a_model_that_trains(adapters: AdapterSet) -> None:
     with torch.inference_mode():
         adapters.use("randlora")

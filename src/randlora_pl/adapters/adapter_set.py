@@ -1,9 +1,10 @@
 """Several named adapters on one base model, switched at run time, alone or in a weighted sum."""
 
+import itertools
 import math
 import os
 import sys
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -266,6 +267,8 @@ class AdapterSet:
                     yield self.model
             finally:
                 self._batched = False
+                for own in updates.values():
+                    _drop_kept(own.values())
 
     def _weights(self, choice: Choice) -> dict[str, float]:
         """Return the nonzero weights of a choice, checked."""
@@ -289,7 +292,10 @@ class AdapterSet:
     def _move(self, updates: Mapping[str, DeltaWeight]) -> None:
         """Move updates to the devices of their layers."""
         for path, update in updates.items():
-            update.to(next(self.model.get_submodule(path).parameters()).device)
+            device = next(self.model.get_submodule(path).parameters()).device
+            tensors = itertools.chain(update.parameters(), update.buffers())
+            if any(tensor.device != device for tensor in tensors):  # a move drops the copies of bases
+                update.to(device)
 
     def _leave(self) -> None:
         """Remove the active adapters from the model and restore the base exactly."""
@@ -299,6 +305,7 @@ class AdapterSet:
         for path, tensor in self._moved().items():
             _tensor(self.model, path).data = tensor
         unmerge(self.model)
+        _drop_kept(layer.delta for layer in layers if layer.delta is not None)
         detach(self.model)
         for name in self._active:
             own = self._loaded[name].own
@@ -344,6 +351,12 @@ def _tensor(model: nn.Module, path: str) -> Tensor:
     module, _, name = path.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(module), name)
     return tensor
+
+
+def _drop_kept(updates: Iterable[DeltaWeight]) -> None:
+    """Drop what updates keep between calls, so that adapters that are not in use occupy their own tensors only."""
+    for update in updates:
+        update.train(update.training)
 
 
 def _bases_in(updates: Mapping[str, DeltaWeight]) -> dict[nn.Module, Bases]:

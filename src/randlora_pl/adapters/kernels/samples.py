@@ -58,7 +58,9 @@ def add_sums(factors: Factors, basis: Stored | Hadamard, peft: bool, transposed:
             _add_some((lambdas[part].mT[:, None], gammas[part], a), basis, peft, transposed, x[part], onto[part])
 
 
-def _add_some(factors: Factors, basis: Stored | Hadamard, peft: bool, transposed: bool, x: Tensor, onto: Tensor) -> None:
+def _add_some(
+    factors: Factors, basis: Stored | Hadamard, peft: bool, transposed: bool, x: Tensor, onto: Tensor
+) -> None:
     """Add the update of samples that are computed at once; lambda is (b, 1, r, n), the rest as in `add_sums`."""
     (batch, tokens, _), (lambdas, gammas, a) = x.shape, factors
     (rank, _), count = a.shape, gammas.shape[1]
