@@ -1,7 +1,6 @@
 """Compare what two checkouts compute, bit for bit.
 
-    python scripts/golden.py OLD NEW            # folders with src/; the exit code is 1 if anything differs
-    python scripts/golden.py OLD NEW --times    # the ratios of step times, which are only shown
+    python scripts/golden.py OLD NEW    # folders with src/; the exit code is 1 if anything differs
 
 Each checkout runs in processes of its own, on one thread. Modules may have moved and positions of arguments may have
 changed between them, so that only commands, names exported by `randlora_pl.adapters`, and keywords are used.
@@ -16,11 +15,9 @@ import json
 import os
 import re
 import runpy
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +52,6 @@ Together(parts=[LoRA(rank=4), RandLoRA(rank=5)]); VeRA(rank=30, alpha=4.0)
 WHOLE = ("BitFit", "Fira", "Frozen", "FullFineTuning", "GaLore", "LinearProbe")
 """They choose their tensors themselves."""
 EXPORTS = {name: getattr(adapters, name) for name in adapters.__all__}
-TIMED = ("RandLoRA(rank=6)", 'RandLoRA(rank=6, basis="hadamard")', "LoRA(rank=32)", "DoRA(inner=LoRA(rank=32))")
 
 SHAPE = '"hidden_size":32,"intermediate_size":64,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":300'
 IMAGES = "--config quickstart --data.shots 2 --model.warmup_steps 0"
@@ -237,20 +233,7 @@ def probe_configs() -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}: {key}", value) for key, value in resolved(name).items())
 
 
-def probe_times() -> Iterator[tuple[str, Any]]:
-    """Time a step of one adapted layer with a few methods."""
-    for row in TIMED:
-        model, x = nn.Sequential(nn.Linear(768, 768)), torch.randn(512, 768, requires_grad=True)
-        adapters.inject(model, eval(row, EXPORTS), targets=["0"])
-        seconds = []
-        for _ in range(40):
-            start = time.perf_counter()
-            model(x).square().mean().backward()
-            seconds.append(time.perf_counter() - start)
-        yield row, statistics.median(seconds[5:])
-
-
-PROBES = {"methods": probe_methods, "tasks": probe_tasks, "configs": probe_configs, "times": probe_times}
+PROBES = {"methods": probe_methods, "tasks": probe_tasks, "configs": probe_configs}
 
 
 def probe(place: Path, group: str) -> Results:
@@ -283,20 +266,11 @@ def compare(title: str, old: Results, new: Results) -> int:
     return len(lines)
 
 
-def compare_times(old: Path, new: Path, rounds: int = 7) -> None:
-    """Print the ratio of step times, measured in turn: its median and its range."""
-    times = [(probe(old, "times"), probe(new, "times")) for _ in range(rounds)]
-    for row in TIMED:
-        ratios = sorted(before[row] / after[row] for before, after in times)
-        print(f"{row}: OLD / NEW {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
-
-
 def main() -> int:
     """Compare two checkouts, or be one of the processes that do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("OLD", "NEW"):
         parser.add_argument(name, type=lambda name: Path(name).resolve())
-    parser.add_argument("--times", action="store_true")
     parser.add_argument("--probe", choices=PROBES, help=argparse.SUPPRESS)
     typed = parser.parse_args()
     old, new = typed.OLD, typed.NEW
@@ -306,11 +280,8 @@ def main() -> int:
         torch.use_deterministic_algorithms(True)
         torch.save(dict(PROBES[typed.probe]()), new)
         return 0
-    if typed.times:
-        compare_times(old, new)
-        return 0
     found = 0
-    for group in ("methods", "tasks", "configs"):
+    for group in PROBES:
         before, after = probe(old, group), probe(new, group)
         found += compare(group, before, after)
         if group != "tasks":
