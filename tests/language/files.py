@@ -43,11 +43,11 @@ def write_commonsense(root: Path, count: int = 6, nested: bool = False) -> Path:
     return root
 
 
-def write(path: Path, *lines: str | tuple[str, ...], end: str = "\n", encoding: str = "utf-8") -> None:
+def write(path: Path, *lines: str | tuple[str, ...]) -> None:
     """Lines with fields between tabs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding=encoding, newline="") as stream:
-        stream.writelines(("\t".join(line) if isinstance(line, tuple) else line) + end for line in lines)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        stream.writelines(("\t".join(line) if isinstance(line, tuple) else line) + "\n" for line in lines)
 
 
 PARAPHRASES = [
@@ -61,7 +61,7 @@ PARAPHRASES = [
 RTE = ("index", "sentence1", "sentence2", "label")
 
 
-def write_glue(root: Path, microsoft: bool = False) -> Path:
+def write_glue(root: Path) -> Path:
     """GLUE's folders with the columns and traps of the true files: quotes that never close, CoLA without a header."""
     front = ("main-captions", "MSRvid", "2012test", "0001", "none", "none")
     for split, start in (("train", "0"), ("dev", "7")):
@@ -92,14 +92,10 @@ def write_glue(root: Path, microsoft: bool = False) -> Path:
                 (start, *front, 'A plane is "taking off.', "An air plane is taking off.", "5.000"),
                 (second, *front, "A man plays.", "A girl sings.", "0.500"),
             ],
+            "MRPC": [PARAPHRASES[0], *(PARAPHRASES[1:3] if split == "train" else PARAPHRASES[3:])],
         }
-        if not microsoft:
-            tables["MRPC"] = [PARAPHRASES[0], *(PARAPHRASES[1:3] if split == "train" else PARAPHRASES[3:])]
         for folder, rows in tables.items():
             write(root / folder / f"{split}.tsv", *rows)
-    if microsoft:
-        write(root / "MRPC" / "msr_paraphrase_train.txt", *PARAPHRASES, end="\r\n", encoding="utf-8-sig")
-        write(root / "MRPC" / "dev_ids.tsv", ("1330381", "1330521"))
     return root
 
 

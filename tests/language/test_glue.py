@@ -36,30 +36,12 @@ def test_every_task_is_read_from_its_columns(tmp_path: Path) -> None:
         [("No weapons were found.", "Weapons were found."), ("A place of sorrow.", "A place.")],
         [1, 0],
     )
+    assert read_glue(tmp_path, "mrpc", "validation") == Examples(
+        [("They had published an advertisement.", "On June 10, they had published it.")], [1]
+    )
     assert read_glue(tmp_path, "stsb", "validation") == Examples(
         [('A plane is "taking off.', "An air plane is taking off."), ("A man plays.", "A girl sings.")], [5.0, 0.5]
     )
-
-
-@pytest.mark.parametrize("microsoft", [False, True])
-def test_mrpc_is_read_divided_and_as_microsoft_publishes_it(tmp_path: Path, microsoft: bool) -> None:
-    write_glue(tmp_path, microsoft)
-    train, validation = (read_glue(tmp_path, "mrpc", split) for split in SPLITS)
-    assert train.labels == [1, 0]
-    assert train.sentences[1] == ("Yucaipa owned Dominick's.", '"Yucaipa bought it in 1995.')
-    assert validation.sentences == [("They had published an advertisement.", "On June 10, they had published it.")]
-    assert validation.labels == [1]
-    assert TASKS["mrpc"].names == ("not_equivalent", "equivalent")
-
-
-def test_mrpc_needs_the_list_of_validation_pairs(tmp_path: Path) -> None:
-    write_glue(tmp_path, microsoft=True)
-    write(tmp_path / "MRPC" / "dev_ids.tsv", ("1", "2"))
-    with pytest.raises(UserError, match="names no pair of"):
-        list(read_glue(tmp_path, "mrpc", "validation").labels)
-    (tmp_path / "MRPC" / "dev_ids.tsv").unlink()
-    with pytest.raises(UserError, match=r"dev_ids\.tsv"):
-        read_glue(tmp_path, "mrpc", "train")
 
 
 @pytest.mark.parametrize("saved", ["disk", "parquet"])
@@ -98,9 +80,8 @@ def test_data_sets_on_disk_give_the_same(tmp_path: Path, name: str, saved: str) 
         read_glue(tmp_path / "saved", name, "train")
 
 
-@pytest.mark.parametrize("microsoft", [False, True])
-def test_what_is_missing_is_what_cannot_be_read(tmp_path: Path, microsoft: bool) -> None:
-    write_glue(tmp_path, microsoft)
+def test_what_is_missing_is_what_cannot_be_read(tmp_path: Path) -> None:
+    write_glue(tmp_path)
     assert all(missing(tmp_path, name, split) is None for name in TASKS for split in SPLITS)
     for file in sorted(tmp_path.glob("*/*")):
         name = next(task.name for task in TASKS.values() if task.title == file.parent.name)

@@ -1,8 +1,7 @@
 r"""The six GLUE tasks of the paper (Table 4) from GLUE's TSV folders, or from ``datasets`` saved on disk.
 
 The TSV files quote nothing: a field may hold any number of ``"``, so they are split at tabs alone. They differ in their
-columns, CoLA's have no header but in the test file, and MRPC comes as ``msr_paraphrase_train.txt`` with the validation
-pairs named in ``dev_ids.tsv``, or already divided into ``train.tsv`` and ``dev.tsv``. Nothing is asked of the network.
+columns, and CoLA's have no header but in the test file. Nothing is asked of the network.
 """
 
 import re
@@ -20,10 +19,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
 
 
-SOURCE = (
-    "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
-    'dev_ids.tsv), or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
-)
+SOURCE = 'https://gluebenchmark.com/tasks, or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
 GET = f"Get the files: {SOURCE}"
 
 Split = Literal["train", "validation"]
@@ -70,7 +66,6 @@ TASKS = {
 }
 
 _TSV: dict[Split, str] = {"train": "train.tsv", "validation": "dev.tsv"}
-_MICROSOFT, _LISTED = "msr_paraphrase_train.txt", "dev_ids.tsv"
 
 
 def read_glue(root: Path, name: str, split: Split) -> Examples:
@@ -90,25 +85,22 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
         if is_saved(home):
             what = f"{home} has no whole split {split!r}: {lacking} does not exist"
             raise UserError(f"{what}. Save or download it again")
-        if lacking.name == _LISTED:
-            raise UserError(f"{lacking} does not exist: it names the validation pairs of MRPC", GET)
         tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
-        if name == "mrpc":
-            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
         tree += f", or the folder {name} of save_to_disk or of Parquet files"
         raise UserError(f"{home / _TSV[split]} does not exist. Expected below --data.root: {tree}", GET)
     if is_saved(home):
         return _read_saved(home, split, task)
     sentences: list[tuple[str, ...]] = []
     labels: list[float] = []
-    for where, texts, label in _rows(home, task, split):
+    without_header = ("source", "label", "original_label", "sentence") if name == "cola" else ()
+    for where, (*texts, label) in _table(home / _TSV[split], (*task.texts, task.label), without_header):
         if task.labels and label not in task.labels:
             what = f"the label {label[:40]!r} is not one of {', '.join(task.labels)}"
             raise UserError(f"{where}: {what}. Correct the line")
         value = task.labels.index(label) if task.labels else numeric(label)
         if not task.labels and not 0 <= value <= 5:
             raise UserError(f"{where}: the score {label[:40]!r} is not a number from 0 to 5. Correct the line")
-        sentences.append(texts)
+        sentences.append(tuple(texts))
         labels.append(value)
     return Examples(sentences, labels)
 
@@ -130,8 +122,6 @@ def missing(root: Path, name: str, split: Split) -> Path | None:
         lacking = (number for number in range(count) if number not in numbers)
         return next((home / f"{split}-{number:05}-of-{count:05}.parquet" for number in lacking), None)
     wanted = home / _TSV[split]
-    if name == "mrpc" and (home / _MICROSOFT).is_file() and not wanted.is_file():
-        wanted = home / _LISTED
     return None if wanted.is_file() else wanted
 
 
@@ -162,26 +152,6 @@ def _read_saved(home: Path, split: Split, task: Task) -> Examples:
                 raise UserError(f"{where}, row {row}: {name!r} is not a text but {text!r}")
     values = labels if task.labels else list(map(float, labels))
     return Examples([tuple(map(str.strip, texts)) for texts in sentences], values)
-
-
-def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    path = home / _TSV[split]
-    columns = (*task.texts, task.label)
-    if path.is_file():
-        without_header = ("source", "label", "original_label", "sentence") if task.name == "cola" else ()
-        for where, (*texts, label) in _table(path, columns, without_header):
-            yield where, tuple(texts), label
-    else:  # MRPC as Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train
-        listed = home / _LISTED
-        validation = {tuple(line.split("\t")[:2]) for line in lines_of(read_text(listed))}
-        pairs, path = 0, home / _MICROSOFT
-        for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
-            chosen = (first, second) in validation
-            pairs += chosen
-            if chosen == (split == "validation"):
-                yield where, tuple(texts), label
-        if not pairs:
-            raise UserError(f"{listed} names no pair of {path}", GET)
 
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
