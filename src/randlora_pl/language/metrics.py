@@ -13,8 +13,10 @@ import math
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,27 +76,25 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
     program = _program()
     if program is None:
         return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
-    # Sentences come through a pipe, are English and are normalized, as in COCO's evaluation. Each SCORE line is
-    # answered by the counts of one text; EVAL with all of them by a line for each text and one for the corpus.
-    options = ("-", "-", "-stdio", "-l", "en", "-norm")
-    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *options]
+    most = max(map(len, references))
+    # Each text has as many references in the file: the best counts, so that the first again changes nothing.
+    groups = [[*group, *group[:1] * (most - len(group))] for group in references]
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "texts"), Path(folder, "references")
+        for file, sentences in zip(files, (texts, chain.from_iterable(groups)), strict=True):
+            lines = (" ".join(words(each)).replace("|", " ").strip() or "." for each in sentences)  # none is empty
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        # Sentences are English and are normalized, as in COCO's evaluation.
+        options = ("-l", "en", "-norm", "-q", "-r", str(most))
+        command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *files, *options]
+        done = subprocess.run(command, capture_output=True, text=True)
     try:
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-        ) as running:
-            try:
-                counts = [
-                    _answer(running, " ||| ".join(["SCORE", *map(_line, group), _line(text)]))
-                    for text, group in zip(texts, references, strict=True)
-                ]
-                _answer(running, " ||| ".join(["EVAL", *counts]))
-                for _ in texts[1:]:
-                    _answer(running)
-                return float(_answer(running)), ""
-            finally:
-                running.kill()
-    except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number
-        return None, f"METEOR's program failed ({error}): check `java -version` (METEOR needs 2 GB of memory)"
+        return float(done.stdout), ""
+    except ValueError:
+        return (
+            None,
+            f"METEOR's program failed (exit code {done.returncode}): check `java -version` (it needs 2 GB of memory)",
+        )
 
 
 def _program() -> Path | None:
@@ -105,22 +105,6 @@ def _program() -> Path | None:
         if program.is_file():
             return program
     return None
-
-
-def _line(text: str) -> str:
-    """Return the words of a sentence; bars would separate, and an empty line would not be a sentence."""
-    return " ".join(words(text)).replace("|", " ").strip() or "."
-
-
-def _answer(running: "subprocess.Popen[str]", line: str = "") -> str:
-    """Return the program's answer to a line, or without one its next line."""
-    assert running.stdin is not None and running.stdout is not None
-    if line:
-        running.stdin.write(f"{line}\n")
-        running.stdin.flush()
-    if not (answer := running.stdout.readline()):
-        raise OSError("it ended early")
-    return answer.strip()
 
 
 References = Sequence[Sequence[str]]
