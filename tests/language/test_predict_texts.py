@@ -221,7 +221,7 @@ def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeyp
     (tmp_path / "long.txt").write_text("a" * 1020 + "\nshort\n" + "b" * 1030)
     shown = run("predict", "--adapter", str(folder / "adapter"), "--texts", "long.txt")
     assert shown.code == 2 and not (tmp_path / "predictions.csv").exists()
-    assert "1,031" in shown.err
+    assert "1,040 tokens, 9 of them new" in shown.err
 
 
 # What classifiers say

@@ -43,10 +43,10 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
     if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
         return
     if table_of_positions(model):
-        new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
+        mend = "Shorten the prompts, or lower --model.max_new_tokens (in predict: --max-new-tokens)."
         raise UserError(
-            f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
-            "--data.cutoff, or shorten the prompts of the tests."
+            f"A text has {longest:,} tokens{f', {more} of them new' * bool(more)}, and {model.config.model_type} has "
+            f"{most:,} positions. {mend if more else 'Lower --data.cutoff.'}"
         )
 
 

@@ -17,7 +17,6 @@ from randlora_pl.language.decoder import (
     check_apart,
     check_positions,
     choose_options,
-    table_of_positions,
     token_losses,
     write_texts,
 )
@@ -298,16 +297,8 @@ class CausalLMTask(TextTask):
                 tokens[read] = tokens.get(read) or template.tokens(template.question(read, where))
         if empty := sum(not tokens[prompt] for prompt in asked):
             raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
-        most, more = table_of_positions(self.model), self.max_new_tokens
-        lengths = [len(tokens[prompt]) for prompt in asked]
-        if most is not None and (long := [length for length in lengths if length + more > most]):
-            config: Any = self.model.config
-            raise UserError(
-                f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
-                f"{more} more are to follow, and {config.model_type} has {most:,} positions. Shorten them, or lower "
-                "--max-new-tokens."
-            )
-        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbors of one length need little padding
+        # Neighbors of one length need little padding, and one that is too long is refused at once.
+        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))
         pad = pad_id(self.vocabulary)
         texts: dict[str | Turns, str] = {}
         with evaluating(self.model):
