@@ -25,7 +25,7 @@ from tests.support.products import in_one_item
 
 VERBS = [*COMMANDS, *(f"{name} {member}" for name in COMMANDS for member in members(name))]
 RUNS = ("fit", "test", "validate")
-QUICK = ("--version", "--help", "datasets", "models", "models --all", "adapters", "config list", "zeroshot --help")
+QUICK = ("--version", "--help", "datasets", "models", "models --all", "adapters", "config list", "report --help")
 REFUSED = {
     "compare A B": "is not a run folder",
     "adapters LoRAX": "Unknown adapter 'LoRAX'. Did you mean 'LoRAXS'",

@@ -94,7 +94,6 @@ def train(
     words: Words,
     *,
     model: str = "vit_base_patch32_224",
-    library: Literal["timm", "open_clip", "transformers"] | None = None,
     batch_size: Count | None = None,
     tokens: Count = 256,
     overrides: Overrides = "{}",
@@ -113,7 +112,6 @@ def train(
 
     Args:
         model: A model of timm, the image tower of an open_clip model, or a decoder such as Qwen/Qwen2-0.5B-Instruct
-        library: Library of the model, if two know the name
         batch_size: Images per step (default: 64), or texts (default: 4)
         tokens: Tokens per text
         dropout: Dropout on the input of the adapters' paths
@@ -136,11 +134,10 @@ def train(
     if not isinstance(changes, dict) or not all(isinstance(name, str) for name in changes):
         raise UserError(f"--overrides is {overrides!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
     names = chosen(methods)
-    library = library or steps.library_of(model)
+    library = steps.library_of(model)
     batch_size = batch_size or (4 if library == "transformers" else 64)
     setup = steps.Setup(
-        model, library, batch_size, timing.precision, device, timing.threads or 0, list(targets) or None, tokens,
-        changes, dropout,
+        model, library, batch_size, timing.precision, device, list(targets) or None, tokens, changes, dropout
     )  # fmt: skip
     if setup.overrides and library != "transformers":
         raise UserError(f"--overrides needs a decoder, but {model} is a model of {library}. Remove the option")

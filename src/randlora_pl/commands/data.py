@@ -203,30 +203,29 @@ def _per_class(count: tuple[str, int] | None) -> str:
     return f"{images:,} ({short})"
 
 
-def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, option: str = "--root") -> Path:
+def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str) -> Path:
     """Return the folder of the datasets; it must exist, and be given for the user's own data.
 
     Args:
-        given: Typed value of the option.
+        given: Typed value of ``--root``.
         rows: The datasets.
         verb: The command up to the name of a dataset.
-        option: Name of the option.
     """
     if given is None:
         if own := [row for row in rows if row.own]:
-            where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', option)}"
-            raise UserError(f"The dataset {own[0].name!r} needs {option} ({own[0].layout}): {where}")
+            where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', '--root')}"
+            raise UserError(f"The dataset {own[0].name!r} needs --root ({own[0].layout}): {where}")
         return catalog.default_root()
     root = root_of(given)
     if not root.exists() and not any(catalog.may_be_read(row, root) for row in rows):
         holds = "expected" if rows[0].own else "it is the folder that holds"
-        raise UserError(f"{option} {root} does not exist; {holds} {rows[0].layout or 'the data'}")
+        raise UserError(f"--root {root} does not exist; {holds} {rows[0].layout or 'the data'}")
     return root
 
 
-def present_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, option: str = "--root") -> Path:
+def present_root(given: str | None, rows: Sequence[DatasetSpec], verb: str) -> Path:
     """Return the folder of the datasets, see `checked_root`; all of them must be there."""
-    root = checked_root(given, rows, verb, option)
+    root = checked_root(given, rows, verb)
     for row in rows:
         if not present(row, root):
             raise UserError(catalog.how_to_get(row, root))
@@ -428,7 +427,7 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
     print(sheet.caption)
     if not row.captions:
         print(f"Prompts of VisionLanguageTask, the default: {UsedPrompts([CAPTION], [CAPTION]).summary()}")
-    also = "" if row.captions else " of TextHeadTask, zeroshot and --model.eval_prompts ensemble"
+    also = "" if row.captions else " of TextHeadTask and --model.eval_prompts ensemble"
     print(f"Prompts{also} ({len(sheet.prompts)}), here for the class {sheet.names[0]!r}:")
     for prompt in sheet.prompts:
         print(f"  {printable(prompt)}")

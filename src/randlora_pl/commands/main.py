@@ -41,7 +41,6 @@ RUN: Mapping[str, str | Mapping[str, str]] = {
     **dict.fromkeys(("sweep", "tune"), "sweep"),
     "compare-methods": "compare_methods",
     **dict.fromkeys(("report", "compare"), "results"),
-    "zeroshot": "zeroshot",
     "bench": dict.fromkeys(("train", "adapters", "batch"), "bench"),
 }
 LOOK_UP: Mapping[str, str | Mapping[str, str]] = {
@@ -214,7 +213,7 @@ def run(words: list[str]) -> int:
         print(command.page, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     arguments = command.arguments(rest)
-    if name.partition(" ")[0] in ("analyze", "bench", "data", "zeroshot"):  # they print the application's log
+    if name.partition(" ")[0] in ("analyze", "bench", "data"):  # they print the application's log
         log_to_terminal()
     return function(**arguments)
 

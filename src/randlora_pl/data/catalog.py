@@ -6,7 +6,7 @@ that listing is instant.
 
 The wording of prompts (one ``{}`` for the class name) was published with CLIP (Radford et al., 2021, prompts of the 27
 datasets) and includes its odd spellings, because CLIP's zero-shot accuracies refer to it; the names of Caltech,
-CIFAR-100, UCF101, Cars and CUB and the prompt of SVHN belong to the published accuracies that `zeroshot` shows. Long
+CIFAR-100, UCF101, Cars and CUB and the prompt of SVHN belong to the published accuracies of the sweep ``table7``. Long
 lists are text files in ``names`` with one class per line by label: the folder name, and after a tab the class name if
 it differs; ImageNet's file has folders only.
 

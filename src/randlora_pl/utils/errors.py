@@ -183,7 +183,7 @@ def out_of_memory(error: BaseException) -> bool:
     names = {type(link).__name__ for link in chain(error)}
     return bool(names & {"OutOfMemoryError", "MemoryError"}) or (
         isinstance(error, RuntimeError)
-        and re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE) is not None
+        and re.search(r"out of memory|can't allocate memory|not enough memory", str(error), re.IGNORECASE) is not None
     )
 
 

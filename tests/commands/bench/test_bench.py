@@ -105,7 +105,6 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["train", "--model", "vit_base_patch32_22"], "Did you mean 'vit_base_patch32_224'"),
-        (["train", "--model", "tiny", "--library", "timm"], "--library open_clip has one"),
         (["train", "--rounds", "0"], "--rounds is 0"),
         (["train", "--device", "cuda"], "PyTorch sees no GPU"),
         (["train", "--output", "."], "exists and is not overwritten"),

@@ -13,7 +13,7 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.commands.analyze import Images
 from randlora_pl.commands.analyze.models import forgetting
 from randlora_pl.data.unlabelled import batches, framed, random_samples
-from randlora_pl.lab.zeroshot import check_task, prompts_of
+from randlora_pl.lab.analysis.forgetting import check_task, prompts_of
 from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import DePT, PromptTask

@@ -59,7 +59,7 @@ def test_printed_averages_are_means_of_the_cells(number: str) -> None:
 def test_shape() -> None:
     assert numbers()[:12] == ("2", "3", "4", "5", "6", "10", "11", "12", "13", "14", "15", "B.3")
     published = [number for number in numbers() if any(cell.source for cell in cells(number))]
-    assert [*numbers()[12:]] == published and len(published) == 5
+    assert [*numbers()[12:]] == published and len(published) == 6
     for number in ("11", "12", "13", "14"):
         here, columns, methods = table(number), 22 if number == "14" else 23, 5
         assert list(here) == list(PaperCell._fields) and here["method"].nunique() == methods
@@ -72,6 +72,13 @@ def test_shape() -> None:
     assert all((cell.std is None) == (number == 11) for number in (4, 11) for cell in cells(number))
     with pytest.raises(UserError, match="99"):
         table(99)
+
+
+def test_published_zero_shot_accuracies_are_complete() -> None:
+    by_model = {model: [c for c in cells("zero_shot") if c.model == model] for model in (B32, L14)}
+    small, large = ([cell.value for cell in own] for own in by_model.values())
+    assert {cell.column for cell in by_model[B32]} == {column_of(name) for name in PAPER}
+    assert (len(large), round(fmean(small), 2), round(fmean(large), 2)) == (20, 60.50, 71.22), "the source's means"
 
 
 def test_our_names_are_the_papers() -> None:

@@ -13,7 +13,7 @@ from randlora_pl.lab.report import Estimate, Table, TableCell, formatted, many, 
 from randlora_pl.lab.report.accuracy import Beside, accuracy_table, average_table
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.training import ALLOCATED, RESIDENT, cost_table, partial_table, rank_table
+from randlora_pl.lab.report.training import ALLOCATED, RESIDENT, cost_table, partial_table
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
@@ -78,7 +78,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
     average = cell_of(average_table(sweep, beside, B32), "1-shot", "LoRA-32")
     assert "±" not in average.text and "no interval" in average.title
-    assert rank_table(sweep) is None, "no run has a rank"
+    assert partial_table(sweep) is None, "no run has a rank"
 
 
 def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
@@ -136,10 +136,6 @@ def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -
 
 
 def test_rank_against_accuracy(sweep: Sweep) -> None:
-    table = rank_table(sweep)
-    assert table is not None and len(table.rows) == 2 * 4
-    assert all(-1 <= (row[3].sort or 0) <= 1 and row[4].text == "5" for row in table.rows)
-    assert "RandLoRA-6: 300" in table.rows[0][3].title and table.rows[0][0].text == "effective rank"
     table = partial_table(sweep)
     assert table is not None
     rows = [[cell.text for cell in cells] for cells in table.rows]

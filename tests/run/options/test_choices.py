@@ -136,5 +136,4 @@ def test_the_toy_is_used_only_where_it_is_named(refused: Refused, tmp_path: Path
     for words in ("fit --data.dataset folder --data.root own", "fit --data.root own", "test --data.dataset digits"):
         message = refused(*words.split())
         assert "needs a base model" in message and "--config clip_vitb32" in message and "randlora-pl models" in message
-    assert "needs a base model" in refused("zeroshot", "--data.root", "own")
     assert not (tmp_path / "runs").exists()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from randlora_pl.data import ImageData
+    from randlora_pl.lab.analysis.forgetting import Forgetting
     from randlora_pl.lab.analysis.models import Layer
-    from randlora_pl.lab.zeroshot import Forgetting
     from randlora_pl.utils.image_spec import ImageSpec
 
 
@@ -152,8 +152,8 @@ def forgetting(
         raise UserError(f"{with_captions[0]}: captions are not classes; name datasets with classes.")
     present_root(tested.root, rows_of_data, "analyze forgetting RUN --datasets")
     device = pick_device(tested.device)
+    from randlora_pl.lab.analysis.forgetting import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
-    from randlora_pl.lab.zeroshot import check_task
 
     opened = [analyze.open_run(path) for path in runs]
     for run in opened:
@@ -190,7 +190,7 @@ def _tested(
     from randlora_pl.adapters import merge
     from randlora_pl.data.unlabelled import frame_of, framed, random_samples
     from randlora_pl.interop.base_model import adapted, base_name, load_base
-    from randlora_pl.lab.zeroshot import Forgetting, prompts_of
+    from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task

@@ -7,18 +7,15 @@ alike. The methods are our own and PEFT's, on the very same layers.
 
 import copy
 import math
-import multiprocessing
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from randlora_pl import adapters
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.select import select
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, near, out_of_memory
 from randlora_pl.utils.machine import usable_cores
 
 OUT_OF_MEMORY = "out of memory"
@@ -55,13 +52,6 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error is the answer of an allocator without memory; PyTorch has a class for GPUs only."""
-    text = str(error)
-    parts = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in parts))
 
 
 _LEAST = 0.2  # seconds that the products of one measurement take at least
@@ -351,7 +341,7 @@ def adapted(
         model = copy.deepcopy(base, shared)
         (adapt or method.adapt)(model, targets, rank or method.rank, dropout)
     except Exception as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise UnavailableError(OUT_OF_MEMORY) from error
         raise
     return model

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 from randlora_pl.adapters.kernels.randlora_linear import end_step
 from randlora_pl.lab import bench
 from randlora_pl.models import cast_frozen, use_fast_layers
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, near, out_of_memory
 
 Precision = Literal["32", "bf16", "bf16-frozen"]
 """``bf16`` is autocast; ``bf16-frozen`` has frozen matrices in bfloat16 as well."""
@@ -125,7 +125,7 @@ class Case:
         try:
             yield
         except Exception as error:
-            if bench.is_out_of_memory(error):
+            if out_of_memory(error):
                 self.problem = bench.OUT_OF_MEMORY
             elif self.foreign:
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
@@ -333,12 +333,11 @@ def _token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str
 
 @dataclass(frozen=True)
 class Setup:
-    """Setup of a training; can be sent to another process.
+    """Setup of a training.
 
     Attributes:
         model: A name of the library; the image tower of an open_clip model.
         batch_size: Images of a step, or samples of text.
-        threads: Threads of PyTorch, 0 for its own choice.
         targets: The layers that adapters attach to; None for the paper's choice.
         dropout: On the input of the updates' paths.
     """
@@ -348,7 +347,6 @@ class Setup:
     batch_size: int
     precision: Precision = "32"
     device: str = "cpu"
-    threads: int = 0
     targets: bench.Targets = None
     tokens: int = 256
     overrides: dict[str, int] | None = None
@@ -369,8 +367,6 @@ class Training:
     """
 
     def __init__(self, setup: Setup) -> None:
-        if (library := library_of(setup.model)) != setup.library:
-            raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {library} has one.")
         self.setup = setup
         self.device = torch.device(setup.device)
         if setup.library == "transformers":

@@ -18,7 +18,7 @@ from randlora_pl.lab.report.cells import BASELINES, FILE, FINISHED, LABELS, METR
 from randlora_pl.lab.report.collect import TRAINED, VALIDATED
 from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
-from randlora_pl.lab.report.training import cost_table, partial_table, rank_table, rate_table, training_table
+from randlora_pl.lab.report.training import cost_table, partial_table, rate_table, training_table
 from randlora_pl.sweep import HEAD, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, move, scratch_folder
@@ -52,7 +52,7 @@ def build(sweep: Sweep) -> Document:
         families.setdefault(apart.family(model), []).append(model)
     pictures = [parameter_picture(apart, family, names) for family, names in families.items()]
     pictures += [memory_picture(apart, model) for model in models]
-    pairs = [versus_table(versus) if versus else None, rank_table(apart), partial_table(apart)]
+    pairs = [versus_table(versus) if versus else None, partial_table(apart)]
     shown, *more = [*conclusion(apart, versus, compared), *_counts(sweep, apart)]
     commands = [
         "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",

@@ -315,46 +315,7 @@ def _mean(values: Series, form: str) -> TableCell:
     return TableCell(f"{mean:{form}}", title=title, sort=mean)
 
 
-_PREFIX = "spectrum/"
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
-
-
-def rank_table(sweep: Sweep) -> Table | None:
-    """Return a table of correlations; None where no run has metrics of the update.
-
-    It has Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` metric with
-    the mean accuracy over the datasets that all of these methods have.
-    """
-    names = [name for name in sorted(sweep.finished) if name.startswith(_PREFIX) and _known(sweep.finished, name)]
-    rows = []
-    for name, model in product(names, sweep.plan.models):
-        for budget in sweep.trained_budgets(model) if name != f"{_PREFIX}steps" else ():
-            shared = sweep.common(model, budget)[0]
-            ranks, accuracies = {}, {}
-            for method in sweep.methods(model, budget):
-                runs = sweep.select(model=model, budget=budget, method=method)
-                runs = runs[runs["dataset"].isin(shared)]
-                values, average = _known(runs, name), sweep.average(model, budget, method, shared)
-                if average and len(values) == len(runs):
-                    ranks[method], accuracies[method] = fmean(values), average.estimate.mean
-            value = rank_correlation(_leveled(name, list(ranks.values())), list(accuracies.values()))
-            if value is not None:
-                each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
-                shown = TableCell(formatted(value, "+.2f"), "", each, value)
-                rows.append(row(_title(name), model, budget, shown, len(ranks)))
-    if not rows:
-        return None
-    header = row("Metric of the update", "Model", "Data", "Spearman's correlation", "Methods")
-    below = [
-        "Over the methods of each model and budget, for any number of parameters. Ranks within 5 % of the highest "
-        "count as equal. It does not show a cause."
-    ]
-    title = "Rank of the update against accuracy (the claim of Table 2)"
-    return Table("versus-rank", title, header, rows, below, left=3)
-
-
-def _title(name: str) -> str:
-    return name.removeprefix(_PREFIX).replace("_", " ")
 
 
 def _leveled(name: str, ranks: list[float]) -> list[float]:
@@ -390,7 +351,8 @@ def partial_table(sweep: Sweep) -> Table | None:
         if partial.sort is not None:
             fewest, most = cells["methods"].min(), cells["methods"].max()
             methods = f"{fewest} to {most}" if fewest < most else str(most)
-            rows.append(row(_title(name), model, partial, plain, methods, cells["dataset"].nunique()))
+            title = name.removeprefix("spectrum/").replace("_", " ")
+            rows.append(row(title, model, partial, plain, methods, cells["dataset"].nunique()))
     if not rows:
         return None
     titles = ("Correlation at equal parameters", "Correlation for any number", "Methods", "Datasets")
