@@ -124,6 +124,16 @@ class AdapterFile:
         """Shapes (out, in) of the adapted weights, by layer name."""
         return {name: tuple(shape) for name, shape in self.config.get("layers", {}).items()}
 
+    def update_of(self, layer: str) -> tuple[str, str | None, dict[str, Tensor]]:
+        """Return path of the module with an adapted weight, block of a packed weight, and the update's own tensors."""
+        above, _, last = layer.rpartition(".")
+        for path, block in ((layer, None), (above, None if last == "in_proj" else last)):
+            start = _update_prefix(path, block)
+            own = {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+            if own:
+                break
+        return path, block, own
+
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -209,7 +219,11 @@ def bases_problem(file: AdapterFile, here: str, modules: Iterable[nn.Module]) ->
 
 def tensor_prefix(site: Site) -> str:
     """Return the prefix of an update's tensor names in the adapted model's state dict."""
-    return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
+    return _update_prefix(site.path, site.block)
+
+
+def _update_prefix(path: str, block: str | None) -> str:
+    return (f"{path}.delta.{block}." if block else f"{path}.delta.").lstrip(".")
 
 
 def _compare(file: AdapterFile, needed: Shapes, statistics: Shapes) -> list[str]:

@@ -356,12 +356,7 @@ def layer_updates(file: AdapterFile) -> State:
     for shape in shapes:
         weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing
         delta = file.adapter.delta_weight(shape, weight, bases)
-        tensors: State = {}
-        above, _, last = shape.layer.rpartition(".")  # below its path, or its attention layer's, or a block of that
-        for prefix in (f"{shape.layer}.delta.", f"{above}.delta.{last}.", f"{above}.delta."):
-            start = prefix.lstrip(".")
-            own = {name.removeprefix(start): value for name, value in file.tensors.items() if name.startswith(start)}
-            tensors = tensors or own
+        tensors = file.update_of(shape.layer)[-1]
         for name, value in trained.update_tensors(delta).items():
             if name not in tensors or tensors[name].shape != value.shape:
                 raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(value.shape)}.")

@@ -226,16 +226,8 @@ def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
     """Return the adapted weights of a file in its order; of an adapted model with the factors of their updates."""
     modules, parts = {} if updated is None else adapted_layers(updated), []
     for name, shape in file.layers.items():
-        owner, _, last = name.rpartition(".")
-        whole = any(tensor.startswith(f"{name}.delta.") for tensor in file.tensors)
-        path = name if whole else owner
-        block = None if whole or last == "in_proj" else last
-        start = f"{path}.delta.{block}." if block else f"{path}.delta."
-        own = {
-            key.removeprefix(start): value.float() if value.is_floating_point() else value
-            for key, value in file.tensors.items()
-            if key.startswith(start)
-        }
+        path, block, tensors = file.update_of(name)
+        own = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
         if not own:
             raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
         if updated is not None:
@@ -245,7 +237,7 @@ def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
             assert isinstance(delta, FactoredDelta)
             b, a = delta.factors()
             own = {"B": b.contiguous(), "A": a.contiguous()}
-        packed = not whole and not (block and sites.is_packed_linear(path))
+        packed = path != name and not (block and sites.is_packed_linear(path))
         parts.append(Part(WeightShape(name, *shape[:2]), path, block, packed, own))
     return parts
 
