@@ -300,7 +300,7 @@ class AdapterSet:
     def _leave(self) -> None:
         """Remove the active adapters from the model and restore the base exactly."""
         layers = [layer for layer in adapted_layers(self.model).values() if layer.delta is not None]
-        mergeable = [layer for layer in layers if layer.obstacle("") is None]
+        mergeable = [layer for layer in layers if layer.obstacle() is None]
         self._merged = any(layer.merged for layer in mergeable) if mergeable else self._merged
         for path, tensor in self._moved().items():
             _tensor(self.model, path).data = tensor

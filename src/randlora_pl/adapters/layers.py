@@ -72,7 +72,7 @@ class AdaptedLayer(nn.Module):
         """True if the layer's weight contains the update."""
         return self.frozen_weight is not None
 
-    def obstacle(self, path: str) -> UserError | None:
+    def obstacle(self, path: str = "") -> UserError | None:
         """Return the error for merging the layer at this path, or None if it can be merged."""
         if self.delta is None or self.delta.fixed:
             return None
@@ -80,7 +80,13 @@ class AdaptedLayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Write the effective weight, unless the layer is merged already."""
+        """Write the effective weight, unless the layer is merged already.
+
+        Raises:
+            UserError: The layer cannot be merged, see `obstacle`.
+        """
+        if (problem := self.obstacle()) is not None:
+            raise problem
         if self.delta is not None and not self.merged:
             weight = self.adapted_weight
             merged = self.swap_layout(self.delta.effective_weight(self.swap_layout(unsharded(weight))))
@@ -381,15 +387,6 @@ class AdaptedQuantized(AdaptedLayer):
             f"{f'{path} ({name})' if path else name} is quantized, so nothing can be added to its weight. Load the "
             "base model without quantization, load the adapter into it, and merge there."
         )
-
-    def merge(self) -> None:
-        """Raise an error, because nothing can be added to a packed weight.
-
-        Raises:
-            UserError: The layer has an update.
-        """
-        if (problem := self.obstacle()) is not None:
-            raise problem
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Support pickling, which cannot find classes created at run time."""
