@@ -6,7 +6,7 @@ Examples:
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,14 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters.described import Described
 from randlora_pl.models import text
+from randlora_pl.models.text import Tokenizer
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative
 
 __all__ = ["CoCoOp", "CoOp", "DeepPrompts", "Fixed", "MaPLe", "PromptLearner", "Prompts"]
-
-
-Tokenizer = Callable[..., Tensor]
 
 
 class PromptLearner(Described):

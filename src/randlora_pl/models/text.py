@@ -21,7 +21,7 @@ from randlora_pl.utils.machine import cache_folder
 
 _log = logging.getLogger("randlora_pl")
 _FORMAT = "1"  # increase when the computation changes, so that old files are ignored
-Tokenizer = Callable[[list[str]], Tensor]
+Tokenizer = Callable[..., Tensor]
 
 
 def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -235,7 +235,7 @@ class TextRows(nn.Module):
         return len(self.ids)
 
 
-def word_ids(tokenizer: Callable[..., Tensor], text: str) -> list[int]:
+def word_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, with start and end token, not cut."""
     row = tokenizer([text], context_length=1024)[0]  # a row is checked against the tower's own length
     return row[: int(row.argmax()) + 1].tolist()  # CLIP's end token has the largest id
