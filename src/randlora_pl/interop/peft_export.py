@@ -163,7 +163,6 @@ def export_peft(
     folder: str | os.PathLike[str],
     *,
     model: nn.Module | None = None,
-    peft_type: str | None = None,
 ) -> Exported:
     """Write an adapter as a folder for ``PeftModel.from_pretrained``, verified before it gets its final name.
 
@@ -171,20 +170,15 @@ def export_peft(
         path: Adapter folder or file.
         folder: Output folder; an older PEFT adapter is replaced.
         model: Base model without an adapter; it is not changed. Default: the adapter's base model.
-        peft_type: ``ADALORA`` keeps an AdaLoRA what it is. By default it becomes a LoRA of the ranks that are kept.
 
     Raises:
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    kind = type(file.adapter)
-    two = kind.to_peft is not Adapter.to_peft and kind.in_peft is not Adapter.in_peft and kind.peft
-    if peft_type is not None and not (two and peft_type == two.name):
-        raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
     summary.check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
     factored = file.adapter.exports_factors
     if not factored:
-        to_peft(file, set(), None, peft_type)  # check the method before a large model is built
+        to_peft(file, set())  # check the method before a large model is built
     base, named = None if model is None else base_model.Base(model, model), file.config.get("base_model", {})
     if base is None and named.get("library") and named.get("name"):
         base = base_model.load_base(file)
@@ -194,7 +188,7 @@ def export_peft(
         raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
     made = None if base is None or not factored else base_model.adapted(base, file)
     known, whole = (None, None) if base is None else (attention, base.part)
-    adapter = to_peft(file, known, whole, peft_type, None if made is None else made.part)
+    adapter = to_peft(file, known, whole, None if made is None else made.part)
     identity, task = None if base is None else base.identity, task_class(file)
     linear = task is not None and task.adopts == "linear head"
     name = None  # of the timm layer that can hold the linear head
@@ -246,7 +240,6 @@ def to_peft(
     file: AdapterFile,
     attention: set[str] | None = None,
     model: nn.Module | None = None,
-    peft_type: str | None = None,
     updated: nn.Module | None = None,
 ) -> PeftAdapter:
     """Convert an adapter to PEFT's form.
@@ -256,7 +249,6 @@ def to_peft(
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
             refused, because PEFT would never call them.
         model: Base model, for modules trained completely beside the adapter.
-        peft_type: See `export_peft`.
         updated: Base model with the adapter, not merged, if the method needs the factors of its updates.
 
     Raises:
@@ -269,7 +261,7 @@ def to_peft(
     adapter: Adapter = file.adapter
     if updated is not None:
         adapter = of_factors(parts, adapter)
-    elif peft_type is None:
+    else:
         adapter, parts = adapter.in_peft(parts)
     form = adapter.peft
     assert form is not None

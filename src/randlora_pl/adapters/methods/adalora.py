@@ -13,11 +13,9 @@ from randlora_pl.adapters.base import (
     Layers,
     Part,
     PeftContent,
-    PeftFile,
     PeftForm,
     Procedure,
     Rank,
-    peft_number,
 )
 from randlora_pl.adapters.methods.lora import with_ranks
 from randlora_pl.adapters.random_bases import Bases, WeightShape, draw_parameter, trainable
@@ -111,37 +109,6 @@ class AdaLoRA(Adapter):
         scalings = {part.shape.layer: self.scaling_of(part.shape) for part in left}
         ranks = {part.shape.layer: len(part.tensors["A"]) for part in left}
         return with_ranks(ranks, scalings, dropout=self.dropout, qkv=self.qkv, seed=self.seed), left
-
-    def to_peft(self, parts: list[Part], bases: Bases | None) -> PeftFile:
-        """Convert A, B and E: PEFT has one rank and one alpha, so that E takes the ratio of the scalings."""
-        ranks = [self.rank_of(part.shape) for part in parts]
-        rank = max(ranks)
-        alpha = float(rank) if isinstance(self.alpha, dict) or self.alpha <= 0 else float(self.alpha)
-        tensors: dict[str, Tensor] = {}
-        patterns: dict[str, list[bool]] = {}
-        for part, own in zip(parts, ranks, strict=True):
-            kept = _kept(part)
-            tensors[f"{part.path}.lora_A"] = part.tensors["A"][kept]
-            tensors[f"{part.path}.lora_B"] = part.tensors["B"][:, kept]
-            ratio = self.scaling_of(part.shape) * (rank + _TINY) / alpha
-            tensors[f"{part.path}.lora_E"] = (part.tensors["E"][kept, None].double() * ratio).float()
-            patterns[f"{part.path}.lora_E"] = [*kept.tolist(), *[False] * (rank - own)]
-        config = {
-            "init_r": rank,
-            "target_r": max(1, round(sum(map(sum, patterns.values())) / len(parts))),
-            "total_step": 1,  # required; a further training sets its own
-            "tinit": 0,
-            "tfinal": 0,
-            "deltaT": self.every,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "orth_reg_weight": self.gamma,
-            "rank_pattern": patterns,
-            "lora_alpha": peft_number(alpha),
-            "lora_dropout": self.dropout,
-            "init_lora_weights": True,
-        }
-        return config, tensors
 
     @classmethod
     def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:

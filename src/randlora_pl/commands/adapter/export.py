@@ -38,7 +38,6 @@ def export(
     to: Literal["peft", "lora", "onnx", "torch", "adapter"],
     output: Path,
     overwrite: Overwrite = False,
-    peft_type: Literal["ADALORA"] | None = None,
     rank: int | None = None,
     error: float | None = None,
     part: Literal["classifier", "image", "text"] | None = None,
@@ -57,7 +56,6 @@ def export(
     Args:
         to: Format, as explained below
         output: File or folder to write
-        peft_type: peft: keep an AdaLoRA what it is (default: a LoRA of the ranks that are left)
         rank: lora: rank of every layer, or
         error: lora: largest relative error per layer (Frobenius), which selects the rank
         part: onnx, torch: classifier (default), image features, or text features of token ids
@@ -80,7 +78,6 @@ def export(
         ("--error", error, ("lora",)),
         ("--part", part, ("onnx", "torch")),
         ("--dtype", dtype, ("adapter",)),
-        ("--peft-type", peft_type, ("peft",)),
     ):
         if value is not None and to not in forms:
             raise UserError(f"adapter export: {name} belongs to --to {' or '.join(forms)}, not to --to {to}.")
@@ -88,7 +85,7 @@ def export(
     check_adapter(adapter)
     refuse_inputs([output], [adapter])
     if to == "peft":
-        _export_peft(adapter, output, peft_type)
+        _export_peft(adapter, output)
     elif to == "lora":
         # truncates the singular value decomposition of each update
         check_rank_or_error(rank, error)
@@ -112,12 +109,12 @@ def export(
     return 0
 
 
-def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
+def _export_peft(adapter: Path, output: Path) -> None:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
     from randlora_pl.interop import external, peft_export, peft_import
 
     task = output / external.TASK
-    done = peft_export.export_peft(adapter, output, peft_type=peft_type)
+    done = peft_export.export_peft(adapter, output)
     shared = "randlora" in (output / peft_import.CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
     size = disk_size(output)
     if done.difference is None:
