@@ -15,8 +15,8 @@ from torch import nn
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, inject, load_adapter, read_adapter, save_adapter
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.interop.base_model import hub_id
 from randlora_pl.interop.hub import (
-    hub_id,
     make_card,
     pull_adapter,
     push_folder,
@@ -394,7 +394,12 @@ def test_names_of_base_models_on_the_hub() -> None:
 
     assert found("open_clip", "ViT-B-32", "laion2b_s34b_b79k") == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     assert found("timm", "vit_base_patch14_dinov2.lvd142m", "lvd142m") == "timm/vit_base_patch14_dinov2.lvd142m"
-    for base in (("open_clip", "tiny", "emoji-fashion"), ("timm", "vit_tiny_patch16_224", "random")):
+    assert found("transformers", "gpt2", "gpt2") == "gpt2"
+    for base in (
+        ("open_clip", "tiny", "emoji-fashion"),
+        ("timm", "vit_tiny_patch16_224", "random"),
+        ("transformers", "gpt2", "random"),
+    ):
         assert found(*base) is None
     assert found("timm", "vit_tiny_patch16_224", "/x/w.pth") is None and found("timm", "no_such_vit", "x") is None
     assert hub_id({}) is None

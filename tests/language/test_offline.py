@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from randlora_pl.adapters import LoRA
 from randlora_pl.commands import inspect
 from randlora_pl.commands.adapter.export import _code
-from randlora_pl.interop.peft_import import base_name
+from randlora_pl.interop.base_model import hub_id
 from randlora_pl.language import offline
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import load_tokenizer, model_config
@@ -70,7 +70,7 @@ def test_the_model_is_the_one_of_the_wheel(
     assert config.tie_word_embeddings and config.rope_parameters["rope_theta"] == 100_000
     assert inspect.weights()["smollm2"] == "cached"
     identity = task.model_identity()
-    assert base_name(identity.as_dict()) is None  # no program is to ask the hub for this name
+    assert hub_id(identity.as_dict()) is None  # no program is to ask the hub for this name
     assert _code(identity, None) == f'AutoModelForCausalLM.from_pretrained("{made}")'
 
     ours = load_tokenizer(offline.NAME)

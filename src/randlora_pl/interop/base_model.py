@@ -2,20 +2,24 @@
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import open_clip
+import timm
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, adapter_file, delta_weights, load_adapter, operations, trained
 from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.adapters.sites import Site, find_sites
+from randlora_pl.language import offline
 from randlora_pl.models import ImageTower, ModelIdentity, catalog, library_of, load_clip, load_vit
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.weights_files import base_arguments, base_words, without_local_paths
+from randlora_pl.utils.weights_files import base_arguments, base_words, looks_like_file, without_local_paths
 
 _IMAGES, _TOKENS = 4, 24
 
@@ -260,6 +264,22 @@ def base_name(file: AdapterFile) -> str:
     """Return library, name, tag and the start of the weights' hash."""
     base = file.config.get("base_model", {})
     return f"{base_words(base)} (weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})".lstrip()
+
+
+def hub_id(base: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of a base model, by the tables of its library, or None, as for weights of a file."""
+    name, tag, repository = str(base.get("name", "")), str(base.get("pretrained", "")), ""
+    if base.get("library") == "transformers":
+        return name if tag == name != offline.NAME else None
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:").partition("@")[0]
+    elif base.get("library") == "open_clip" and not base.get("sha256"):
+        repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
+    elif base.get("library") == "timm" and tag != "random" and not (base.get("sha256") or looks_like_file(tag)):
+        with suppress(RuntimeError):  # a tag of another version; None: a name of another version
+            repository = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None) or ""
+    repository = repository.strip("/")
+    return repository if repository.count("/") == 1 else None
 
 
 State = dict[str, Tensor]

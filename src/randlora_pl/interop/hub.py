@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
-from randlora_pl.interop import external, peft_import
+from randlora_pl.interop import base_model, external, peft_import
 from randlora_pl.tasks import Objective, restore
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
@@ -23,7 +22,7 @@ from randlora_pl.utils.files import atomic_folder, disk_errors, disk_size, parse
 from randlora_pl.utils.hub import check_files, connect, explain_errors
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.text import byte_size
-from randlora_pl.utils.weights_files import base_words, file_name, looks_like_file, without_local_paths
+from randlora_pl.utils.weights_files import base_words, file_name, without_local_paths
 
 CARD = "README.md"
 
@@ -117,7 +116,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
     if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
         options |= {"prompts": prompts["options"]}
-    base_id = hub_id(file.config.get("base_model", {}))
+    base_id = base_model.hub_id(file.config.get("base_model", {}))
     header = huggingface_hub.ModelCardData(
         library_name="randlora-pl",
         base_model=base_id,
@@ -181,24 +180,6 @@ def remove_local_paths(value: Any) -> Any:
     if "://" in value:
         return re.sub(r"//[^/@\s]*@", "//", value)
     return "PATH" if re.match(r"[/~\\]|[A-Za-z]:[\\/]", value) or ".." in Path(value).parts else value
-
-
-def hub_id(base: Mapping[str, Any]) -> str | None:
-    """Return the Hub id of a base model from its library's tables, or None."""
-    name, tag, repository = str(base.get("name", "")), str(base.get("pretrained", "")), ""
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:").partition("@")[0]
-    elif base.get("library") == "open_clip":
-        import open_clip
-
-        repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
-    elif base.get("library") == "timm" and tag != "random" and not (base.get("sha256") or looks_like_file(tag)):
-        from timm.models import get_pretrained_cfg
-
-        with suppress(RuntimeError):  # a tag of another version; None: a name of another version
-            repository = getattr(get_pretrained_cfg(name), "hf_hub_id", None) or ""
-    repository = repository.strip("/")
-    return repository if repository.count("/") == 1 else None
 
 
 def _read(file: Path) -> dict[str, Any]:

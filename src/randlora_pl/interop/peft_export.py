@@ -22,7 +22,7 @@ from randlora_pl.adapters.base import FactoredDelta, Part, PeftForm
 from randlora_pl.adapters.methods.lora import of_factors
 from randlora_pl.adapters.random_bases import WeightShape, exact_pattern
 from randlora_pl.interop import base_model, external, summary
-from randlora_pl.interop.peft_import import TENSORS, PeftAdapter, base_name, write_peft
+from randlora_pl.interop.peft_import import TENSORS, PeftAdapter, write_peft
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError, first_line
@@ -285,7 +285,7 @@ def to_peft(
         "peft_type": form.name,
         "target_modules": exact_pattern(part.path for part in parts),
         "auto_mapping": None,
-        "base_model_name_or_path": base_name(file.config.get("base_model", {})),
+        "base_model_name_or_path": base_model.hub_id(file.config.get("base_model", {})),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -23,7 +23,6 @@ from randlora_pl.adapters import Adapter, methods, save_load
 from randlora_pl.adapters.base import Layers, PeftContent, PeftForm
 from randlora_pl.adapters.sites import Site
 from randlora_pl.interop.external import TASK, ExternalAdapter, sites_by_name
-from randlora_pl.language import offline
 from randlora_pl.utils.adapter_schema import BaseModel
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import atomic_folder, disk_errors, parse_json
@@ -141,18 +140,6 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         yield part
 
 
-def base_name(base: Mapping[str, Any]) -> str | None:
-    """Return the base model's id on the Hugging Face Hub, or None."""
-    name, tag = base.get("name"), base.get("pretrained")
-    if not name or tag in ("random", offline.NAME):
-        return None
-    if base.get("library") == "transformers":
-        return str(name) if tag == name else None
-    if base.get("library") == "timm":
-        return f"timm/{name}" if "." in str(name) else None
-    return None if base.get("sha256") else f"{name}/{tag}"
-
-
 def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
     """Return name and weights of the base model that an adapter names; None if no library here is known to have it.
 
@@ -170,11 +157,7 @@ def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
     if adapter.config.get("task_type") == "CAUSAL_LM":
         return whole, None
     owner, _, name = whole.rpartition("/")
-    if owner == "timm":
-        return name, "timm"
-    import open_clip
-
-    return (owner, name) if owner in open_clip.list_models() else None
+    return (name, "timm") if owner == "timm" else None
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -259,21 +259,6 @@ def test_the_folder_of_something_else_stays(tmp_path: Path) -> None:
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base)  # its own output is replaced
 
 
-WHERE: list[tuple[dict[str, Any], str | None]] = [
-    ({"library": "timm", "name": "vit_tiny_patch16_224.augreg_in21k", "pretrained": "augreg_in21k"},
-     "timm/vit_tiny_patch16_224.augreg_in21k"),
-    ({"library": "open_clip", "name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}, "ViT-B-32/laion2b_s34b_b79k"),
-    ({"library": "open_clip", "name": "ViT-B-32", "pretrained": "/w.pt", "sha256": "00"}, None),
-    ({"library": "timm", "name": "vit_tiny_patch16_224", "pretrained": "random", "seed": 0}, None),
-    ({}, None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("base", "name"), WHERE)
-def test_the_base_model_s_name(base: dict[str, Any], name: str | None) -> None:
-    assert peft_export.base_name(base) == name
-
-
 def test_plain_convolutions_go_to_peft_and_others_are_refused(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4))
     x = torch.randn(2, 3, 12, 12)
