@@ -81,8 +81,11 @@ def test_merging_inside_a_disabled_block_takes_effect_behind_it() -> None:
         merge(model)
         assert_close(model(x), base)
     assert_close(model(x), expected)
-    unmerge(model)
-    assert torch.equal(model(x), expected)
+    merge(model)
+    assert_close(model(x), expected)
+    for _ in range(2):
+        unmerge(model)
+        assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -111,19 +114,6 @@ def test_modes_of_methods_that_train_the_model_itself() -> None:
         assert {module.training for module in model.modules()} == {expected}
         set_train_mode(model, False)
         assert {module.training for module in model.modules()} == {False}
-
-
-def test_unloaded_weights_train_and_the_model_can_be_adapted_again() -> None:
-    model = adapted_vit()
-    x = zoo.images()
-    first = model(x)
-    merge_and_unload(model)
-    assert trainable_parameters(model).keys() == model.state_dict().keys()
-    assert_close(model(x), first)
-    inject(model, LoRA(rank=2))
-    assert_close(model(x), first)
-    randomise(model)
-    assert (model(x) - first).abs().max() > 1e-3
 
 
 # Updates by state-dict key, and bases from elsewhere

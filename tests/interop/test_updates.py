@@ -16,7 +16,6 @@ from randlora_pl.interop.base_model import (
     load_base,
     same_base,
     updates,
-    weighted_sum,
 )
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
@@ -69,25 +68,6 @@ def test_layers_of_a_model_that_no_library_builds(tmp_path: Path) -> None:
             torch.testing.assert_close(coarse[layer], expected[layer], rtol=0.05, atol=0.05)
         with pytest.raises(UserError, match="names no base model"):
             load_base(read_adapter(tmp_path / name))
-
-
-def test_sums_are_those_by_hand(tmp_path: Path) -> None:
-    """Other methods, ranks and seeds, also with bias updates, on one base."""
-    methods = ("randlora", "lora", "dora", "split", "bitfit")
-    for number, method in enumerate(methods):
-        saved(tmp_path / method, method=method, seed=0)
-        if number:
-            same_base([read_adapter(tmp_path / method), read_adapter(tmp_path / methods[0])])
-    files = [read_adapter(tmp_path / method) for method in methods]
-    base = load_base(files[0])
-    parts = [updates(base, file) for file in files]
-    weights = [0.5, -1.5, 2.0, 1.0, 0.25]
-    total = weighted_sum(parts, weights)
-    assert total.keys() == set().union(*parts)
-    for key, found in total.items():
-        by_hand = sum(w * part[key].double() for w, part in zip(weights, parts, strict=True) if key in part)
-        assert isinstance(by_hand, torch.Tensor)
-        torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-15)
 
 
 def test_interpolation_has_both_ends_bit_for_bit() -> None:

@@ -216,9 +216,3 @@ def test_counts_of_one_matrix(options: dict[str, Any], expected: int) -> None:
         assert adapter.count(one) == expected
     model = nn.Linear(768, 2304, device="meta")
     assert inject(model, adapter).trainable == expected
-
-
-# Memory
-
-
-# Errors

@@ -144,8 +144,6 @@ def test_factors_that_follow_from_the_base_model_are_a_plain_lora(adapter: Any, 
             None,
             r"\(AutoLoRA\) cannot .* a packed weight.* Use --to lora --rank K",
         ),
-        (RandLoRA(rank=4, variant="a"), None, "variant a is a product of two sums"),
-        (RandLoRA(rank=4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
         (SHiRA(rank={".*qkv": 2, ".*": 3}), None, "its layers have ranks 2 and 3; PEFT's SHiRA has one rank"),
         (
             OFT(block={".*qkv": 2, ".*fc1": 24, ".*": 4}),
