@@ -265,20 +265,13 @@ def padded(
 
 
 def _run_blocks(
-    blocks: Iterable[nn.Module],
-    x: Tensor,
-    deep: Sequence[Tensor],
-    first: int,
-    *,
-    recompute: bool,
-    batch_first: bool = True,
-    **options: Any,
+    blocks: Iterable[nn.Module], x: Tensor, deep: Sequence[Tensor], first: int, *, recompute: bool, **options: Any
 ) -> Tensor:
     """Return the states (n, L, d) after all blocks of a transformer, from the states before the first, ``x``.
 
     Before block i + 1, ``deep[i]`` (m, d) replaces the m states from ``first`` on, or the last m if it is negative.
     Nothing is written into ``x``, which the backward pass may need. With ``recompute`` the backward pass computes each
-    block again instead of keeping its activations. Blocks that are not ``batch_first`` take (L, n, d).
+    block again instead of keeping its activations.
     """
     recompute = recompute and torch.is_grad_enabled()
     for number, block in enumerate(blocks):
@@ -286,9 +279,7 @@ def _run_blocks(
             tokens = deep[number - 1]
             start = x.shape[1] - len(tokens) if first < 0 else first
             x = torch.cat([x[:, :start], copies(tokens, x), x[:, start + len(tokens) :]], dim=1)
-        x = x if batch_first else x.transpose(0, 1)
         x = checkpoint(block, x, use_reentrant=False, **options) if recompute else block(x, **options)
-        x = x if batch_first else x.transpose(0, 1)
     return x
 
 
@@ -371,9 +362,8 @@ def text_features(
     embedded = token_embeddings(tower, ids, slots, context)
     length, dtype = embedded.shape[1], tower.transformer.get_cast_dtype()
     x = embedded.to(dtype) + tower.positional_embedding[:length].to(dtype)
-    again, ordered = tower.transformer.grad_checkpointing, getattr(tower.transformer, "batch_first", True)
-    mask = tower.attn_mask[:length, :length]
-    x = _run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, batch_first=ordered, attn_mask=mask)
+    again, mask = tower.transformer.grad_checkpointing, tower.attn_mask[:length, :length]
+    x = _run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, attn_mask=mask)
     x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection = tower.text_projection
     features: Tensor = projection(x) if isinstance(projection, nn.Module) else x @ projection
@@ -451,8 +441,7 @@ def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) 
     x = visual._embeds(images)
     x = torch.cat([x, copies(visual.ln_pre(prompts[0]), x)], dim=1)
     tower = visual.transformer
-    again, ordered = tower.grad_checkpointing, getattr(tower, "batch_first", True)
-    x = _run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
+    x = _run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=tower.grad_checkpointing)
     pooled, _ = visual._pool(x[:, : x.shape[1] - len(prompts[0])])
     features = pooled if visual.proj is None else pooled @ visual.proj
     return features
