@@ -407,8 +407,7 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], source: Source) -> N
                 state[scalar] = state[scalar].reshape(target.shape)
         if isinstance(getattr(model, "logit_bias", None), Tensor) and "logit_scale" in state:
             state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
-        if "text.transformer.embeddings.position_ids" not in model.state_dict():  # only before transformers 4.31
-            state.pop("text.transformer.embeddings.position_ids", None)
+        state.pop("text.transformer.embeddings.position_ids", None)  # no tensor since transformers 4.31
         open_clip.model.resize_pos_embed(state, model)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
