@@ -352,19 +352,6 @@ def test_impossible_models_and_data_are_refused(change: dict[str, Any], said: st
         data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
 
 
-def test_an_option_that_a_class_does_not_take_gets_its_near_name() -> None:
-    tree = one()
-    tree["data"]["batchsize"] = 4
-    with pytest.raises(UserError, match=r"data: ImageData has no option 'batchsize'. Did you mean 'batch_size' "):
-        data_of(tree)
-
-
-def test_an_adapter_from_outside_is_not_counted() -> None:
-    tree = one()
-    tree["model"]["init_args"]["adapter"] = "elsewhere.Own"
-    assert counts(tree) is None
-
-
 def test_a_lora_of_another_task_is_refused() -> None:
     (cell,) = cells_of(methods={"x": {"adapter": "VeRA", "first": LORA}})
     cell.first["model"]["class_path"] = "LinearHeadTask"

@@ -1,7 +1,6 @@
 """``sweep``: all cells of a grid. ``tune``: a search of their options."""
 
 import argparse
-import copy
 import io
 import json
 import os
@@ -229,7 +228,7 @@ def config_of_run(others: list[str]) -> tuple[FitCommand, Tree]:
     Raises:
         UserError: An option is wrong.
     """
-    command = compose("fit", others, copy.deepcopy(DEFAULTS))
+    command = compose("fit", others, DEFAULTS)
     import_classes(command)
     choose_dataset(command)
     check_names(command)
@@ -246,8 +245,6 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     from randlora_pl.sweep.expand import data_of, task_of
 
     task = task_of(check(tree))
-    if task is None:
-        raise UserError("tune --config supports only tasks of this program. Write a sweep for another one.")
     method = task.adapter.method()
     kind = str(tree["model"]["class_path"]).rpartition(".")[2]
     name = rate_name(method, kind)

@@ -1,6 +1,5 @@
 """Check of a cell's config without weights: refuse what cannot run, and count."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,13 +8,13 @@ from randlora_pl.adapters.methods.refine import check_layers, make_next_stage
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.data.base import PlannedData
 from randlora_pl.run.options import classes
-from randlora_pl.run.options.compose import LISTED
+from randlora_pl.run.options.compose import INNER, LISTED
 from randlora_pl.sweep import Tree
 from randlora_pl.sweep.plan import Cell
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.prompt.task import PARTS
-from randlora_pl.utils.errors import UserError, errors_in, near
-from randlora_pl.utils.own_classes import is_registered, named_modules
+from randlora_pl.tasks.restore import find_task
+from randlora_pl.utils.errors import UserError, errors_in
 
 Kind = TypeVar("Kind")
 
@@ -28,43 +27,40 @@ class Counts:
     total: int
 
 
-def task_of(tree: Tree) -> Objective | None:
-    """Return the task that a config describes; None for a class from outside that is not imported.
+def task_of(tree: Tree) -> Objective:
+    """Return the task that a checked config describes.
 
     Raises:
         UserError: An option is impossible.
     """
-    arguments = dict(tree["model"].get("init_args") or {})
-    kind = _kind(tree)
+    arguments, kind = dict(tree["model"]["init_args"]), kind_of(tree)
     described = _described(arguments.pop("adapter"))
-    if kind is None or described is None:
-        return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
     arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
     return _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
 
 
 def data_of(tree: Tree) -> PlannedData:
-    """Return the data module that a config describes; nothing is read.
+    """Return the data module that a checked config describes; nothing is read.
 
     Raises:
         UserError: An option is impossible.
     """
-    return _made(classes.data_class(_kind(tree)), dict(tree.get("data", {})), "data")
+    return _made(classes.data_class(kind_of(tree)), dict(tree.get("data", {})), "data")
 
 
-def _kind(tree: Tree) -> type[Objective] | None:
-    """Return the class of the task of a config; None for one from outside that is not imported."""
-    model = tree["model"]
-    return classes.task_of(str(model["class_path"] if isinstance(model, dict) else model))
+def kind_of(tree: Tree) -> type[Objective]:
+    """Return the class of the task of a checked config.
+
+    Raises:
+        UserError: It is not a task.
+    """
+    name = str(tree["model"]["class_path"])
+    return classes.task_of(name) or find_task(name)
 
 
 def _made(kind: type[Kind], arguments: dict[str, Any], where: str) -> Kind:
-    """Make an object of a class, or name the argument it does not take in a one-line error."""
-    known = inspect.signature(kind).parameters
-    for key in arguments:
-        if key not in known:
-            raise UserError(f"{where}: {kind.__name__} has no option {key!r}.{near(str(key), known)}")
+    """Make an object of a class; its error is one line."""
     try:
         with errors_in(where):
             return kind(**arguments)
@@ -73,13 +69,13 @@ def _made(kind: type[Kind], arguments: dict[str, Any], where: str) -> Kind:
 
 
 def counts(tree: Tree) -> Counts | None:
-    """Count on the meta device; None for a class outside this project, or a model of unknown shape.
+    """Count on the meta device; None for a model of unknown shape.
 
     Raises:
         UserError: The adapter does not fit the model, or trains nothing.
     """
     task = task_of(tree)
-    if task is None or (built := task.on_meta()) is None:
+    if (built := task.on_meta()) is None:
         return None
     model, targets = built
     learned, head = task.beside_on_meta(model)
@@ -98,8 +94,6 @@ def check_first(cell: Cell) -> None:
         UserError: They differ in the task, the model or the layers, or the method cannot contain the LoRA.
     """
     first, task = task_of(cell.first), task_of(cell.tree)
-    if first is None or task is None:
-        return
     if type(first) is not type(task):
         raise UserError(
             f"first has the task {type(first).__name__}, the method {type(task).__name__}. Give both the same task."
@@ -125,15 +119,12 @@ def check_first(cell: Cell) -> None:
     inject(again, adapter, targets)
 
 
-def _described(node: Any) -> dict[str, Any] | None:
+def _described(node: Tree) -> Tree:
     """``{class_path, init_args}`` as the method and options that `make_adapter` takes."""
-    name = str(node["class_path"] if isinstance(node, dict) else node)
+    name, options = str(node["class_path"]), dict(node.get("init_args") or {})
     own = "." in name and not name.startswith("randlora_pl.")
-    if own and name.rpartition(".")[0] not in named_modules() and not is_registered(name):
-        return None
-    options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
-    if "inner" in options:
-        options["inner"] = _described({"class_path": classes.method_with("inside", True)} | options["inner"]) or {}
+    if INNER in options:
+        options[INNER] = _described({"class_path": classes.method_with("inside", True)} | options[INNER])
     if options.get(LISTED):
-        options[LISTED] = [_described(each) or {} for each in options[LISTED]]
+        options[LISTED] = [_described(each) for each in options[LISTED]]
     return {"method": name if own else name.rpartition(".")[2], "options": options}

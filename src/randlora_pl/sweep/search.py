@@ -39,7 +39,7 @@ from randlora_pl.sweep import (
     without_axes,
 )
 from randlora_pl.sweep.climb import FINALISTS, Climb, Point, Values, advance_together, climbed, lowest
-from randlora_pl.sweep.expand import task_of
+from randlora_pl.sweep.expand import kind_of, task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Cell, cell_config, digest, plan
 from randlora_pl.tasks.objective import Objective
@@ -99,7 +99,7 @@ class Search:
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
         self._configs: dict[str, list[Tree]] = {}
-        kind = next(filter(None, (self._tasks(method)[0] for method in self.small.methods)), Objective)
+        kind = next((self._tasks(method)[0] for method in self.small.methods), Objective)
         self.monitor = tune.get("monitor", f"val/{kind.measure(kind.tuned_by).name}")
         self.measure = kind.measure(self.monitor.removeprefix("val/"))
         self.sign = -1 if self.measure.mode == "min" else 1
@@ -125,8 +125,8 @@ class Search:
                 self._configs[method] = [cell_config(facts, *arguments, untrained=False) for facts in models]
         return self._configs[method]
 
-    def _tasks(self, method: str) -> "list[type[Objective] | None]":
-        return [classes.task_of(tree["model"]["class_path"]) for tree in self._trees(method)]
+    def _tasks(self, method: str) -> list[type[Objective]]:
+        return list(map(kind_of, self._trees(method)))
 
     def _adapter(self, method: str) -> str:
         return str(flatten(self._trees(method)[0])["model.adapter"]).rpartition(".")[2]
@@ -136,12 +136,12 @@ class Search:
         return list(inspect.signature(kind).parameters) if kind else []
 
     def _takes(self, method: str, option: str) -> bool:
-        """Return True if the tasks of all models of a method take an option; those from outside may."""
-        return all(kind is None or option in inspect.signature(kind).parameters for kind in self._tasks(method))
+        """Return True if the tasks of all models of a method take an option."""
+        return all(option in inspect.signature(kind).parameters for kind in self._tasks(method))
 
     def _head(self, method: str) -> bool | None:
         """Return True if a head with a rate of its own trains beside an adapter, False if alone; None without one."""
-        heads = [kind is not None and kind.trained_head for kind in self._tasks(method)]
+        heads = [kind.trained_head for kind in self._tasks(method)]
         updates = getattr(getattr(methods, self._adapter(method), None), "updates", True)
         return bool(updates) if all(heads) and self._takes(method, HEAD) else None
 
