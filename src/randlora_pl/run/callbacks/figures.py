@@ -269,14 +269,13 @@ class Figures(Callback):
         """Draw and save the plots."""
         if own_module(pl_module).test_name != "test":
             return
-        counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
+        counts = None if self._counts is None else trainer.strategy.reduce(self._counts, reduce_op="sum").cpu()
         surest = self._surest.gathered()
         if not trainer.is_global_zero:
             return
         names = own_module(pl_module).objective.classnames if counts is not None or self._shown else []
         plots: dict[str, Callable[[], Figure]] = {}
         if counts is not None:
-            counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
             rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
             write_text(run_folder(trainer) / FOLDER / "confusion.csv", csv_text([["true/predicted", *names], *rows]))
             if len(names) <= MOST_CLASSES:
@@ -380,10 +379,9 @@ class Gates(Callback):
         """Log the entropy, and write the plot and the table."""
         if not self._sums:
             return
-        sums: Any = pl_module.all_gather(torch.stack(list(self._sums.values())))
+        sums = trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum").double().cpu()
         layers, groups = list(self._sums), self._groups
         self._stop()
-        sums = (sums.sum(0) if sums.dim() > 3 else sums).double().cpu()
         if not sums[..., -1].any():
             return
         means, samples = sums[..., :-1] / sums[..., -1:], sums[..., -1]
