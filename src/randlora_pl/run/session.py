@@ -1,6 +1,5 @@
 """One run from its words to its results: the checked command, and every error as a message."""
 
-import copy
 import signal
 import threading
 import traceback
@@ -55,12 +54,11 @@ if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App
 
 
-def _compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
+def _compose_fit(words: list[str], defaults: Tree = DEFAULTS) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
 
     The config beside the LoRA is not read if the words name a config.
     """
-    defaults = copy.deepcopy(DEFAULTS) if defaults is None else defaults
     command = compose("fit", words, defaults)
     start = command.flat().get("from_adapter")
     if start is None:
@@ -122,7 +120,7 @@ def prepare(verb: str, args: list[str]) -> Command:
         raise UserError(f"--resume uses the run's own checkpoint. Remove {starts[0]}, or remove --resume.")
     users = compose(verb, args, {})
     import_classes(users)  # before a file that is not the user's is read
-    defaults, words = copy.deepcopy(DEFAULTS), list(args)
+    defaults, words = DEFAULTS, list(args)
     if run := folders.get("resume") or folders.get("run"):
         words = ["--config", str(check_run_config(check_run(run))), *words]
     if "run" in folders:
@@ -159,7 +157,7 @@ def resume_by_itself(args: list[str]) -> list[str]:
     words = list(args)
     place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
     del words[place : place + (1 if "=" in words[place] else 2)]
-    command = compose("fit", words, copy.deepcopy(DEFAULTS))
+    command = compose("fit", words, DEFAULTS)
     flat = command.flat()
     if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
         flat = _compose_fit(words).flat()

@@ -393,12 +393,8 @@ def _take_classes(command: Command) -> None:
 def _take_nulls(command: Command) -> None:
     """Put a typed ``null`` of a class inside the model into the config; the parser would make the text "None" of it."""
     for key, text in list(command.values.items()):
-        option, _, name = key.rpartition(".")
-        if option in CLASSES[1:] and text == "null":
-            tree: Any = {name: None}
-            for part in reversed(option.split(".")):
-                tree = {part: {"init_args": tree}}
-            command.config = merge(command.config, tree)
+        if key.rpartition(".")[0] in CLASSES[1:] and text == "null":
+            command.config = merge(command.config, normalize(_at(key, None)))
             _remove(command, key)
 
 

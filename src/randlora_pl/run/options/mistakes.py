@@ -3,7 +3,6 @@
 jsonargparse would report the first alone, in ten lines. The classes are the only source of options and their types.
 """
 
-import copy
 import difflib
 import os
 import re
@@ -463,7 +462,7 @@ def mistakes_in(file: Path) -> list[str]:
     if "methods" in read_config(file):
         raise UserError(f"{file} describes several runs: randlora-pl sweep {file} --dry-run")
     try:
-        command = compose("fit", ["--config", str(file)], copy.deepcopy(DEFAULTS))
+        command = compose("fit", ["--config", str(file)], DEFAULTS)
         choose_dataset(command)
     except UserError as error:
         return [str(error)]
