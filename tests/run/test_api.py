@@ -89,22 +89,6 @@ def test_a_typo_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
-CODE = """
-import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
-from randlora_pl.adapters import Adapter, LoRA
-
-class Mine(LightningModule):
-    def __init__(self, adapter: Adapter{default}):
-        super().__init__()
-        self.adapter = adapter
-
-cli = LightningCLI(Mine, run=False, save_config_callback=None, args={words!r})
-print(cli.model.adapter)
-"""
-
-
 OBJECTIVE = """
 from lightning.pytorch.cli import LightningCLI
 from randlora_pl.data import ImageData
@@ -151,15 +135,6 @@ def test_a_default_can_be_changed() -> None:
     assert parsed(Defaulting).options() == LoRA(rank=3).options()
     assert parsed(Defaulting, "--model.adapter.alpha", "4").options() == LoRA(rank=3, alpha=4.0).options()
     assert isinstance(parsed(Defaulting, "--model.adapter", "RandLoRA"), RandLoRA)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("default", "words"), [("", ["--model.adapter", "RandLoRA"]), (" = LoRA()", [])])
-def test_lightnings_own_command_line(default: str, words: list[str]) -> None:
-    code = CODE.format(default=default, words=words)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("RandLoRA(rank=6, alpha=10.0" if words else "LoRA(rank=32, alpha=1.0")
 
 
 @pytest.mark.slow

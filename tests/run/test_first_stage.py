@@ -5,14 +5,11 @@ import os
 import re
 import shlex
 import shutil
-import signal
-from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from randlora_pl.adapters import HiRA
@@ -20,6 +17,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.run.session import find_lora, resume_by_itself
 from randlora_pl.tasks import AdaptationModule
 from randlora_pl.utils.errors import UserError
+from tests.commands.test_resume import _ctrl_c_works_again, interrupt_at, weights  # noqa: F401
 from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
 from tests.tasks.small import built, two_blocks
@@ -27,13 +25,6 @@ from tests.tasks.small import built, two_blocks
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "2", "--model.adapter.alpha", "8"]
 STAGE = ["--model.adapter.rank", "12", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 STAGE += ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "0", "--run.root", "runs"]
-
-
-@pytest.fixture
-def _ctrl_c_works_again() -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +47,10 @@ def results(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "results.json").read_text()))
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "adapter" / "adapter.safetensors").read_bytes()
-
-
-def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
-    plain = AdaptationModule.training_step
-
-    def step(self: AdaptationModule, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if batch_idx == batch:
-            raise KeyboardInterrupt
-        return plain(self, samples, batch_idx)
-
-    return step
-
-
 @pytest.mark.parametrize(
     ("form", "batch"),
     marked(product(["beside", "absorbed"], [1, 3]), lambda row: row == ("beside", 3)),
 )
-@pytest.mark.usefixtures("_ctrl_c_works_again")
 def test_starts_exactly_and_resumes_to_the_same_bits(
     form: str, batch: int, run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +15,7 @@ from randlora_pl.sweep import loop
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.sweep.grids import written
+from tests.sweep.test_devices import within
 
 
 def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +57,10 @@ def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
     parent = "import os, sys; from pathlib import Path; from randlora_pl.sweep import loop;"
     parent += f"sys.executable = {str(child)!r}; loop.local([], Path({str(tmp_path)!r}), [dict(os.environ)], print)"
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
-        assert _within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
+        within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
         process.kill()
     number = int((tmp_path / "started").read_text())
-    assert _within(10, lambda: not _running(number))
+    within(10, lambda: not _running(number))
 
 
 def _running(number: int) -> bool:
@@ -69,13 +68,6 @@ def _running(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def _within(seconds: float, what: Callable[[], object]) -> bool:
-    until = time.monotonic() + seconds
-    while not what() and time.monotonic() < until:
-        time.sleep(0.02)
-    return bool(what())
 
 
 def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

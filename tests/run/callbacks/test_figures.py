@@ -31,7 +31,12 @@ from tests.run.callbacks.conftest import Fit
 def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     figures = Figures(samples=6)
     trainer, task, data = fit(figures)
-    trainer.test(AdaptationModule(task), data, verbose=False)
+    module = AdaptationModule(task)
+    module.test_name = "zeroshot"
+    trainer.test(module, data, verbose=False)
+    assert not (tmp_path / "figures").exists(), "nothing is drawn before the training"
+    module.test_name = "test"
+    trainer.test(module, data, verbose=False)
     assert figures._counts is not None and int(figures._counts.sum()) == 128  # two batches of 64
     accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
     assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
@@ -79,14 +84,6 @@ def test_probabilities_are_the_predictions_of_the_task(monkeypatch: pytest.Monke
     figures.on_test_batch_end(None, module, outputs | {"weight": torch.ones(3)}, batch, 0)  # type: ignore[arg-type]
     assert {kept.probability for _, kept in figures._shown} == {0.25}
     assert [mistake.probability for mistake in figures._surest.mistakes] == [0.25, 0.25]
-
-
-def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
-    trainer, task, data = fit(Figures())
-    module = AdaptationModule(task)
-    module.test_name = "zeroshot"
-    trainer.test(module, data, verbose=False)
-    assert not (tmp_path / "figures").exists()
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes() -> None:

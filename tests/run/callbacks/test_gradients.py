@@ -3,8 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,17 +128,6 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
         fit(UnseenGradient(every_n_steps=1), task=compiled)
 
 
-@contextmanager
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Keep what the project logs."""
-    logger = logging.getLogger("randlora_pl")
-    logger.addHandler(caplog.handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(caplog.handler)
-
-
 class Deaf(TextHeadTask):
     """Declares a tensor trainable that plays no part in the loss."""
 
@@ -155,13 +143,15 @@ def test_healthy_adapters_are_not_complained_about(fit: Fit) -> None:
     assert callback.silent == [] and callback._steps == 2
 
 
-def test_silent_tensors_are_named_and_stop_the_run_on_request(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_tensors_are_named_and_stop_the_run_on_request(
+    fit: Fit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(callback: GradientFlow) -> GradientFlow:
         fit(callback, task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
         return callback
 
-    with told(caplog):
-        assert run(GradientFlow()).silent == ["unused"]
+    monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
+    assert run(GradientFlow()).silent == ["unused"]
     assert any("1 of" in text and "unused" in text for text in caplog.messages)
     with pytest.raises(UserError, match="unused"):
         run(GradientFlow(action="raise"))
@@ -186,16 +176,6 @@ def test_means_over_layers_at_every_so_many_steps_and_the_last(fit: Fit, tmp_pat
     assert "spectrum/effective_rank" in lines[0] and len(lines) == 3
 
 
-def test_full_rank_methods(fit: Fit) -> None:
-    for adapter in (RandLoRA(rank=16), FullFineTuning()):
-        callback = UpdateSpectrum(every_n_steps=4)
-        rate = 0.01 if isinstance(adapter, RandLoRA) else 1e-3
-        fit(callback, task=TextHeadTask("tiny", "random", adapter=adapter, learning_rate=rate))
-        assert callback.history["steps"] == [4]
-        assert callback.history["rank"][0] > 150  # of 192
-        assert 1 <= callback.history["stable_rank"][0] <= callback.history["rank"][0]
-
-
 def test_off_by_default_and_nothing_without_updates(fit: Fit, tmp_path: Path) -> None:
     callback = UpdateSpectrum()
     fit(callback)
@@ -217,7 +197,7 @@ def test_weights_that_are_not_finite_have_no_spectrum(fit: Fit) -> None:
     assert callback.history["steps"] == []
 
 
-def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path) -> None:
     callback = UpdateSpectrum(every_n_steps=2)
     trainer, task, _ = fit(callback, max_steps=2)
     assert callback.history["steps"] == [2]
@@ -236,11 +216,13 @@ def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path, caplog: pytest.LogCaptu
     assert late.history["steps"] == [2] and late.history["rank"] == callback.history["rank"]
 
 
-def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_full_fine_tuning_says_that_it_cannot(
+    fit: Fit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer, task, _ = fit(UpdateSpectrum(), task=TextHeadTask("tiny", "random", adapter=FullFineTuning()))
     callback = UpdateSpectrum(every_n_steps=2)
-    with told(caplog):
-        callback.on_train_start(trainer, AdaptationModule(task))
+    monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
+    callback.on_train_start(trainer, AdaptationModule(task))
     assert callback.history["steps"] == [] and any("does not have the weights" in text for text in caplog.messages)
 
 

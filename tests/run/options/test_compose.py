@@ -13,7 +13,6 @@ from randlora_pl.run.options.compose import (
     parse_value,
     read_config,
     short_name,
-    without_other_length,
 )
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.utils.errors import UserError
@@ -198,20 +197,6 @@ def test_stray_words_and_missing_values() -> None:
         compose("fit", ["--resume", "--data.shots", "3"], DEFAULTS)
 
 
-@pytest.mark.parametrize(
-    ("later", "left"),
-    [
-        ({"steps": 5}, {"shots": 2}),
-        ({"steps": "null"}, {"shots": 2, "epochs": 3}),
-        ({"steps": None, "shots": 4}, {"shots": 2, "epochs": 3}),
-        ({"steps": 5, "epochs": 2}, {"shots": 2, "epochs": 3}),  # a mistake, which the data module refuses
-        ({"steps": 5, "epochs": None}, {"shots": 2}),
-    ],
-)
-def test_steps_replace_epochs(later: dict[str, Any], left: dict[str, Any]) -> None:
-    assert without_other_length({"shots": 2, "epochs": 3}, later) == left
-
-
 def test_what_is_set_last_is_the_length(tmp_path: Path) -> None:
     """A resolved config always has a length, and can be used with another one."""
     for name, text in (("epochs", "{epochs: 3, steps: null}"), ("steps", "{steps: 7}")):
@@ -221,6 +206,7 @@ def test_what_is_set_last_is_the_length(tmp_path: Path) -> None:
         ([*epochs, *steps], (None, 7)),
         ([*steps, *epochs], (3, None)),
         ([*epochs, "--data.steps", "9"], (None, 9)),
+        ([*epochs, "--data.steps", "null"], (3, None)),
         ([*epochs, "--data.steps=9", "--data.epochs", "2"], (2, 9)),
     ):
         flat = compose("fit", words, {}).flat()

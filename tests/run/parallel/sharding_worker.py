@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoRA, RandLoRA, adapted_layers
+from randlora_pl.adapters import Adapter, BitFit, HydraLoRA, LoRA, RandLoRA, adapted_layers
 from randlora_pl.adapters.layers import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel.strategy import AdapterFSDP
@@ -211,7 +211,6 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {name: run(*which, within=name == "dense") for name, which in RUNS.items()}
     results |= {"resumed": resumed(folder), "spoilt": spoilt(), "half": half()}
-    results["full"] = complaint(make("linear head", adapter=FullFineTuning()))
     torch.save(results, folder / f"{WORLD}-{RANK}.pt")
 
 

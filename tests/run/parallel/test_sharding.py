@@ -170,12 +170,6 @@ def test_an_update_that_is_not_finite_is_refused_by_all(results: Results) -> Non
     assert said[0] == said[1] == said[2] and said[0]["restored"] and "is not finite" in said[0]["said"]
 
 
-@pytest.mark.slow
-def test_a_model_that_trains_as_a_whole_is_refused(results: Results) -> None:
-    assert results["1-0"]["full"] == ""
-    assert "no frozen block to shard in ImageTower: all of its weights train" in results["2-0"]["full"]
-
-
 def test_methods_that_train_everything_are_refused_before_anything_is_sharded() -> None:
     inject(model := nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]), GaLore(rank=2))
     with pytest.raises(UserError, match="all of its weights train"):
