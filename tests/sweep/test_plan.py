@@ -318,9 +318,8 @@ def test_counts_are_those_of_the_model() -> None:
 
 @in_one_item(
     ("configs", "trainable"),
-    [("coop", 2_048), ("cocoop", 35_360), ("promptsrc", 46_080), ("maple_dept", 3_555_072), ("clip_lora", 184_320),
-     ("tip_adapter", 0), (["coop", "randlora"], 3_135_848)],
-)  # fmt: skip
+    [("promptsrc", 46_080), ("clip_lora", 184_320), ("tip_adapter", 0), (["coop", "randlora"], 3_135_848)],
+)
 def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
     adamw = {"model.optimizer": "adamw", "model.schedule": "cosine"}
     options = {"rank": 10, "set": adamw} if isinstance(configs, list) else {}
@@ -352,13 +351,6 @@ def test_impossible_models_and_data_are_refused(change: dict[str, Any], said: st
         data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
 
 
-def test_a_lora_of_another_task_is_refused() -> None:
-    (cell,) = cells_of(methods={"x": {"adapter": "VeRA", "first": LORA}})
-    cell.first["model"]["class_path"] = "LinearHeadTask"
-    with pytest.raises(UserError, match="first has the task LinearHeadTask, the method VisionLanguageTask"):
-        check_first(cell)
-
-
 LORA = {"adapter": "LoRA", "rank": 4}
 MLP = {"set": {"model.targets": ["mlp"]}}
 
@@ -369,7 +361,6 @@ MLP = {"set": {"model.targets": ["mlp"]}}
         ({"adapter": "RandLoRA", "first": LORA | {"form": "absorbed"}}, ""),
         ({"adapter": "VeRA", "first": LORA}, ""),
         ({"adapter": "VeRA", "first": LORA | {"form": "absorbed"}}, "VeRA cannot absorb a LoRA"),
-        ({"adapter": "FullFineTuning", "first": LORA}, "trains the model's own tensors"),
         ({"adapter": "RandLoRA", "qkv": "split", "first": LORA}, "the LoRA of first has qkv packed"),
         (
             {"adapter": "RandLoRA", "set": {"model.targets": ["qkv"]}, "first": LORA | MLP},
@@ -378,9 +369,6 @@ MLP = {"set": {"model.targets": ["mlp"]}}
         ({"adapter": "RandLoRA", "first": LORA | MLP}, ""),
         ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.name": "ViT-B-32"}}}, "first has model.name ViT-B-32"),
         ({"adapter": "RandLoRA", "first": LORA | {"task": "LinearHeadTask"}}, "first has the task LinearHeadTask"),
-        ({"adapter": "RandLoRA", "rank": 3, "first": LORA | {"rank": 64, "form": "absorbed"}}, "lead is 64, but"),
-        ({"adapter": "RandLoRA", "variant": "a", "first": LORA | {"form": "absorbed"}}, "variant a sums its bases"),
-        ({"adapter": "AutoLoRA", "first": LORA}, "AutoLoRA cannot be a part"),
         ({"adapter": "Together", "parts": [LORA, {"adapter": "RandLoRA"}], "first": LORA}, ""),
         ({"adapter": "RandLoRA", "first": {"adapter": "LoRA", "match": "randlora:6", "form": "absorbed"}}, ""),
     ],

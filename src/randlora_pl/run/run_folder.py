@@ -122,14 +122,13 @@ def is_stamp(name: str) -> bool:
 
 
 def output_folder(output: str | None, name: str) -> Path:
-    """Return a new folder for results: the typed ``--output``, or ``runs/name/TIME``.
+    """Return a new folder for results: the typed ``--output``, which `check_new` has read, or ``runs/name/TIME``.
 
     Raises:
-        UserError: The folder exists, or cannot be made.
+        UserError: The folder cannot be made.
     """
     if output is None:
         return new_folder(Path("runs"), name, "--output")
-    check_new(output)
     try:
         Path(output).mkdir(parents=True)
     except OSError as error:

@@ -189,6 +189,7 @@ def _write(file: Path, text: str) -> None:
 
 
 _SHOWN = 5
+"""Cells of other processes in the table."""
 
 
 class Times:
@@ -225,7 +226,6 @@ class Progress:
     def __init__(self, folder: SweepFolder, cells: Sequence[Cell], jobs: int = 1) -> None:
         self.folder, self.jobs = folder, jobs
         self.console = Console(file=sys.stdout)  # also while the output of a cell goes elsewhere
-        self.lines: list[str] = []
         self.own: tuple[Cell, float] | None = None
         self.times = Times()
         self._states: dict[str, str] = {}
@@ -276,7 +276,7 @@ class Progress:
         done, failed, _ = self.count()
         line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
         if self.console.is_terminal:
-            self.lines = [*self.lines, line][-_SHOWN:]
+            self.console.print(Text(line, style="red" if what.startswith("failed") else "dim"))  # above the table
         else:
             print(f"{line}; {self.time_left()}", flush=True)
 
@@ -339,5 +339,4 @@ class Progress:
             cell, start = self.own
             rows.append(Text(f"> {cell.labels}, for {duration(time.monotonic() - start)}"))
         rows += [Text(f"> {cell.labels}, by {who}") for cell, who in self._elsewhere()[:_SHOWN]]
-        rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
         return Group(*rows)
