@@ -228,21 +228,24 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     assert len(task.seen) == 1
 
 
-@pytest.mark.parametrize("dataset", [pytest.param("digits", marks=pytest.mark.full), "folder"])
-def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_path: Path, dataset: str) -> None:
-    root = str(tree(cat=12, dog=12)) if dataset == "folder" else None
+def test_workers_hand_over_bytes_and_change_nothing(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tree(cat=12, dog=12))
 
-    def seen(**options: Any) -> list[Batch]:
+    def seen(late: str) -> list[Batch]:
         task = Task()
-        data = ImageData(dataset=dataset, root=root, steps=2, batch_size=4, flip=True, num_workers=1, **options)
+        data = ImageData(dataset="folder", root=root, steps=2, batch_size=4, flip=True, num_workers=1)
         own = trainer(tmp_path)
         own.fit(task, data)
         own.test(task, data, verbose=False)
-        assert task.late == {"colors" if data.device_transforms else "nothing"}
+        assert task.late == {late}
         assert next(iter(data.test_dataloader()))["image"].is_floating_point(), "by hand"
         return task.seen
 
-    plain, late = seen(device_transforms=False), seen()
+    late = seen("colors")
+    monkeypatch.setattr(Module, "_late", lambda *_: "nothing")
+    plain = seen("nothing")
     assert len(plain) == len(late) > 0
     for one, two in zip(plain, late, strict=True):
         assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])
@@ -256,8 +259,6 @@ def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
     data.trainer.lightning_module.objective.image_spec = SPEC
     data.setup("test")
     assert data._late(data.samples("test")) == "crops"
-    data.device_transforms = False
-    assert data._late(data.samples("test")) == "nothing"
 
 
 def test_ranks_share_a_step() -> None:
@@ -369,21 +370,6 @@ def test_pairs_end_to_end(tmp_path: Path) -> None:
         number = int(Path(samples.images.name(row)).stem)
         assert data.classnames[label] == f"caption {number // 2}"
     assert next(iter(data.test_dataloader()))["image"].shape == (4, 3, 10, 10)
-
-
-def test_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def note(row: Any, root: Path, watch: Any) -> None:
-        asked.append(row.name)
-        make_idx(root, "MNIST")
-
-    monkeypatch.setattr("randlora_pl.data.install.get", note)
-    ImageData(dataset="mnist", root=str(tmp_path)).prepare_data()
-    assert asked == []
-    for _ in range(2):
-        ImageData(dataset="mnist", root=str(tmp_path), download=True).prepare_data()
-        assert asked == ["mnist"]
 
 
 def test_missing_data_stop_at_setup(tmp_path: Path) -> None:

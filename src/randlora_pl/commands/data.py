@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from randlora_pl.commands.common import check_file, counting
 from randlora_pl.data import catalog
 from randlora_pl.data.catalog import CATALOG, DatasetSpec, dataset_path, default_root, find, get_command, present
-from randlora_pl.data.download import ProgressCallback, length
+from randlora_pl.data.download import ProgressCallback
 from randlora_pl.data.locations import root_of
 from randlora_pl.language import glue, prompt_sets
 from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
@@ -18,7 +18,7 @@ from randlora_pl.language.chat import MESSAGES
 from randlora_pl.language.text_files import first_file
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import File, Option, Root, between
-from randlora_pl.utils.text import byte_size, printable, table
+from randlora_pl.utils.text import printable, table
 
 if TYPE_CHECKING:
     from randlora_pl.data.install import Report
@@ -358,11 +358,7 @@ def _fetch(row: DatasetSpec, root: Path) -> None:
     """Fetch one dataset, and print each finished step, on a terminal also a bar for the present one."""
     from randlora_pl.data import install
 
-    class Printed(install.DownloadProgress):
-        def report(self, text: str) -> None:
-            print(f"  {text}", flush=True)
-
-    class Bars(Printed):
+    class Bars(install.DownloadProgress):
         @contextmanager
         def progress(self, text: str) -> Iterator[ProgressCallback]:
             from rich.console import Console
@@ -376,16 +372,9 @@ def _fetch(row: DatasetSpec, root: Path) -> None:
     home = install.downloads(row, root)
     print(f"{row.name}: {row.title}; licence: {row.licence}")
     absent = [file for file in row.files if not (home / file.name).exists()]
-    sizes: list[int] = []
-    for file in absent:
-        size = length(file.urls)
-        if size is None:  # offline, or the server sends no size: do not wait for the others
-            break
-        sizes.append(size)
-    total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
-    print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
-    install.get(row, root, Bars() if sys.stderr.isatty() else Printed())
+    print(f"  {count}, {len(absent)} to download: to {home}, unpacked into {root}", flush=True)
+    install.get(row, root, Bars() if sys.stderr.isatty() else install.DownloadProgress())
 
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:

@@ -106,16 +106,6 @@ def mismatch(path: Path, checksum: str, tick: ProgressCallback = lambda done, to
     return "" if digest.hexdigest() == expected else f"its {kind} is {digest.hexdigest()}, expected {expected}"
 
 
-def length(urls: Sequence[str]) -> int | None:
-    """Return Content-Length from the first URL, or None."""
-    try:
-        request = Request(urls[0], headers={"User-Agent": _AGENT}, method="HEAD")
-        with urlopen(request, timeout=TIMEOUT / 3) as answer:
-            return int(answer.headers.get("Content-Length", ""))
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-
-
 def fetched(target: Path) -> bool:
     """Return True if this program downloaded the file, not the user."""
     return _marker(target).exists()

@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from randlora_pl.data.catalog import SPLITS, Archive, DatasetSpec, dataset_path, get_command, how_to_get, present
 from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.loader import remarks
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
-from randlora_pl.data.sources import BLACK, EncodedImages
+from randlora_pl.data.sources import BLACK, FORMATS, EncodedImages, known
 from randlora_pl.data.splits import Splits, evenly
-from randlora_pl.utils.errors import UserError, log
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.text import byte_size
 
@@ -39,11 +41,11 @@ _CHUNK = 1_024
 
 
 class DownloadProgress:
-    """Progress callbacks of `get`; this base class logs."""
+    """Progress of `get` as printed lines."""
 
     def report(self, text: str) -> None:
-        """Report one line about a finished or started step."""
-        log.info(text)
+        """Print one line about a finished or started step."""
+        print(f"  {text}", flush=True)
 
     def progress(self, text: str) -> AbstractContextManager[ProgressCallback]:
         """Return a context with a progress callback for the step in ``text``."""
@@ -56,27 +58,6 @@ class DownloadProgress:
                 self.report(f"{text}, {byte_size(done)}" + ("" if total is None else f" of {byte_size(total)}"))
 
         return nullcontext(tick)
-
-
-def ensure(row: DatasetSpec, root: Path) -> None:
-    """Download a dataset if it cannot be read.
-
-    Raises:
-        UserError: The download failed, or the dataset cannot be read afterwards.
-    """
-    if not row.layout or row.own:
-        return
-    with suppress(UserError):
-        _read(row, root)
-        return
-    get(row, root, DownloadProgress())
-    _read(row, root)
-    tidy(row, root)
-
-
-def _read(row: DatasetSpec, root: Path) -> None:
-    for split in SPLITS:
-        read(row, root, split)
 
 
 def get(row: DatasetSpec, root: Path, watch: DownloadProgress) -> None:
@@ -328,8 +309,10 @@ def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[Use
         """Return an error, or True if the image is transparent somewhere."""
         try:
             pixels = images.load(row)
-            opaque = images.suffix(row) in (".jpg", ".jpeg")
-            return not opaque and not np.array_equal(pixels, on_black.load(row))
+            path, content = images.stored(row)
+            with Image.open(path if content is None else BytesIO(content), formats=known(FORMATS)) as opened:
+                clear = opened.has_transparency_data
+            return clear and not np.array_equal(pixels, on_black.load(row))
         except UserError as error:
             return error
 

@@ -67,19 +67,14 @@ def without_query(location: str) -> str:
     return re.split("[?#]", location, maxsplit=1)[0] if is_url(location) else location
 
 
-def is_command(location: str) -> bool:
-    """Return True for a command of WebDataset's own readers, which is not run here."""
-    return location.startswith("pipe:")
-
-
 def is_pattern(location: str) -> bool:
     """Return True if a location is a pattern for several files."""
     return bool(_BRACES.search(location)) or any(sign in location for sign in "*?[")
 
 
 def names_files(location: str) -> bool:
-    """Return True if a location is a pattern, a URL or a command (which readers refuse), and so need not exist."""
-    return is_url(location) or is_pattern(location) or is_command(location)
+    """Return True if a location is a pattern or a URL, and so need not exist."""
+    return is_url(location) or is_pattern(location)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -111,8 +106,6 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
     Raises:
         UserError: Nothing matches, or the pattern is not supported.
     """
-    if is_command(pattern):
-        raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
     locations = []
     for location in _braces(pattern):
         if is_url(location):
@@ -143,7 +136,7 @@ def listed(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
-        here = line if is_url(line) or is_command(line) else str(Path(line).expanduser())
+        here = line if is_url(line) else str(Path(line).expanduser())
         with errors_in(f"{path}, line {number}"):
             locations += expanded(here, path.parent)
     if not locations:

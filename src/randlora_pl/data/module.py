@@ -36,8 +36,8 @@ class ImageData(PlannedData):
             shards). Default: the user's data folder.
         templates: Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's.
             A list after `setup`; `typed_templates` is True if they were given.
-        classnames: File with class names: one per line, CSV folder,name, or a JSON mapping. After `setup`, the class
-            name of each label.
+        classnames: File with class names: one per line, or CSV folder,name. After `setup`, the class name of each
+            label.
         shots: Images per class; also of a published draw, once it was read.
         found: Complete splits with all classes, after `setup`.
         held: Requested samples by split.
@@ -58,8 +58,6 @@ class ImageData(PlannedData):
         root: str | Path | None = None
         templates: list[str] | str | None = None
         classnames: str | None = None
-    download: bool = False
-    """Download the dataset if it is missing."""
     shots: Length | None = None
     """Few-shot training: this many images of each class."""
     fraction: Annotated[float, Share] | None = None
@@ -98,9 +96,6 @@ class ImageData(PlannedData):
     cache_images: bool | None = None
     """Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a quarter of the
     free memory. Default: for few-shot and small sets."""
-    device_transforms: bool = True
-    """Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops small ones of one size);
-    otherwise workers do all of it."""
     resize: str = "model"
     """`model` (as its library does), `shortest` (resize the shorter side, crop the center, as in the paper), `longest`
     (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets timm's crop_pct."""
@@ -187,12 +182,8 @@ class ImageData(PlannedData):
             raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
 
     def prepare_data(self) -> None:
-        """Download the dataset if requested; Lightning calls it in one process only."""
-        if self.download:
-            from randlora_pl.data.install import ensure
-
-            ensure(self.row, self.root)
-        if self.row.patterns:  # the other processes load the stored index
+        """Index tar shards; Lightning calls it in one process only, and the others load the stored index."""
+        if self.row.patterns:
             from randlora_pl.data.readers import tar_shards
 
             paths = tar_shards.find(self.root)
@@ -447,7 +438,7 @@ class ImageData(PlannedData):
 
     def _late(self, samples: Samples) -> Late:
         running = TrainerStatus.RUNNING  # outside a Trainer, return float images
-        if not self.device_transforms or self.trainer is None or self.trainer.state.status != running:
+        if self.trainer is None or self.trainer.state.status != running:
             return "nothing"
         device = self.trainer.strategy.root_device.type
         train = samples is self.held.get("train")

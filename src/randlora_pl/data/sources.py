@@ -6,7 +6,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Protocol, overload
 
 import numpy as np
@@ -262,10 +262,6 @@ class EncodedImages(Images):
         """
         raise NotImplementedError
 
-    def suffix(self, index: int) -> str:
-        """Return the suffix of the file of image ``index``, in lower case; empty if it has none."""
-        return PurePath(self.name(index)).suffix.lower()
-
 
 @dataclass(frozen=True)
 class FileImages(EncodedImages):
@@ -318,10 +314,6 @@ class BoxImages(FileImages):
                 f"The box {left},{upper},{right},{lower} lies outside {self.path(index)} ({size})"
             )
         return part.copy()  # not a view that keeps the whole image in memory
-
-    def suffix(self, index: int) -> str:
-        """Return the suffix of the file."""
-        return self.path(index).suffix.lower()
 
     def name(self, index: int) -> str:
         """Return the path of the file and the box."""

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from randlora_pl.data.catalog import CAPTION_COLUMNS, CATALOG, CLASS_COLUMNS, SPLIT_OF, DatasetSpec, is_image, table_in
-from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
+from randlora_pl.data.locations import as_typed, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, brief, log, near
-from randlora_pl.utils.files import is_file, parse_json
+from randlora_pl.utils.files import is_file
 
 FORMATS = {
     "folder": "a sub-folder of images for each class",
@@ -145,7 +145,7 @@ def class_names(row: DatasetSpec, in_files: Sequence[str], file: str | None = No
 
 
 def _read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Read a name for each class: one per line in their order, CSV ``folder,name``, or a JSON list or mapping.
+    """Read a name for each class: one per line in their order, or CSV ``folder,name``.
 
     ``classes`` are the dataset's own names (for a folder: the sub-folders), by label.
     """
@@ -154,13 +154,7 @@ def _read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
     names: list[str] | dict[str, str]
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            loaded = parse_json(text)
-            if isinstance(loaded, list):
-                names = [str(name) for name in loaded]
-            else:
-                names = {str(key): str(name) for key, name in loaded.items()}
-        elif path.suffix.lower() == ".csv":
+        if path.suffix.lower() == ".csv":
             lines = [line for line in csv.reader(text.splitlines()) if line]
             for line in lines:
                 if len(line) != 2:
@@ -169,7 +163,7 @@ def _read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
             names = {key.strip(): name.strip() for key, name in lines}
         else:
             names = [line.strip() for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, AttributeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The class name file {path} cannot be read: {error}") from error
     if isinstance(names, list):
         if len(names) != len(classes):
@@ -204,7 +198,7 @@ def format_of(root: Path) -> str:
 def formats_of(root: Path) -> Iterator[str]:
     """Yield the formats that the files of a root fit."""
     typed = as_typed(root)
-    if is_url(typed) or is_command(typed) or (is_pattern(typed) and not root.exists()):
+    if is_url(typed) or (is_pattern(typed) and not root.exists()):
         yield "webdataset"
     elif root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet"):
         header = _columns(root)

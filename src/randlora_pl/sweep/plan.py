@@ -226,7 +226,7 @@ def result_key(flat: Mapping[str, Any]) -> Tree:
     """
     name = flat.get("data.dataset")
     own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
-    how = ["run", "data.download", "data.num_workers", "trainer.accelerator", "config", "ckpt_path"]
+    how = ["run", "data.num_workers", "trainer.accelerator", "config", "ckpt_path"]
     how += ["trainer.devices"] if flat.get("trainer.devices") in (1, "1", "auto") else []  # more change the batch
     how += ["trainer.enable_progress_bar", "checkpoint.every_n_steps", *([] if own else ["data.root"])]
     left_out = tuple(f"{option}." for option in how)  # they change neither what a run computes nor its hash

@@ -16,7 +16,6 @@ from randlora_pl.data import download as fetch
 from randlora_pl.data import install
 from randlora_pl.data.catalog import CATALOG, find
 from randlora_pl.data.splits import Splits
-from randlora_pl.utils.errors import UserError
 from tests.data.download.server import Server, md5, serving
 from tests.data.readers import BUILDERS
 from tests.data.readers.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
@@ -277,22 +276,6 @@ def test_interrupted_and_with_a_folder_in_the_way(run: Run, publish: Publish, mo
     assert stopped.code == 130 and stopped.err.endswith("data get eurosat --root 'a set'\n")
     Path("sets/downloads/eurosat/EuroSAT.zip").mkdir(parents=True)
     assert "EuroSAT.zip" in run("data", "get", "eurosat", "--root", "sets").err
-
-
-def test_fit_fetches_by_the_same_way(publish: Publish, tmp_path: Path) -> None:
-    from randlora_pl.data import ImageData
-
-    publish("eurosat")
-    root = tmp_path / "sets"
-    ImageData(dataset="eurosat", root=str(root)).prepare_data()
-    assert not root.exists()
-    data = ImageData(dataset="eurosat", root=str(root), download=True)
-    data.prepare_data()
-    data.setup()
-    assert len(data.samples("train")) == 30 and names(root) == ["eurosat"]
-    ImageData(dataset="digits", download=True).prepare_data()
-    with pytest.raises(UserError, match="--root"):
-        ImageData(dataset="cars", root=str(root), download=True).prepare_data()
 
 
 @in_one_item(

@@ -225,17 +225,6 @@ def test_flowers_of_another_size(tmp_path: Path, copies: Copies, monkeypatch: py
     assert cub200(copy.row, tmp_path, "val") is None
 
 
-def test_resisc45_without_class_folders(own_copy: Copies) -> None:
-    copy = own_copy("resisc45")
-    before = copy.samples("train")
-    home = copy.root / "resisc45/NWPU-RESISC45"
-    for path in list(home.glob("*/*.jpg")):
-        path.rename(home / path.name)
-    flat = copy.samples("train")
-    assert [key.rpartition("/")[2] for key in before.keys] == list(flat.keys)
-    assert np.array_equal(before.labels, flat.labels)
-
-
 def test_a_test_split_needs_no_training_images(tmp_path: Path) -> None:
     for label, wnid in enumerate(known("imagenet")):
         Writer()(tmp_path / "imagenet/val" / wnid / f"{label}.JPEG", label)

@@ -17,12 +17,9 @@ def pixels(samples: Any) -> np.ndarray:
     return np.stack([samples.images.load(row) for row in samples.rows.tolist()])
 
 
-@pytest.mark.parametrize("by_import", [False, True])
-def test_digits_are_scikit_learns(by_import: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_are_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
-    if by_import:  # where the file has another place
-        monkeypatch.setattr("randlora_pl.data.readers.find_spec", lambda name: None)
     samples = read(find("digits"), Path(), "train")
     assert samples is not None and len(samples) == 1797
     expected = load_digits()

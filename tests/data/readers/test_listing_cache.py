@@ -245,15 +245,6 @@ def test_two_that_write_at_once(tree: Tree, listings: Path) -> None:
     assert found == [True] * 80 and len(list(listings.iterdir())) == 1
 
 
-def test_large_listings_are_told(tree: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(listing, "LOGGED", 5)
-    root = tree(cat=3, dog=2)
-    with caplog.at_level(logging.INFO, "randlora_pl"):
-        must(root)
-        must(root)
-    assert "5 files, listed in" in caplog.text and "5 files, from the stored listing" in caplog.text
-
-
 def test_strings_are_what_was_given() -> None:
     for texts in ([], [""], ["a", "", "bc"], ["caf\u00e9", "x", "\udcff.png", "\U0001f40e"]):
         strings = Strings.from_texts(texts)

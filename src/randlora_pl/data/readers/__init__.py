@@ -133,17 +133,11 @@ def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels; gray levels 0..16 are scaled to 0..255."""
     if split != "train":
         return None
-    package = find_spec("sklearn")
-    file = Path((package and package.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():  # the import of scikit-learn takes half a second
-        table = np.loadtxt(file, delimiter=",")
-        images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
-    else:
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
-        images = images.reshape(-1, 8, 8)
-    array = np.rint(images * (255 / 16)).astype(np.uint8)[..., None]
+    package = find_spec("sklearn")  # its import takes half a second
+    assert package is not None and package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    labels = table[:, -1].astype(np.int64)
+    array = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     keys = [f"{number:04d}" for number in range(len(array))]
     return in_key_order(ArrayImages(array, row.name), labels, keys, row.classnames)
 

@@ -35,10 +35,7 @@ def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]
         if parts is None or parts[1] not in label_of:
             raise wrong_line(path, number, line, "CLASS_NUMBER.jpg with one of the 45 classes")
         entries.append((f"{parts[1]}/{line}", label_of[parts[1]]))
-    images = home / "NWPU-RESISC45"
-    if entries and not (images / entries[0][0]).is_file() and (images / Path(entries[0][0]).name).is_file():
-        entries = [(Path(image).name, label) for image, label in entries]  # some copies have no class folders
-    return file_samples(row, root, images, entries, row.classnames, str(path))
+    return file_samples(row, root, home / "NWPU-RESISC45", entries, row.classnames, str(path))
 
 
 def sun397(row: DatasetSpec, root: Path, split: str) -> Samples | None:

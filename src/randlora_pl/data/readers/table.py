@@ -303,11 +303,6 @@ class HubImages(EncodedImages):
             return self.home / cell["path"], None
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
-    def suffix(self, index: int) -> str:
-        """Return the suffix of the stored path."""
-        (cell,) = self.data[index].values()
-        return Path((cell or {}).get("path") or "").suffix.lower()
-
     def name(self, index: int) -> str:
         """Return the split and the row number."""
         return f"{self.title}, row {index}"

@@ -42,9 +42,6 @@ INDICES = Path(__file__).parents[1] / "indices"
 LEAST = 10_000
 """Minimum number of samples for storing a listing."""
 
-LOGGED = 100_000
-"""Minimum number of samples for logging that a listing was stored or used."""
-
 SETTLED_NS = 2 * 10**9
 """Minimum age of a change in nanoseconds: FAT has steps of 2 s."""
 
@@ -362,12 +359,10 @@ def read_listing(
     digest = hashlib.sha256(json.dumps([version, *name]).encode()).hexdigest()
     path = cache_folder() / "listings" / digest
     listing = None if _ignore_stored.get() else _load(path, recipe, states)
-    how = "from the stored listing"
     if listing is None:
         begin = time.time_ns()
         seen: dict[str, Stamp] = {}
         listing = find(lambda *paths: seen.update(zip(paths, states(paths), strict=True)))
-        how = f"listed in {(time.time_ns() - begin) / 1e9:.1f} s"
         if len(listing) >= (LEAST if least is None else least):
             devices = timeless_devices()
             folders = filter(os.path.isdir, seen if devices else ())
@@ -376,10 +371,8 @@ def read_listing(
                 os.stat(folder).st_dev in devices  # noqa: PTH116 (as in `stamp`)
                 for folder in folders
             )
-            if settled and _save(path, recipe, listing, seen):
-                how += ", stored for the next run"
-    if len(listing) >= LOGGED:
-        log.info("%s: %s files, %s", name[1], f"{len(listing):,}", how)
+            if settled:
+                _save(path, recipe, listing, seen)
     return listing
 
 
@@ -408,7 +401,7 @@ def samples_of(listing: Listing, home: Path, classes: Sequence[str]) -> Samples:
     return Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), known_numbers=numbers)
 
 
-def _save(path: Path, recipe: Sequence[str], listing: Listing, seen: Mapping[str, Stamp]) -> bool:
+def _save(path: Path, recipe: Sequence[str], listing: Listing, seen: Mapping[str, Stamp]) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = dict(listing.columns)
     for name, text in listing.texts.items():
         arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}
@@ -422,8 +415,6 @@ def _save(path: Path, recipe: Sequence[str], listing: Listing, seen: Mapping[str
                 stream.write(array.data)
     except OSError as error:
         log.debug("the listing cannot be stored in %s: %s", path, error)
-        return False
-    return True
 
 
 def _load(path: Path, recipe: Sequence[str], states: Callable[[Sequence[str]], Sequence[Stamp]]) -> Listing | None:

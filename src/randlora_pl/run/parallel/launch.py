@@ -348,7 +348,7 @@ def parting() -> Iterator[None]:
 
 
 _ALONE = (
-    "config.", "run.", "data.root.", "data.num_workers.", "data.cache_images.", "data.download.", "ckpt_path.",
+    "config.", "run.", "data.root.", "data.num_workers.", "data.cache_images.", "ckpt_path.",
     "data.shots_file.", "data.classnames.", "data.templates.", "trainer.devices.", "trainer.num_nodes.",
     "trainer.logger.", "trainer.profiler.", "trainer.default_root_dir.", "trainer.enable_progress_bar.",
 )  # fmt: skip

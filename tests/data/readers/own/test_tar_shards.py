@@ -444,8 +444,7 @@ def test_compressed_shards(tmp_path: Path) -> None:
         ("empty", "has no .tar files"),
         ("train-{0..2}.tar", r"The shard .*train-1.tar does not exist .* \(3 are listed by"),
         ("x*.tar", "No file matches"),
-        ("pipe:cat train-0.tar", "commands are not run"),
-        ("list.txt", r"list.txt, line 2: 'pipe:.*commands are not run"),
+        ("pipe:cat train-0.tar", "does not exist"),
         ("lacks.txt", "lists no shards"),
         ("binary", "is neither a .tar file nor a text file"),
         ("only", "has no train shards, only test"),
@@ -459,7 +458,6 @@ def test_roots_that_name_no_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     layout(tmp_path, "train-0.tar", "only/test-0.tar")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "list.txt").write_text("train-0.tar\npipe:curl http://host/a.tar\n")
     (tmp_path / "lacks.txt").write_text("\n# nothing\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match=message):
