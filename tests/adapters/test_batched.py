@@ -226,9 +226,12 @@ def test_what_is_unknown_is_refused_and_the_state_is_back(case: str, tmp_path: P
 
 def test_names_and_states_that_are_refused(tmp_path: Path) -> None:
     adapters = loaded(zoo.small_vit, {"a": (LORA, None), "b": (BitFit(), None)}, tmp_path)
-    for names, message in ((["a", "c"], "'c' is not loaded"), (["a", "b"], "'b' .BitFit. changes the model's own")):
-        with pytest.raises(UserError, match=message), adapters.batched(names):
-            pass
+    listed, changes = "takes a list with the name", "'b' .BitFit. changes the model's own"
+    refused: dict[str, list[Any]] = {"'c' is not loaded": [["a", "c"]], changes: [["a", "b"]]}
+    for message, lists in (refused | {listed: ["ab", [], [{"a": 0.5}, "a"]]}).items():
+        for names in lists:
+            with pytest.raises(UserError, match=message), adapters.batched(names):
+                pass
     assert_exact(adapters, ["b", "b"], zoo.images())  # alone it can
     with adapters.batched(["a", None]), pytest.raises(UserError, match="Leave the block of batched first"):
         adapters.use("a")

@@ -227,8 +227,9 @@ class AdapterSet:
         another shape also calls the base model with one sample and with two, to find the samples inside the model.
 
         Examples:
-            >>> with adapters.batched(["cars", "pets", None]):
-            ...     logits = model(images[:3])
+            >>> adapters.model.eval()
+            >>> with adapters.batched(["cars", "pets", None]) as model:
+            ...     features = model(images[:3])
 
         Args:
             names: Name of the adapter of each sample, None for the base model.
@@ -238,13 +239,16 @@ class AdapterSet:
                 a layer only builds a weight. In the block: a call compares samples with one another, or the samples are
                 not found in the input of an adapted layer.
         """
+        if isinstance(names, str) or not names or not all(isinstance(name, str | None) for name in names):
+            raise UserError("batched takes a list with the name of an adapter, or None, for each sample.")
         distinct = dict.fromkeys(names)
         for name in distinct:
             self._weights(name)
             if len(distinct) > 1 and name is not None and self._loaded[name].own:
                 raise UserError(
                     f"{name!r} ({self._loaded[name].report.adapter.method()}) changes the model's own tensors, so one "
-                    f"batch cannot have other adapters beside it. Use it alone: adapters.use({name!r})."
+                    f"batch cannot have other adapters beside it. Keep its head outside the model, or use it alone: "
+                    f"adapters.use({name!r})."
                 )
         if any(module.training for module in {*self.model.modules()} - update_modules(self.model)):
             raise UserError("batched is for prediction, and the model is in training mode. Call model.eval() first.")

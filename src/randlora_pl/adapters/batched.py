@@ -205,8 +205,8 @@ _KNOWN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)
 
 def _unknown(path: str, what: str) -> UserError:
     return UserError(
-        f"{path or 'the model'}: the input {what}, so the rows of each sample are unknown. Use one adapter at a time, "
-        "or adapters that leave the layer out."
+        f"{path or 'the model'}: the input {what}, so the rows of each sample are unknown. Call the part that encodes "
+        "the samples, such as encode_image, or use one adapter at a time."
     )
 
 

@@ -66,14 +66,14 @@ def _write_contents(path: Path, contents: Contents) -> None:
     text = json.dumps(config, indent=2) + "\n"
     if path.suffix == SUFFIX:
         if path.exists() and _config_of_file(path) is None:
-            raise UserError(f"{path} is not an adapter, so nothing was written. Set a new file.")
+            raise UserError(f"{path} is not an adapter, so nothing was written. Choose a new file.")
         tensors = contents.tensors | {_PREFIX + name: tensor for name, tensor in contents.bases.items()}
         with scratch_folder(path) as part:
             save_tensors(tensors, part / path.name, {_KEY: text})
             move(part / path.name, path)
         return
     if path.exists() and (not path.is_dir() or {e.name for e in path.iterdir()} - {TENSORS, CONFIG, BASES}):
-        raise UserError(f"{path} contains other files than an adapter, so nothing was written. Set a new folder.")
+        raise UserError(f"{path} contains other files than an adapter, so nothing was written. Choose a new folder.")
     with atomic_folder(path) as part:
         (part / CONFIG).write_text(text)
         save_tensors(contents.tensors, part / TENSORS)
@@ -92,6 +92,8 @@ def _read_contents(path: Path, name: Path | None = None) -> Contents:
     if text is None:
         inside = [each for each in ("adapter", "adapter-best") if (path / each).is_dir()]
         hint = f"Did you mean {path / inside[0]}?" if inside else "A run writes it to RUN/adapter."
+        if path.is_file():
+            hint = "Use the folder RUN/adapter, or a file of `randlora-pl adapter export --to adapter`."
         if (path / "adapter_model.safetensors").is_file():
             hint = (
                 "PEFT wrote it: load it with import_peft(folder, model), or `randlora-pl adapter import --from peft`."

@@ -126,7 +126,7 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
-        raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Set a new folder.")
+        raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Choose a new folder.")
     with disk_errors(path), atomic_folder(path) as part:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         # shared bases belong to PEFT's model, all else to a module of the base model

@@ -18,8 +18,9 @@ class ServerOptions:
     Attributes:
         adapter: Folder, file or run of an image adapter. It knows its base model, class names and prompts.
         adapters: Folder with adapters of one base model, NAME or NAME.safetensors, in the place of --adapter. A request
-            names one: adapter=NAME.
-        adapter_memory: Most memory for adapters of the folder, per worker. The least recently used are unloaded.
+            names one: adapter=NAME. Files may change while the server runs. Links are not followed.
+        adapter_memory: Most memory for adapters of the folder, per worker. One with its head needs up to twice its
+            file. The least recently used are unloaded.
         host: 127.0.0.1 is for this machine only, 0.0.0.0 or :: for all.
         port: TCP port.
         token: Answer only requests with the header Authorization: Bearer TOKEN. Other users can see the option in the

@@ -141,7 +141,7 @@ class Shelf:
 
     def _load(self, name: str, files: Files, kept: Collection[str]) -> None:
         size, first = sum(size for size, *_ in files.states), self.tasks.first
-        self._check_size(name, size)
+        self._check_size(name, size, "at least ")
         with tempfile.TemporaryDirectory(prefix="randlora-pl-", ignore_cleanup_errors=True) as private:
             copy = _copied(files, Path(private))
             if find_files(self.folder, name) != files:
@@ -173,10 +173,10 @@ class Shelf:
             raise
         self._loaded[name] = files, own
 
-    def _check_size(self, name: str, size: int) -> None:
+    def _check_size(self, name: str, size: int, bound: str = "") -> None:
         if size > self.limit:
-            bound = f"serve --adapter-memory {self.limit / 1e6:g} allows"
-            raise UserError(f"{name} needs {size / 1e6:,.1f} MB, more than {bound}.")
+            allowed = f"serve --adapter-memory {self.limit / 1e6:g} allows"
+            raise UserError(f"{name} needs {bound}{size / 1e6:,.1f} MB, more than {allowed}.")
 
     def _check_file(self, file: AdapterFile) -> None:
         """Refuse another task or base model."""
