@@ -166,21 +166,6 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         labelled(tmp_path).setup("fit")
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end_or_is_refused(tmp_path: Path) -> None:
-    write_reviews(tmp_path)
-    tokenizer = sentence_tokenizer()
-    tokenizer.pad_token = None
-    data = Given(dataset="csv", root=str(tmp_path), batch_size=8, steps=1)
-    data._given = tokenizer
-    with pytest.raises(UserError, match="neither"):
-        data.setup("fit")
-    tokenizer.eos_token = "[SEP]"
-    data.setup("fit")
-    (batch,) = list(data.train_dataloader())
-    padding = batch["input_ids"][batch["attention_mask"] == 0]
-    assert len(padding) and set(padding.tolist()) == {tokenizer.eos_token_id}
-
-
 def test_a_trainer_s_task_gives_the_tokenizer(tmp_path: Path) -> None:
     data = labelled(write_reviews(tmp_path))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]

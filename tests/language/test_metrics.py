@@ -4,14 +4,12 @@ import importlib.util
 import math
 import shutil
 import subprocess
-from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.language import metrics as generation
@@ -92,17 +90,6 @@ def test_nist_is_that_of_the_slow_definition(pairs: list[tuple[str, list[str]]])
     assert nist(texts, references) == pytest.approx(slow_nist(texts, references), abs=1e-9)
 
 
-@given(st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=5))
-def test_nist_with_one_reference_is_that_of_nltk(pairs: list[tuple[str, str]]) -> None:
-    scorer = pytest.importorskip("nltk.translate.nist_score")
-    texts, references = [text for text, _ in pairs], [[reference] for _, reference in pairs]
-    longest = max(len(text.split()) for text in texts)  # nltk divides by 0 where no text has n words
-    expected = scorer.corpus_nist(
-        [[group[0].split()] for group in references], [t.split() for t in texts], min(5, longest)
-    )
-    assert nist(texts, references) == pytest.approx(expected, abs=1e-9)
-
-
 def test_nist_takes_the_tokens_of_mteval_in_lower_case() -> None:
     assert nist(["The pub, it's £30."], [["the PUB , it's £30 ."]]) == pytest.approx(math.log2(6))  # six tokens
     assert nist([""], [["a"]]) == 0
@@ -119,30 +106,6 @@ def test_rouge_l_and_cider_are_those_of_coco_on_its_tokens() -> None:
     assert rouge_l(repeated, REFERENCES) == pytest.approx(1) and cider(repeated, REFERENCES) > 3.9
 
 
-def test_bleu_is_that_of_the_definition() -> None:
-    """Papineni et al. (2002) word by word, with the closest length of a reference."""
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    tokenize = Tokenizer13a()
-    hypotheses = [tokenize(text.lower()).split() for text in TEXTS]
-    groups = [[tokenize(text.lower()).split() for text in group] for group in REFERENCES]
-    logs = 0.0
-    for n in range(1, 5):
-        right = count = 0
-        for text, group in zip(hypotheses, groups, strict=True):
-            grams = [Counter(tuple(line[i : i + n]) for i in range(len(line) - n + 1)) for line in (text, *group)]
-            right += sum(min(c, max(known[g] for known in grams[1:])) for g, c in grams[0].items())
-            count += sum(grams[0].values())
-        logs += math.log(right / count) / 4
-    length = sum(map(len, hypotheses))
-    closest = sum(
-        min((abs(len(line) - len(text)), len(line)) for line in group)[1]
-        for text, group in zip(hypotheses, groups, strict=True)
-    )
-    assert bleu(TEXTS, REFERENCES) == pytest.approx(100 * math.exp(logs) * min(1.0, math.exp(1 - closest / length)))
-    assert bleu([group[-1] for group in REFERENCES], REFERENCES) == pytest.approx(100)
-
-
 def test_all_scores_are_given_and_meteor_or_why_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,7 +113,8 @@ def test_all_scores_are_given_and_meteor_or_why_not(
     found = generation_scores(TEXTS, REFERENCES)
     assert list(found) == ["BLEU", "NIST", "ROUGE-L", "CIDEr"]
     assert "install a Java runtime" in caplog.text
-    assert found["BLEU"] == bleu(TEXTS, REFERENCES)
+    assert found["BLEU"] == bleu(TEXTS, REFERENCES) < bleu([group[-1] for group in REFERENCES], REFERENCES)
+    assert bleu([group[-1] for group in REFERENCES], REFERENCES) == pytest.approx(100)  # of one, two or three each
     assert found["ROUGE-L"] == 100 * rouge_l(TEXTS, REFERENCES)
     monkeypatch.setattr(generation, "meteor", lambda *_: (0.25, ""))
     assert generation_scores(TEXTS, REFERENCES)["METEOR"] == 25
@@ -171,7 +135,7 @@ def test_meteor_is_that_of_its_program() -> None:
     assert 0.5 < found < 0.95
 
 
-@pytest.mark.parametrize("does", ["exit 1", "read line", "echo nothing; read line; echo nothing"])
+@pytest.mark.parametrize("does", ["exit 1", "echo nothing"])
 def test_a_program_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\n{does}\n")
@@ -185,40 +149,17 @@ def test_a_program_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "pip install" in generation.meteor(["a"], [["a"]])[1]
 
 
-BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
-
-
 def test_grades_of_a_few_predictions() -> None:
     found = grades("acc", [0, 1, 1, 0], [0, 1, 0, 0])
     assert found == {"acc": 0.75, "f1": pytest.approx(2 / 3), "matthews": pytest.approx(1 / math.sqrt(3))}
     three = grades("acc", [0, 1, 2, 2], [0, 1, 2, 1])
     assert three["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # the mean over the classes
+    scores = grades("pearson", [1.0, 2.0, 4.0], [2.0, 1.0, 5.0])
+    pearson = 48 / 3276**0.5
+    assert scores == pytest.approx({"pearson": pearson, "spearman": 0.5, "combined": (pearson + 0.5) / 2})
     assert grades("pearson", [2.0, 2.0], [1.0, 2.0]) == {"pearson": 0, "spearman": 0, "combined": 0}, "a constant"
     for name, task in TASKS.items():
         assert next(iter(grades(task.metric, [0, 1], [0, 1]))) == task.metric, f"the paper's of {name} comes first"
-
-
-@given(BITS)
-def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -> None:
-    predicted, labels = (list(side) for side in zip(*pairs, strict=True))
-    found = grades("matthews", predicted, labels)
-    assert next(iter(found)) == "matthews"
-    constant = len(set(predicted)) == 1 or len(set(labels)) == 1
-    assert found["matthews"] == pytest.approx(0.0 if constant else np.corrcoef(predicted, labels)[0, 1])
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=20))
-def test_pearson_and_spearman(pairs: list[tuple[int, int]]) -> None:
-    predicted, labels = ([value / 10 for value in side] for side in zip(*pairs, strict=True))
-    assume(len(set(predicted)) > 1 and len(set(labels)) > 1)
-    ranks = [
-        [sum(other < value for other in side) + (side.count(value) - 1) / 2 for value in side]
-        for side in (predicted, labels)
-    ]
-    found = grades("pearson", predicted, labels)
-    assert found["pearson"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
-    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert found["combined"] == pytest.approx((found["pearson"] + found["spearman"]) / 2)
 
 
 def test_predictions_are_gathered_whole() -> None:

@@ -16,7 +16,6 @@ from randlora_pl.lab.paper import notes
 from randlora_pl.language import catalog as known
 from randlora_pl.language.prompt_sets import SOURCE, TREE
 from randlora_pl.run.options.classes import classes, is_text_task
-from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Cell, is_text, plan
@@ -287,17 +286,3 @@ def test_a_tiny_sweep_of_glue_counts_its_own_metrics(run: Run, refused: Refused,
         )
     (tmp_path / "zero.yaml").write_text(yaml.safe_dump(GLUE | {"methods": GLUE["methods"] | {"zero-shot": None}}))
     assert "zero-shot" in refused("sweep", "zero.yaml", "--data.root", str(root))
-
-
-@pytest.mark.slow
-def test_table_4_trains_as_many_parameters_as_its_configs_say() -> None:
-    """Beside the head, which all methods train; counted on the meta device."""
-    told = {("RoBERTa-base", "RandLoRA-64"): 718_848, ("RoBERTa-base", "LoRA-4"): 663_552}
-    told |= {("RoBERTa-large", "RandLoRA-100"): 1_780_416, ("RoBERTa-large", "LoRA-4"): 1_769_472}
-    cells = {cell.labels[::3]: cell for cell in plan(find_sweep("table4")[1])}
-    for place, number in told.items():
-        found = counts(cells[place].tree)
-        assert found is not None and found.trainable == number, place
-        assert f"{number:,}" in find_config(str(place[0]).replace("RoBERTa-", "glue_roberta_")).read_text()
-    rates = {cell.labels.method: cell.flat.get("model.learning_rate") for cell in cells.values()}
-    assert rates["VeRA-1024"] == rates["VeRA-256"] == 1e-2 and rates["LoRA-4"] is None, "1e-4 by default"

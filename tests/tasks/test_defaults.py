@@ -14,7 +14,6 @@ from randlora_pl.adapters import (
     Together,
     VeRA,
 )
-from randlora_pl.tasks import LinearHeadTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -39,12 +38,6 @@ def test_learning_rates_are_those_of_the_paper(adapter: Adapter, both: float, im
     assert make("vision-language", adapter=adapter).learning_rate == both
     assert make("text head", adapter=adapter).learning_rate == image_only
     assert make("linear head", adapter=adapter).learning_rate == image_only
-
-
-def test_a_typed_learning_rate_wins() -> None:
-    task = make("linear head", learning_rate=0.5, head_learning_rate=0.25)
-    assert isinstance(task, LinearHeadTask)
-    assert (task.learning_rate, task.head_learning_rate) == (0.5, 0.25)
 
 
 @in_one_item(

@@ -67,13 +67,6 @@ def test_the_training_beside_a_search_is_as_without_it(
     assert_same_bits(ends[0], ends[2])
 
 
-def test_the_text_features_of_a_step_are_put_aside(trainer: Make, digits: Make) -> None:
-    task = run("unrolled", trainer, digits, max_steps=1)
-    task.step_features = held = object()
-    loss = task.report.procedure.problem.search_loss(1)
-    assert loss.requires_grad and task.step_features is held
-
-
 def test_shares_are_in_files_and_merged_weights(tmp_path: Path) -> None:
     task, other = (built("linear head", adapter=AutoLoRA(rank=2, alpha=64)) for _ in range(2))
     with torch.no_grad():

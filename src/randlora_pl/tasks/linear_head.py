@@ -132,11 +132,6 @@ class HeadTask(ImageTask):
         """Return the head's weight (outputs, features)."""
         return {"head": self.head.weight}
 
-    def check_part(self, part: str) -> None:
-        """Refuse an export of the text tower."""
-        if part == "text":
-            raise UserError(f"{type(self).__name__} has no text tower. Use --part classifier or image.")
-
     def head_weight(self) -> Tensor:
         """Return the head's weight (outputs, features)."""
         return self.head.weight

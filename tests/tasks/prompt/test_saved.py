@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randlora_pl.adapters import read_adapter
@@ -147,32 +145,6 @@ def test_damaged_descriptions_are_one_line(saved: Path, name: str, value: Any, m
         load_task(copy)
     found = str(refused.value)
     assert message in found and "\n" not in found and len(found) < 500, found
-
-
-@in_one_item(
-    "change",
-    [
-        lambda tensors: tensors.pop("extra.prompts.tokens"),
-        lambda tensors: tensors.update({"extra.prompts.more": torch.zeros(2)}),
-        lambda tensors: tensors.update({"extra.prompts.tokens": torch.zeros(3, 128)}),
-        lambda tensors: tensors.update({"extra.head": tensors["extra.head"][:2].clone()}),
-        lambda tensors: tensors.update({"extra.decoupled.probe.weight": torch.zeros(4, 128)}),
-    ],
-)
-def test_tensors_that_do_not_fit_are_one_line(
-    saved: Path, change: Callable[[dict[str, Tensor]], Any], tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(saved, tmp_path / "adapter"))
-    (file,) = copy.glob("*.safetensors")
-    with safe_open(file, "pt") as opened:
-        about = opened.metadata()
-    tensors = load_file(file)
-    change(tensors)
-    changed(copy, lambda metadata: None)
-    save_file(tensors, file, about)
-    with pytest.raises(UserError) as refused:
-        load_task(copy)
-    assert "\n" not in str(refused.value)
 
 
 def test_other_classes_in_the_description_do_not_fit(folder: Path) -> None:
