@@ -27,7 +27,6 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject
 from randlora_pl.adapters.injection import Coverage, coverage
@@ -39,7 +38,6 @@ from randlora_pl.utils.errors import UserError
 METHODS: tuple[Adapter, ...] = (RandLoRA(), LoRA(), DoRA())
 FAULT = "fault:"
 _INJECTED: set[type[nn.Module]] = set()
-_CHANGES = {"uniform_", "normal_", "clamp_", "erfinv_", "mul_", "add_", "zero_", "fill_"}
 _LEAST = 0.01  # frozen weights below this share of the blocks are not listed
 _NAMES_OF_MODES = {"center": "shortest", "border": "longest", "squash": "squash"}
 
@@ -62,8 +60,7 @@ def adapted(library: str, name: str) -> dict[str, str]:
         return empty | {"hub": hub, "refused": ""}
     row = empty | {"hub": hub, "refused": ""}
     try:
-        with NoValues():
-            model = meta_clip(name) if library == "open_clip" else meta_vit(name)
+        model = meta_clip(name) if library == "open_clip" else meta_vit(name)
         for method in METHODS[1:]:
             if (
                 type(model) not in _INJECTED
@@ -93,18 +90,6 @@ def _facts(covered: Coverage) -> dict[str, str]:
     counts = re.findall(r"(\d+) of (\d+) (linear layers|convolutions)", covered.line)
     found = {words.split()[0]: f"{adapted}/{every}" for adapted, every, words in counts}
     return found | {"frozen": "; ".join(frozen)}
-
-
-class NoValues(TorchFunctionMode):
-    """Leave out the initialization of weights, which have no values on the meta device."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Return the tensor itself where a function would only change its values."""
-        if getattr(func, "__name__", "") in _CHANGES and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **kwargs or {})
 
 
 def prepared(library: str, name: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 
     python scripts/walk.py rank       # from the shell to the weight
     python scripts/walk.py picture    # from the disk to the loss
-    python scripts/walk.py rank --checkout ../other
 
 A file counts if one of its functions, while it runs, holds the value: as an argument or local, or as an item or
 attribute of one. The rank is a number that the run has nowhere else. A picture is its file's name, then an image of a
@@ -103,9 +102,8 @@ def main() -> None:
     """Run the program in this process and print the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("value", choices=["rank", "picture"])
-    parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1])
     options = parser.parse_args()
-    package = (options.checkout / "src").resolve()
+    package = Path(__file__).resolve().parents[1] / "src"
     sys.path.insert(0, str(package))
 
     with TemporaryDirectory() as folder:

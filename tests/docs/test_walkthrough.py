@@ -33,7 +33,7 @@ def test_the_lists_name_files_and_grow_no_longer(value: str) -> None:
 @pytest.mark.slow  # runs in processes of their own, each function of which is traced
 @pytest.mark.parametrize("value", MOST)
 def test_the_files_on_the_way_are_those_of_the_page(value: str, tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "scripts" / "walk.py"), value, "--checkout", str(ROOT)]
+    script = [sys.executable, str(ROOT / "scripts" / "walk.py"), value]
     done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert set(ROW.findall(done.stdout)) == listed(value)
 
