@@ -5,13 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.adapters import RandLoRA, trainable_parameters
+from randlora_pl.adapters import trainable_parameters
 from randlora_pl.language.batches import Tokens, pack
 from randlora_pl.language.data import TextData
 from randlora_pl.language.decoder import check_apart, token_losses
@@ -21,7 +20,7 @@ from tests.adapters.cases import assert_close
 from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
 
-from .small import fit, make, records, texts, trained, typed
+from .small import make, records, typed
 from .test_cli import SMALL
 from .test_generate import LAYERS, small
 from .test_token_losses import adapted, gradients
@@ -162,24 +161,6 @@ def test_a_step_over_all_rows_has_the_loss_of_all_samples(tmp_path: Path, tokeni
     assert rows < 8 and facts[0]["train"] == facts[1]["train"] == 24 and facts[0]["tokens"] == facts[1]["tokens"]
     assert facts[1]["rows"] == rows and "rows" not in facts[0] and "packing" not in told[0]
     assert told[1]["packing"].startswith(f"24 samples are joined to {rows} rows, ")
-
-
-def test_a_resumed_training_is_that_of_one_run(toy: Path, tokenizer: Path, tmp_path: Path) -> None:
-    """Bit for bit, as the rows are the same again; with dropout."""
-
-    class Save(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            if trainer.global_step == 2:
-                trainer.save_checkpoint(tmp_path / "two.ckpt")
-
-    options: dict[str, Any] = {"packing": True, "cutoff": 64, "batch_size": 4, "steps": 4}
-    adapter = RandLoRA(rank=8, dropout=0.1)
-    whole, again = make(tokenizer, adapter=adapter), make(tokenizer, adapter=adapter)
-    fit(whole, texts(toy, **options), callbacks=[Save()])
-    trainer = fit(again, texts(toy, **options), tmp_path / "two.ckpt")
-    assert trainer.global_step == 4 and (tmp_path / "two.ckpt").is_file()
-    for name, value in trained(whole).items():
-        assert torch.equal(trained(again)[name], value)
 
 
 def test_packing_through_the_command(run: Run, refused: Refused, toy: Path, tokenizer: Path) -> None:

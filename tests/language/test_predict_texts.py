@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LoRA, RandLoRA
+from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, RandLoRA
 from randlora_pl.commands.main import main
 from randlora_pl.language.prompt_sets import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
@@ -285,15 +285,6 @@ def test_scores_of_pairs(run: Run, refused: Refused, tmp_path: Path) -> None:
     assert "text_a" in refused(*base, "t.txt")
     assert "t.txt" in refused(*base, str(data / "test.jsonl"), "t.txt")
     assert "--top-k" in refused(*base, "t.txt", "--top-k", "1")
-
-
-def test_classify_keeps_the_order_of_its_texts() -> None:
-    task: TextClassificationTask = classify.make(adapter=LoRA(rank=2))
-    task.set_classes(["a", "b"])
-    task.adapt()
-    texts = ["a", "a longer text", "text", "the longest text of all"]
-    alone = torch.cat([task.classify([text]) for text in texts])
-    torch.testing.assert_close(task.classify(texts, batch_size=2), alone, rtol=1e-4, atol=1e-5)
 
 
 # Several adapters, files, mistakes

@@ -83,21 +83,6 @@ def test_class_prompts_are_encoded_once_in_an_evaluation(trainer: Make, digits: 
         texts.clear(), pictures.clear()
 
 
-def test_text_features_are_those_of_the_weights_of_now(trainer: Make, digits: Make) -> None:
-    """Before a training, in a validation within it, and after it."""
-    task, data = make("vision-language"), digits(steps=2)
-    assert isinstance(task, VisionLanguageTask)
-    own = trainer(limit_test_batches=1, limit_val_batches=1, val_check_interval=1)
-    losses = []
-    own.test(AdaptationModule(task), data, verbose=False)
-    losses.append(own.callback_metrics["test/loss"].item())
-    own.fit(AdaptationModule(task), data)
-    losses.append(own.test(AdaptationModule(task), data, verbose=False)[0]["test/loss"])
-    task._class_features = torch.zeros(10, 128)  # a test that did not encode anew would use these
-    assert own.test(AdaptationModule(task), data, verbose=False)[0]["test/loss"] == losses[-1]
-    assert losses[0] != losses[1]
-
-
 def test_a_caption_that_occurs_often_is_encoded_once() -> None:
     task = task_of()
     rows = counted(task, "encode_text")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import LoRA, RandLoRA, VeRA
+from randlora_pl.adapters import RandLoRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import collate, encode, pad_id
 from randlora_pl.tasks import AdaptationModule, make_trainer
@@ -155,13 +155,6 @@ def test_wrong_missing_and_empty_answers_are_counted(tmp_path: Path, monkeypatch
             AdaptationModule(task), texts(tmp_path, dataset=dataset, tests=tests)
         )
         assert (found["test/acc"], found["test/unfound"]) == (right / 4, unfound / 4)
-
-
-def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
-    rates = {
-        type(a): make(tokenizer, adapter=a, learning_rate=None).learning_rate for a in (RandLoRA(), LoRA(), VeRA())
-    }
-    assert rates == {RandLoRA: 1e-4, LoRA: 1e-4, VeRA: 1e-2}
 
 
 def test_a_vocabulary_that_is_too_small_is_told(tokenizer: Path) -> None:

@@ -56,13 +56,3 @@ def test_resumed_runs_end_with_the_same_bits(kind: str, trainer: Any, digits: An
         resumed = run(start=tmp_path / f"{step}.ckpt")
         assert resumed.keys() == whole.keys()
         assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
-
-
-def test_a_step_of_sgd_resumes_with_the_rates_typed_last(trainer: Any, digits: Any, tmp_path: Path) -> None:
-    task = make_prompts("maple + dept", optimizer="sgd", schedule="epochs")
-    trainer(callbacks=[SaveAt(tmp_path, (6,))]).fit(AdaptationModule(task), digits(**DATA))
-    other = make_prompts("maple + dept", optimizer="sgd", schedule="epochs", prompt_learning_rate=4e-3)
-    own = trainer(max_steps=7)
-    own.fit(AdaptationModule(other), digits(**DATA), ckpt_path=tmp_path / "6.ckpt", weights_only=True)
-    assert own.optimizers[0].state  # the momentum
-    assert sorted({group["initial_lr"] for group in own.optimizers[0].param_groups}) == pytest.approx([4e-3, 0.026])
