@@ -78,23 +78,22 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
         return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
     most = max(map(len, references))
     # Each text has as many references in the file: the best counts, so that the first again changes nothing.
-    groups = [[*group, *group[:1] * (most - len(group))] for group in references]
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "texts"), Path(folder, "references")
-        for file, sentences in zip(files, (texts, chain.from_iterable(groups)), strict=True):
-            lines = (" ".join(words(each)).replace("|", " ").strip() or "." for each in sentences)  # none is empty
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        # Sentences are English and are normalized, as in COCO's evaluation.
-        options = ("-l", "en", "-norm", "-q", "-r", str(most))
-        command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *files, *options]
-        done = subprocess.run(command, capture_output=True, text=True)
+    groups = [[*group, *[group[0]] * (most - len(group))] for group in references]
+    # Sentences are English and are normalized, as in COCO's evaluation.
+    options = ("-l", "en", "-norm", "-q", "-r", str(most))
     try:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [f"{folder}/texts", f"{folder}/references"]
+            for file, sentences in zip(files, (texts, chain.from_iterable(groups)), strict=True):
+                lines = (" ".join(words(each)).replace("|", " ").strip() or "." for each in sentences)  # none is empty
+                Path(file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *files, *options]
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"exit code {done.returncode}")
         return float(done.stdout), ""
-    except ValueError:
-        return (
-            None,
-            f"METEOR's program failed (exit code {done.returncode}): check `java -version` (it needs 2 GB of memory)",
-        )
+    except (OSError, ValueError) as error:
+        return None, f"METEOR's program failed ({error}): check `java -version` (METEOR needs 2 GB of memory)"
 
 
 def _program() -> Path | None:
