@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -88,10 +89,9 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
     task, data = Task(), ImageData(shots=1, steps=1)
     trainer(tmp_path).fit(task, data)
     assert data.frame == SPEC and task.seen[0]["image"].shape[2:] == (10, 10)
-    data = ImageData(shots=1, steps=1, mean=(0.1, 0.1, 0.1), interpolation="bicubic")
+    data = ImageData(shots=1, steps=1, background="black")
     trainer(tmp_path).fit(task, data)
-    assert data.frame == ImageSpec(10, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
-    trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, mean=[0.1] * 3, std=[0.2] * 3))
+    assert data.frame == replace(SPEC, background="black")
     with pytest.raises(UserError, match="image_size"):
         trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, image_size=12))
 

@@ -30,15 +30,6 @@ def test_batches_follow_the_files(tree: Tree, tmp_path: Path, num_workers: int) 
         assert torch.equal(image, eval_batch([torch.from_numpy(decode(file))], FRAME)[0])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_image_is_named(tmp_path: Path, num_workers: int) -> None:
-    save_image(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no image")
-    loader, _ = open_images([tmp_path], FRAME, num_workers=num_workers)
-    with pytest.raises(UserError, match=r"b.png"):
-        list(loader)
-
-
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.png"):
         find_images([tmp_path / "nowhere.png"])

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
 
 from randlora_pl.run.callbacks.summary import model_results
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_files import (
-    environment,
     find_adapter,
     find_run,
     find_runs,
@@ -21,7 +19,6 @@ from randlora_pl.utils.run_files import (
     git_commit,
     link_latest,
     read_results,
-    run_folder,
     runs_in,
     unlink_latest,
     write_results,
@@ -37,11 +34,6 @@ def a_run(folder: Path, tested: str | None = "adapter") -> Path:
         (folder / name).mkdir()
         (folder / "results.json").write_text(f'{{"tested": "{tested}"}}')
     return folder
-
-
-def test_folder_is_the_root_of_the_trainer(tmp_path: Path) -> None:
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False)
-    assert run_folder(trainer) == tmp_path
 
 
 def test_a_name_is_its_newest_run_and_latest_is_no_run_of_its_own(tmp_path: Path) -> None:
@@ -163,8 +155,3 @@ def test_commit_is_that_of_the_package_own_checkout(tmp_path: Path) -> None:
     assert len(figures["git_commit"]) == 40 and figures["git_changed"] is False
     (tmp_path / "run_files.py").write_text("2")
     assert git_commit(tmp_path)["git_changed"] is True
-
-
-def test_environment_has_versions() -> None:
-    found = environment()
-    assert found["version"] and found["version/torch"] and found["cpu_threads"] >= 1

@@ -101,12 +101,6 @@ class ImageData(PlannedData):
     (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets timm's crop_pct."""
     image_size: Length | None = None
     """Height and width in pixels. Default: the model's."""
-    mean: tuple[float, float, float] | None = None
-    """Mean of the three channels in [0, 1]. Default: the model's."""
-    std: tuple[float, float, float] | None = None
-    """Standard deviation of the three channels in [0, 1]. Default: the model's."""
-    interpolation: Literal["bicubic", "bilinear"] | None = None
-    """`bicubic` or `bilinear`. Default: the model's."""
     background: Literal["white", "black", "mean"] | None = None
     """Color behind transparent pixels: `white` (the default), `black` or `mean`, the mean of all images."""
     shots_file: str | None = None
@@ -128,9 +122,7 @@ class ImageData(PlannedData):
         self.root = catalog.default_root() if self.root is None else locations.root_of(str(self.root))
         self.crop_scale = (float(self.crop_scale[0]), float(self.crop_scale[1]))
         self.flip = self.row.flip if self.flip is None else self.flip
-        mean, std = (values and tuple(values) for values in (self.mean, self.std))  # from Python maybe lists
-        self.overrides = {"size": self.image_size, "mean": mean, "std": std, "resize": self.resize}
-        self.overrides |= {"interpolation": self.interpolation, "background": self.background}
+        self.overrides = {"size": self.image_size, "resize": self.resize, "background": self.background}
         self.classnames_file = self.classnames
         self.skip = self.on_error == "skip"
         self.templates = list(self.row.templates if templates is None else templates)
@@ -173,10 +165,6 @@ class ImageData(PlannedData):
         if not 0 < crop[0] <= crop[1] <= 1:
             how = "must be two fractions with 0 < minimum <= maximum <= 1"
             raise UserError(f"--data.crop_scale is {list(crop)}, but {how}")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and (problem := ImageSpec.of_values({name: value}).problem()):
-                raise UserError(f"--data.{name} sets {problem}")
         read_resize(self.resize)
         if self.root is None and row.own:
             raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")

@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import pickle
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -199,16 +197,6 @@ def test_a_damaged_file_is_harmless(tree: Tree, listings: Path, listed: list[int
     assert same(expected, must(root)) and len(listed) == 6 and [path] == list(listings.iterdir())
 
 
-def test_nothing_is_unpickled(tree: Tree, listings: Path) -> None:
-    root = tree(cat=3)
-    (root / "dog").mkdir()
-    save_image(root / "dog" / "0.png")
-    expected = must(root)
-    (path,) = listings.iterdir()
-    path.write_bytes(pickle.dumps({"about": 1}))
-    assert same(expected, must(root))
-
-
 @pytest.mark.parametrize("place", ["a file", "read-only"])
 def test_a_cache_that_cannot_be_written(
     place: str, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -224,25 +212,6 @@ def test_a_cache_that_cannot_be_written(
     with caplog.at_level(logging.DEBUG, "randlora_pl"):
         assert same(must(root), must(root))
     assert "cannot be stored" in caplog.text and not [each for each in caplog.records if each.levelno > logging.DEBUG]
-
-
-def test_two_that_write_at_once(tree: Tree, listings: Path) -> None:
-    root = tree(cat=30, dog=20)
-    expected = must(root)
-    found: list[bool] = []
-
-    def again() -> None:
-        for _ in range(20):
-            with listing.ignore_stored():
-                must(root)
-            found.append(same(expected, must(root)))
-
-    threads = [threading.Thread(target=again) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [True] * 80 and len(list(listings.iterdir())) == 1
 
 
 def test_strings_are_what_was_given() -> None:
