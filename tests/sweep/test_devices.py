@@ -147,14 +147,19 @@ def test_the_tasks_of_a_job_follow_the_first_one(monkeypatch: pytest.MonkeyPatch
     assert sorted(done) == sorted((rank, *cell) for rank in range(2) for cell in cells)
 
 
-def test_the_tasks_that_are_submitted(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    written(tmp_path, **TWO)
-    (tools := tmp_path / "bin").mkdir()
-    for name, body in {"sbatch": f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711", "srun": ""}.items():
+def put_slurm_into(folder: Path) -> None:
+    """Put stand-ins of SLURM's tools on the path, of which sbatch keeps the script as ``submitted``."""
+    (tools := folder / "bin").mkdir()
+    for name, body in {"sbatch": f"cp $1 {folder}/submitted; echo Submitted batch job 4711", "srun": ""}.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o700)
     os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # of the copy that the fixture `run` made
+
+
+def test_the_tasks_that_are_submitted(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    written(tmp_path, **TWO)
+    put_slurm_into(tmp_path)
     result = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", "gpus_per_node=2")
     assert result.code == 0, result.err
     script = (tmp_path / "submitted").read_text()

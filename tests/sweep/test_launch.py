@@ -15,7 +15,7 @@ from randlora_pl.sweep import loop
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.sweep.grids import written
-from tests.sweep.test_devices import within
+from tests.sweep.test_devices import put_slurm_into, within
 
 
 def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +93,7 @@ def test_without_submitit_and_with_a_job_that_ends_with_an_error(
 def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="the extra slurm is not installed")
     written(tmp_path)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, body in {"sbatch": f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711", "srun": ""}.items():
-        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tools / name).chmod(stat.S_IRWXU)
-    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # of the copy that the fixture `run` made
+    put_slurm_into(tmp_path)
     words = ("--slurm", "slurm_partition=gpu", "timeout_min=90", "gpus_per_node=1")
     result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "3", "--only", "method=LoRA-4", *words)
     assert result.code == 0, result.err

@@ -63,7 +63,7 @@ class Look(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if isinstance(trainer.strategy, AdapterDDP):
-            self.exchanged.append(trainer.strategy.exchange.bytes)
+            self.exchanged.append(trainer.strategy.exchange["bytes"])
             self.exchange = trainer.strategy.metrics()
         if batch["micro_batch"] == batch["micro_batches"] - 1:
             self.logged.append(tuple(trainer.callback_metrics[f"train/{name}"].item() for name in ("loss", "acc")))

@@ -118,7 +118,7 @@ def test_other_weights_are_refused_at_every_stage_until_the_training(monkeypatch
     for trained in (0, 1):
         own = [strategy_of(meeting, "ab"[meeting.rank == 2]) for meeting in meetings()]
         for strategy in own:
-            strategy.exchange.steps = trained
+            strategy.exchange["steps"] = trained
         found = messages([strategy.model_to_device for strategy in own])
         assert found == [found[0]] * 3
         assert ("process 2 of 3 starts from other weights" in found[0]) == (not trained)

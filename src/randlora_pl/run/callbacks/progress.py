@@ -117,13 +117,7 @@ class ProgressLines(Callback):
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         """Print the line of a validation or a test if it is due."""
         done, batches = batch_idx + 1, sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)

@@ -7,6 +7,7 @@ import inspect
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,21 +78,6 @@ def _first_difference(ours: list[Any], theirs: list[Any]) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
 
 
-@dataclass
-class Exchange:
-    """Gradients that one process has passed to the all-reduce.
-
-    Attributes:
-        bytes: Total bytes; a ring of n processes sends 2 (n - 1) / n times as much over each link.
-        messages: Number of all-reduces.
-        steps: Optimizer steps with these all-reduces.
-    """
-
-    bytes: int = 0
-    messages: int = 0
-    steps: int = 0
-
-
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
     """Copy the tensors of rank 0 to every process, with one broadcast per dtype."""
@@ -113,7 +99,8 @@ class AdapterDDP(DDPStrategy):
     are copied from rank 0 after each optimizer step, so that every process evaluates and saves the same model.
 
     Attributes:
-        exchange: Gradients exchanged so far.
+        exchange: Counts of the gradients passed to the all-reduce so far: ``bytes``, ``messages``, optimizer ``steps``.
+            A ring of n processes sends 2 (n - 1) / n times the bytes over each link.
         options: Options that all processes must have in common, by name.
     """
 
@@ -122,7 +109,7 @@ class AdapterDDP(DDPStrategy):
         if "init_sync" in inspect.signature(DistributedDataParallel).parameters:
             options["init_sync"] = False
         super().__init__(timeout=timedelta(seconds=timeout), **options)
-        self.exchange = Exchange()
+        self.exchange = Counter[str]()
         self.options: Options = {}
         self._meeting: Meeting | None = None
         self._patience = timeout
@@ -185,7 +172,7 @@ class AdapterDDP(DDPStrategy):
             UserError: Processes start from different weights; see also `Meeting.compare`.
         """
         super().model_to_device()
-        if self._meeting is not None and not self.exchange.steps:
+        if self._meeting is not None and not self.exchange["steps"]:
             module = self.lightning_module
             assert module is not None
             if isinstance(module, AdaptationModule):
@@ -234,10 +221,9 @@ class AdapterDDP(DDPStrategy):
             signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_terminated", True))
 
     def _register_ddp_hooks(self) -> None:
-        def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        def counted_mean(exchange: Counter[str], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             gradient = bucket.buffer()
-            exchange.bytes += gradient.numel() * gradient.element_size()
-            exchange.messages += 1
+            exchange.update(bytes=gradient.nbytes, messages=1)
             return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
 
         assert isinstance(self.model, DistributedDataParallel)
@@ -246,13 +232,13 @@ class AdapterDDP(DDPStrategy):
     def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``, None before the first step."""
         size = messages = None
-        if steps := self.exchange.steps:
-            size, messages = round(self.exchange.bytes / steps), round(self.exchange.messages / steps, 2)
+        if steps := self.exchange["steps"]:
+            size, messages = round(self.exchange["bytes"] / steps), round(self.exchange["messages"] / steps, 2)
         return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run one optimizer step including the exchange, then copy rank 0's statistics to all processes."""
-        self.exchange.steps += 1
+        self.exchange["steps"] += 1
         result = super().optimizer_step(*args, **kwargs)
         if self._statistics is None:
             module = self.lightning_module
@@ -285,7 +271,7 @@ class AdapterFSDP(AdapterDDP):
     are not saved: checkpoints and adapters are identical to `AdapterDDP`'s.
 
     Attributes:
-        exchange: Gradients exchanged so far; gathered weights are not counted.
+        exchange: As `AdapterDDP`'s; gathered weights are not counted.
         shards: Sharded weights, after the model is built.
     """
 
