@@ -15,7 +15,7 @@ from randlora_pl import __version__
 from randlora_pl.adapters import methods
 from randlora_pl.commands import config
 from randlora_pl.commands.common import Command
-from randlora_pl.commands.main import COMMANDS, completion, function_of, main, members, whole_parser
+from randlora_pl.commands.main import COMMANDS, completion, function_of, main, members
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of
 from randlora_pl.run.options.compose import CLASSES
 from randlora_pl.run.options.saved_config import public_path
@@ -98,13 +98,6 @@ def test_every_verb_has_a_short_page_that_is_shown_where_words_are_missing(run: 
         assert f"randlora-pl {verb} " in asked.out
         assert run(*verb.split()) == Result(2, "", asked.out)
     assert not list(tmp_path.iterdir())
-
-
-def test_module_is_the_same_as_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "randlora_pl", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == f"randlora-pl {__version__}"
 
 
 def test_every_option_is_explained_and_every_class_found() -> None:
@@ -344,11 +337,6 @@ def test_a_script_completes_commands_options_and_choices(run: Run, shell: str) -
             asked = [program, "-c", f"source script; complete -C 'randlora-pl {line}'"]
             found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
             assert words <= {each.partition("\t")[0] for each in found.splitlines()}, line
-
-
-def test_every_command_is_in_the_script() -> None:
-    (commands,) = (action for action in whole_parser()._actions if action.nargs == "A...")
-    assert set(commands.choices or ()) == set(COMMANDS)
 
 
 def test_an_unknown_shell_is_one_line(run: Run, refused: Refused) -> None:

@@ -11,7 +11,7 @@ from randlora_pl.run.run_folder import check_new, missing_folders, output_folder
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files import parse_yaml, write_text
 from randlora_pl.utils.options import Count, Option, Probability, Words
-from randlora_pl.utils.text import duration, table
+from randlora_pl.utils.text import table
 
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
@@ -144,7 +144,6 @@ def train(
     training = steps.Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
-    estimate = steps.estimated_seconds(training.forward_flops(), rate, len(names), timing.rounds)
     what = f"{model} ({library}), {training.words}, {timing.numbers}"
     what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
     what += f", dropout {dropout}" if dropout else ""
@@ -152,7 +151,7 @@ def train(
     adapted = " ".join(targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({adapted})")
-    print(f"{len(names)} methods, {timing.rounds} rounds in turns: about {duration(estimate)}")
+    print(f"{len(names)} methods, {timing.rounds} rounds in turns")
     about: dict[str, Any] = {
         "command": words.command("bench train", "--output"),
         "machine": facts,
@@ -195,7 +194,6 @@ def adapters(
     tokens: Sequence[Count] = (),
     ranks: Sequence[Count] = (),
     depths: Sequence[Count] = (),
-    basis: Literal["uniform", "hadamard", "ternary"] | None = None,
     sparsity: Annotated[Sequence[str], Option("S")] = (),
     methods: Sequence[str] = (),
     timing: Timing = Timing(),
@@ -206,7 +204,7 @@ def adapters(
 
     Examples:
         randlora-pl bench adapters
-        randlora-pl bench adapters --basis ternary --sparsity 6 28 sqrt 100
+        randlora-pl bench adapters --methods full randlora-ternary --sparsity 6 28 sqrt 100
 
     Args:
         sweeps: width tokens rank depth sparsity (default: all but sparsity)
@@ -214,10 +212,8 @@ def adapters(
         tokens: Tokens per batch
         ranks: Ranks. The number of bases is width / rank
         depths: Numbers of layers
-        basis: Only RandLoRA with these bases, beside full fine-tuning. ternary sweeps the sparsity, and shows additions
-            beside dense products
         sparsity: Sparsities of ternary bases: +1 and -1 have probability 1/S each. sqrt is the square root of D
-        methods: See: randlora-pl bench train --help. Also: randlora-ternary-dense
+        methods: See: randlora-pl bench train --help. Also: randlora-ternary-dense, without the faster additions
     """
     where, facts = timing.prepare()
     from randlora_pl.lab.bench import Gemm, chosen, report, steps
@@ -226,14 +222,13 @@ def adapters(
     for name in sweeps:
         if name not in known:
             raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, known)} Known: {' '.join(known)}")
-    names = chosen(methods or report.BASES.get(basis or "", ()))
+    names = chosen(methods)
     shares: list[Any] = [int(s) if s.isdecimal() else s for s in sparsity]
     if wrong := [s for s in shares if s != "sqrt" and (not isinstance(s, int) or not 2 <= s <= 1_000_000)]:
         raise UserError(f"sparsity is {wrong[0]!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
     if shares and not any("ternary" in name for name in names):
-        raise UserError("--sparsity is for ternary bases only. Add --basis ternary.")
-    sparse = shares or basis == "ternary"
-    swept = sweeps or [name for name in known if (name == "sparsity") == bool(sparse)]
+        raise UserError("--sparsity is for ternary bases only. Add --methods randlora-ternary.")
+    swept = sweeps or [name for name in known if (name == "sparsity") == bool(shares)]
     given = {"width": widths, "tokens": tokens, "rank": ranks, "depth": depths, "sparsity": shares}
     ranges: dict[str, list[Any]] = {
         name: list(values) or known[name] for name, values in given.items() if name in swept
@@ -250,8 +245,7 @@ def adapters(
     middle = ", ".join(f"{name} {value:,}" for name, value in vars(report.Point()).items() if name != "sparsity")
     what = f"Square linear layers around {middle}, {timing.numbers}"
     print(f"{what}\non {here}: {rate / 1e9:,.0f} GFLOP/s at best")
-    estimate = report.estimated_seconds(points, len(names), timing.rounds, rate)
-    print(f"{len(points)} points, {len(names)} methods, {timing.rounds} rounds: about {duration(estimate)}")
+    print(f"{len(points)} points, {len(names)} methods, {timing.rounds} rounds")
     typed = words.command("bench adapters", "--output")
     about = {"command": typed, "machine": facts, "gemm_flops_per_second": rate}
 

@@ -137,16 +137,6 @@ def test_own_folder(run: Run, tree: Tree) -> None:  # noqa: F811
     assert result.code == 1 and "no test images" in result.out
 
 
-def test_own_table(run: Run, tree: Tree) -> None:  # noqa: F811
-    root = tree(cat=30, dog=21)
-    listed = root.parent / "photos.csv"
-    lines = [f"images/{path.relative_to(root)},{path.parent.name}\n" for path in sorted(root.rglob("*.png"))]
-    listed.write_text("".join(["path,label\n", *lines]))
-    by_folder = run("data", "check", "folder", "--root", str(root)).out.splitlines()
-    by_table = run("data", "check", "table", "--data.root", str(listed)).out.splitlines()
-    assert by_table[1:4] == [line.replace("folder", "table ") for line in by_folder[1:4]]
-
-
 def test_own_pairs(run: Run, tmp_path: Path) -> None:
     for number in range(20):
         save_image(tmp_path / f"{number}.png", number)

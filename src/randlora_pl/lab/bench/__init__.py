@@ -218,17 +218,12 @@ def _ours(make: Callable[..., adapters.Adapter], **options: Any) -> Adapt:
 
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         try:
-            adapter = make(rank=rank, dropout=dropout, **options)
+            adapter = make(**({"rank": rank} if rank else {}), dropout=dropout, **options)
             adapters.inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
 
     return adapt
-
-
-def _unranked(method: type[adapters.Adapter]) -> Callable[..., adapters.Adapter]:
-    """Return a function that makes a method without an option ``rank`` and drops the rank."""
-    return lambda rank, **options: method(**options)
 
 
 def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
@@ -278,17 +273,17 @@ METHODS = {
     "randlora-low": Method("RandLoRA-{}, memory low", _randlora(memory="low"), *_RANDLORA),
     "dora": Method("DoRA-{}", _ours(lambda **given: adapters.DoRA(adapters.LoRA(**given))), LORA_RANK, "peft-dora"),
     "vera": Method("VeRA-{}", _ours(adapters.VeRA), VERA_RANK, "peft-vera"),
-    "nola": Method("NoLA", _ours(_unranked(adapters.NoLA))),
+    "nola": Method("NoLA", _ours(adapters.NoLA)),
     "adalora": Method("AdaLoRA-{}", _ours(adapters.AdaLoRA), 48),
     "pissa": Method("PiSSA-{}", _ours(adapters.PiSSA), LORA_RANK),
     "loraxs": Method("LoRA-XS-{}", _ours(adapters.LoRAXS), 64),
     "hydralora": Method("HydraLoRA-{}", _ours(adapters.HydraLoRA), 8),
     "hira": Method("HiRA-{}", _ours(adapters.HiRA), LORA_RANK),
     "shira": Method("SHiRA-{}", _ours(adapters.SHiRA), LORA_RANK),
-    "kradapter": Method("KRAdapter", _ours(_unranked(adapters.KRAdapter))),
-    "oft": Method("OFT", _ours(_unranked(adapters.OFT))),
-    "svft": Method("SVFT, banded", _ours(_unranked(adapters.SVFT))),
-    "pranc": Method("PRANC", _ours(_unranked(adapters.PRANC))),
+    "kradapter": Method("KRAdapter", _ours(adapters.KRAdapter)),
+    "oft": Method("OFT", _ours(adapters.OFT)),
+    "svft": Method("SVFT, banded", _ours(adapters.SVFT)),
+    "pranc": Method("PRANC", _ours(adapters.PRANC)),
     "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True, default=True),
     "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True),
     "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True),

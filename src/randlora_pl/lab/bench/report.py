@@ -54,12 +54,6 @@ DEFAULTS: dict[str, list[Any]] = {
     "sparsity": [6, 12, 28, 100],
 }
 """Values of each sweep."""
-BASES = {
-    "uniform": ["full", "randlora"],
-    "hadamard": ["full", "randlora-hadamard"],
-    "ternary": ["full", "randlora-ternary", "randlora-ternary-dense"],
-}
-"""Methods to compare by basis: products by additions alone beside dense products for ternary bases."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +133,6 @@ def cases(
         )  # fmt: skip
 
     return available(names, case, lambda name: label(name, rank(name)))
-
-
-def estimated_seconds(points: Sequence[tuple[str, Point]], methods: int, rounds: int, rate: float) -> float:
-    """Return roughly how long the sweeps take on a machine that does ``rate`` operations a second at best.
-
-    Building a weight costs as much as 1.5 times ``width`` further tokens do.
-    """
-    flops = sum(6 * (point.tokens + 1.5 * point.width) * point.width**2 * point.depth for _, point in points)
-    return methods * (rounds + 1) * (flops / (0.5 * rate) + 0.5 * len(points))
 
 
 PALETTE = {name: colormaps["tab20" if n < 20 else "tab20b"](n % 20) for n, name in enumerate(METHODS)}

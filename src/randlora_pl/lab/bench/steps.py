@@ -373,9 +373,9 @@ class Training:
             problem = _token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
         else:
             problem = _image_problem(setup.model, setup.library, setup.batch_size)
-        self.base, (self.samples, *others), loss, self.words = problem
+        self.base, inputs, loss, self.words = problem
         self.layers = bench.layers_of(self.base, setup.targets)
-        self.batch = [tensor.to(self.device) for tensor in (self.samples, *others)]
+        self.batch = [tensor.to(self.device) for tensor in inputs]
         self.loss = lambda model: loss(model, self.batch)
 
     def rank(self, name: str) -> int | None:
@@ -406,18 +406,3 @@ class Training:
     def gemm(self) -> bench.Gemm:
         """Return the machine's peak in the precision of the products."""
         return bench.Gemm(self.device, dtype_of(self.setup.precision))
-
-    @torch.no_grad()
-    def forward_flops(self) -> int:
-        """Return the operations of a forward pass of the plain model, counted on one sample."""
-        with bench.counter() as operations:
-            self.base(self.samples[:1])
-        return int(operations.get_total_flops()) * self.setup.batch_size
-
-
-def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> float:
-    """Return roughly how long a run takes, from operations of a forward pass and the machine's peak a second.
-
-    A step has three forward passes at half of the peak, and a model is built.
-    """
-    return cases * (3 * forward / (0.5 * rate) * (rounds + 1) + 0.5 * rounds + 2)

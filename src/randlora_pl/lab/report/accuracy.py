@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain, filterfalse
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 
 from pandas import DataFrame, isna
 
@@ -392,11 +392,6 @@ NEW = "test/new/acc"
 """Accuracy on the new classes, as the callback `NewClasses` logs it."""
 
 
-def harmonic_mean(base: float, new: float) -> float:
-    """Return 2bn / (b + n), or 0 if both are 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
-
-
 def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
     """Return base, new and harmonic mean by dataset and on average; None if no run was tested on new classes."""
     if NEW not in base.cells or base.select(model=model)[NEW].isna().all():
@@ -426,9 +421,9 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
             averages = [missing_cell("no dataset in common")] * 3
             if first and second:
                 pairs = zip(first.estimate.values, second.estimate.values, strict=False)
-                harmonic = [harmonic_mean(*pair) for pair in pairs] if first.seeds == second.seeds else []
+                harmonic = [*map(harmonic_mean, pairs)] if first.seeds == second.seeds else []
                 half = Estimate(tuple(harmonic)).half if harmonic else None
-                mean, whole = harmonic_mean(first.estimate.mean, second.estimate.mean), _harmonic(overall)
+                mean, whole = harmonic_mean([first.estimate.mean, second.estimate.mean]), _harmonic(overall)
                 text = f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
                 averages = [mean_cell(e.estimate, paper=p) for e, p in zip((first, second), overall, strict=True)]
                 averages.append(TableCell(text, whole.beside(mean) if whole else "", sort=mean, paper=whole))
@@ -442,13 +437,13 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
 def _harmonic(printed: Sequence[Printed | None]) -> Printed | None:
     """Return the harmonic mean of two printed numbers, None without both."""
     base, new = printed
-    return Printed(harmonic_mean(base.value, new.value), base.cells + new.cells) if base and new else None
+    return Printed(harmonic_mean([base.value, new.value]), base.cells + new.cells) if base and new else None
 
 
 def _cell(base: Sweep, new: Sweep, key: Key, printed: Sequence[Printed | None]) -> TableCell:
     """Return base / new of a dataset, with the harmonic mean and the printed numbers below."""
     first, second, whole = base.estimate(key), new.estimate(key), _harmonic(printed)
-    mean = harmonic_mean(first.mean, second.mean) if first and second else None
+    mean = harmonic_mean([first.mean, second.mean]) if first and second else None
     there = " / ".join(percent(number.value) for number in printed if number)
     below = whole.beside(mean).replace(" ", f" {there}, H ", 1) if whole else ""
     if first is None or second is None or mean is None:

@@ -4,13 +4,10 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from randlora_pl.lab.report.accuracy import (
     Beside,
     elsewhere_table,
-    harmonic_mean,
     new_classes_table,
     transfer_table,
 )
@@ -20,16 +17,6 @@ from tests.lab.report.sweeps import Labels, description, write_sweep
 
 MODEL = "CLIP-ViT-B/32"
 CONTENT = {"budgets": [16], "datasets": ["cars", "dtd"], "seeds": [1, 2], "methods": {"LoRA-16": {"adapter": "LoRA"}}}
-
-
-@given(st.floats(0, 100), st.floats(0, 100))
-def test_harmonic_mean(base: float, new: float) -> None:
-    mean = harmonic_mean(base, new)
-    assert min(base, new) - 1e-9 <= mean <= (base + new) / 2 + 1e-9 and mean == harmonic_mean(new, base)
-    if min(base, new) > 1e-3:
-        assert 1 / mean == pytest.approx((1 / base + 1 / new) / 2)
-    assert harmonic_mean(82.69, 63.22) == pytest.approx(71.66, abs=5e-3)  # CoOp, of arXiv 2203.05557
-    assert harmonic_mean(0, 0) == 0
 
 
 def test_the_harmonic_mean_is_of_the_averages(tmp_path: Path) -> None:
