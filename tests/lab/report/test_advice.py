@@ -66,11 +66,6 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
         "Take LoRA: it is 10.1 ± 1.1 points better than the linear probe, and nothing else is better "
         "than it by more than 0.5 points.",
     ),
-    "two methods": (
-        {PROBE: near(90), LORA: near(93)},
-        {},
-        "Take LoRA: it is 3.0 ± 0.5 points better than the linear probe. | On 4,000",
-    ),
     "about equal size, so the faster one is simpler": (
         {HIRA: near(92), LORA: near(92.2)},
         {},
@@ -151,12 +146,6 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
         {"zero": 90.05},
         "Take the linear probe: nothing else is better by more than 0.2 points. But the linear probe is not shown to "
         f"differ from the pretrained model (90.0 %). {MEND}",
-    ),
-    "the winner is idle": (
-        {PROBE: near(90), LORA: near(85)},
-        {"zero": 90},
-        "Take the linear probe: it is 5.0 ± 0.7 points better than LoRA. But the linear probe is not shown to differ "
-        f"from the pretrained model (90.0 %). {MEND}",
     ),
     "training harms": (
         {PROBE: near(90), LORA: near(90.1)},
