@@ -18,37 +18,22 @@ from tests.support.products import in_one_item, marked
 
 transformers = pytest.importorskip("transformers", reason="transformers, of the extra `language`, is missing")
 
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2-0.5b": (
-        "qwen2",
-        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-         "num_key_value_heads": 2, "vocab_size": 151936},
-    ),
-    "llama3-8b": (
-        "llama",
-        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "vocab_size": 128256},
-    ),
-    "phi3-mini": (
-        "phi3",
-        {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "vocab_size": 32064},
-    ),
-    "roberta-base": ("roberta", {}),
-    "roberta-large": (
-        "roberta",
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    ),
-    "gpt2-medium": ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
-}  # fmt: skip
+CONFIGS = {
+    "qwen2-0.5b": KNOWN["Qwen/Qwen2-0.5B-Instruct"],
+    "llama3-8b": KNOWN["meta-llama/Meta-Llama-3-8B"],
+    "phi3-mini": KNOWN["microsoft/Phi-3-mini-4k-instruct"],
+    "roberta-base": KNOWN["FacebookAI/roberta-base"],
+    "roberta-large": KNOWN["FacebookAI/roberta-large"],
+    "gpt2-medium": KNOWN["openai-community/gpt2-medium"],
+}
 HEADS = {"roberta": "AutoModelForSequenceClassification"}
 
 
 def on_meta(name: str, **options: Any) -> nn.Module:
     """A model of true size without storage."""
-    family, sizes = CONFIGS[name]
-    config = transformers.AutoConfig.for_model(family, **(sizes | options))
-    kind = getattr(transformers, HEADS.get(family, "AutoModelForCausalLM"))
+    known = CONFIGS[name]
+    config = transformers.AutoConfig.for_model(known.kind, **(known.shape | options))
+    kind = getattr(transformers, HEADS.get(known.kind, "AutoModelForCausalLM"))
     with torch.device("meta"):
         model: nn.Module = kind.from_config(config)
     return model
@@ -85,7 +70,7 @@ BY_DEFAULT = ("5.96M", "0.72M")
 
 @pytest.mark.parametrize(("name", "adapter", "count"), marked(COUNTS, lambda row: row[2] in BY_DEFAULT))
 def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> None:
-    report = inject(on_meta(name), adapter, TARGETS[CONFIGS[name][0]])
+    report = inject(on_meta(name), adapter, TARGETS[CONFIGS[name].kind])
     if isinstance(count, int):
         assert report.trainable == count
     else:
@@ -95,7 +80,7 @@ def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> No
 
 def layers(name: str, targets: list[str] | None) -> list[str]:
     """What targets name in a model of one block."""
-    count = "n_layer" if CONFIGS[name][0] == "gpt2" else "num_hidden_layers"
+    count = "n_layer" if CONFIGS[name].kind == "gpt2" else "num_hidden_layers"
     found = [site.shape.layer for site in select(on_meta(name, **{count: 1}), targets, False)]
     return [layer.partition(".0.")[2] or layer for layer in found]
 
@@ -113,7 +98,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layers_of_each_family(name: str) -> None:
-    family = CONFIGS[name][0]
+    family = CONFIGS[name].kind
     chosen = layers(name, TARGETS[family])
     assert sorted(chosen) == sorted(LAYERS[name])
     if family not in ("roberta", "gpt2"):
