@@ -10,7 +10,7 @@ from PIL import Image
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.tasks import VisionLanguageTask
-from tests.serving.server import Running
+from tests.serving.server import Running, wait_until
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -51,7 +51,7 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         family = running.family()
         assert len(family) >= 4
         assert running.end() == 143, log.read_text()
-        assert running.gone(), log.read_text()
+        assert wait_until(lambda: not running.family(), 10), log.read_text()
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         running.kill()

@@ -117,13 +117,6 @@ class Running:
         (os.killpg if everyone else os.kill)(self.process.pid, number)
         return self.process.wait(30)
 
-    def gone(self) -> bool:
-        """Whether all that it started ends within some seconds after it."""
-        until = time.monotonic() + 10
-        while self.family() and time.monotonic() < until:
-            time.sleep(0.1)
-        return not self.family()
-
     def kill(self) -> None:
         for pid in self.family():
             os.kill(pid, signal.SIGKILL)
