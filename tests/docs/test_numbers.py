@@ -83,7 +83,7 @@ def test_learning_rates() -> None:
 
 
 def test_published_accuracies_of_prompts() -> None:
-    """The page has the rows of Table 5 and of published.csv, and accuracies by dataset have the printed means."""
+    """The page has the rows of Table 5 and of published.csv but zero_shot, and accuracies by dataset have the printed means."""
     page = PAGES["docs/prompt_tuning.md"]
     for name, learner, count in COUNTS:
         assert f"{count:,}" in page or name == "tiny" or getattr(learner, "class_specific", False) or "L-14" in name
@@ -93,7 +93,8 @@ def test_published_accuracies_of_prompts() -> None:
     for shots, method, *values, _ in rows_of(page, "| shots | method")[1:]:
         cells = [cell for cell in paper_cells(5) if cell.budget == f"{shots}-shot" and cell.method == "Maple + DePT"]
         assert method == "MaPLe + DePT" and [float(value) for value in values] == [cell.value for cell in cells]
-    cells = [cell for number in numbers() for cell in paper_cells(number) if cell.source]
+    tables = [number for number in numbers() if number != "zero_shot"]
+    cells = [cell for number in tables for cell in paper_cells(number) if cell.source]
     names = sorted({cell.method for cell in cells}, key=len, reverse=True)
     harmonic = {row[3] for row in rows_of(page, "| method | base")[1:]}
     for line in (line for line in lines if not re.match(r"\| \d", line)):
