@@ -83,7 +83,7 @@ def test_learning_rates() -> None:
 
 
 def test_published_accuracies_of_prompts() -> None:
-    """The page has the rows of Table 5 and of published.csv but zero_shot, and accuracies by dataset have the printed means."""
+    """The page has the rows of Table 5 and of published.csv, and accuracies by dataset have the printed means."""
     page = PAGES["docs/prompt_tuning.md"]
     for name, learner, count in COUNTS:
         assert f"{count:,}" in page or name == "tiny" or getattr(learner, "class_specific", False) or "L-14" in name
