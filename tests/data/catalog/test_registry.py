@@ -13,7 +13,7 @@ import pytest
 from randlora_pl.commands.data import datasets
 from randlora_pl.data import catalog
 from randlora_pl.data import catalog as prompts
-from randlora_pl.data.catalog import CATALOG, PAPER, ROWS, DatasetSpec, find
+from randlora_pl.data.catalog import PAPER, ROWS, DatasetSpec, find
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.validate import _read_classnames, class_names
 from randlora_pl.utils.errors import UserError
@@ -165,10 +165,6 @@ def test_class_names_are_torchvisions() -> None:
 def test_unknown_name_suggests() -> None:
     with pytest.raises(UserError, match="'cifar01'"):
         find("cifar01")
-
-
-def test_names_are_unique() -> None:
-    assert len(CATALOG) == len(ROWS)
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -82,13 +82,6 @@ def test_without_marks_no_index_is_kept(server: Server, tmp_path: Path) -> None:
         assert must(f"{server.url}/0.tar").labels.tolist() == [int(label) for label in labels]
 
 
-def test_what_follows_an_end_mark_is_not_lost(server: Server, tmp_path: Path) -> None:
-    (path,) = write_shards(tmp_path, 4)
-    path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(UserError, match=r"has an end mark at byte .*, but more data at byte"):
-        must(f"{server.url}/train-000000.tar")
-
-
 def test_urls_are_asked_for_as_they_are_typed(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     write_shards(tmp_path, 2, prefix="test-")
