@@ -67,10 +67,10 @@ def test_other_bases_and_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other base weights"):
         trainer(tmp_path).fit(OwnModule(seed=1), loader(), ckpt_path=file)
     with pytest.MonkeyPatch.context() as patched:
-        for what, option in (("random bases", {"seed": 3}), ("options of the adapter", {"alpha": 7.0})):
-            patched.setitem(METHODS, what, METHODS["randlora"].replace(**option))
-            with pytest.raises(UserError, match=f"other {what}"):
-                OwnModule.load_from_checkpoint(file, method=what)
+        for option in ({"seed": 3}, {"rank": 2}, {"alpha": 7.0}):
+            patched.setitem(METHODS, "other", METHODS["randlora"].replace(**option))
+            with pytest.raises(UserError, match="other options of the adapter"):
+                OwnModule.load_from_checkpoint(file, method="other")
     state = torch.load(file, weights_only=True)["state_dict"]
     del state["model.0.delta.lambdas"]
     with pytest.raises(RuntimeError, match=r"Missing key.* \"model.0.delta.lambdas\""):

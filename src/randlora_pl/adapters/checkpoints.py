@@ -1,7 +1,7 @@
 """Checkpoints without the frozen part of an adapted model: what they leave out, and how it comes back at loading.
 
-A state without its frozen part has a mark: digests of the frozen weights, of the random bases, and of the method with
-its options. `inject` registers `complete_state` on the model. PyTorch calls it before it loads any state, also as part
+A state without its frozen part has a mark: digests of the frozen weights, of the method with its options, and of the
+random bases. `inject` registers `complete_state` on the model. PyTorch calls it before it loads any state, also as part
 of a larger module, so that such a state loads strictly.
 """
 
@@ -22,8 +22,8 @@ MARK = "adapter_report"
 _DIGEST = 32  # bytes of a SHA-256
 _PARTS = {
     "base weights": "Build the module with the base model of the training.",
-    "random bases": "Give the adapter the seed of the training.",
-    "options of the adapter": "Inject the adapter of the training.",
+    "options of the adapter": "Inject the adapter of the training.",  # before the bases, whose sizes and seed it has
+    "random bases": "Give the adapter the bases of the training.",
 }
 
 
@@ -82,11 +82,11 @@ def _stored_names(model: nn.Module) -> set[str]:
 
 
 def _mark(model: nn.Module, without: Collection[str]) -> Tensor:
-    """Return the digests of frozen weights, random bases and adapter; zeros for one that is unknown or does not exist.
+    """Return the digests of frozen weights, adapter and random bases; zeros for one that is unknown or does not exist.
 
     Its size is fixed, so that sharded checkpoints can load it in place.
     """
     report = vars(model)["adapter_report"]
     adapter = hashlib.sha256(json.dumps(report.adapter.identity(), sort_keys=True).encode()).hexdigest()
-    digests = (hash_weights(model, without), report.fingerprint, adapter)
+    digests = (hash_weights(model, without), adapter, report.fingerprint)
     return torch.tensor([each for text in digests for each in bytes.fromhex(text.ljust(2 * _DIGEST, "0"))]).byte()

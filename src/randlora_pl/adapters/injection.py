@@ -229,6 +229,8 @@ def inject(
 ) -> InjectionReport:
     """Freeze a model and attach an adapter in place; each update gets its layer's mode, train or eval.
 
+    With `randlora_pl.callbacks.AdapterCheckpoint`, checkpoints of your own LightningModule have no frozen part.
+
     Examples:
         >>> report = inject(model, RandLoRA(rank=6), trained=["head"])
         >>> report.trainable

@@ -191,6 +191,7 @@ def _tested(
     from randlora_pl.data.unlabelled import frame_of, framed, random_samples
     from randlora_pl.interop.base_model import adapted, base_name, load_base
     from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
+    from randlora_pl.lab.analysis.models import refuse_several
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
@@ -216,6 +217,7 @@ def _tested(
             if (dataset, spec) not in sets:
                 sets[dataset, spec] = framed({"dataset": dataset, "root": tested.root}, spec, tested.batch_size)
                 sets[dataset, spec].setup("test")
+                refuse_several(sets[dataset, spec], "--datasets")
             data = sets[dataset, spec]
             samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
             prompts = prompts_of(run.file, data.templates)

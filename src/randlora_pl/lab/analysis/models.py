@@ -311,12 +311,17 @@ def stratified_fraction(samples: Samples, fraction: float, seed: int) -> Samples
     return samples.subset(stratified(samples.labels, samples.numbers, total, seed, "analysis"))
 
 
+def refuse_several(data: ImageData, option: str) -> None:
+    """Refuse images with several labels each, which have no accuracy of one class."""
+    if data.several:
+        raise UserError(f"{data.row.title}: its images have several labels. Set one with a class each: {option} NAME")
+
+
 def check_classes(data: ImageData, classnames: list[str]) -> None:
     """Raise a `UserError` if the data has captions or several labels of an image, or other classes than the model."""
     if data.row.captions:
         raise UserError(f"{data.row.name} has captions, not classes. Set a dataset with classes: --dataset NAME")
-    if data.several:
-        raise UserError(f"{data.row.title}: its images have several labels. Set one with a class each: --dataset NAME")
+    refuse_several(data, "--dataset")
     if data.classnames != classnames:
         raise UserError(
             f"{data.row.name} has {len(data.classnames)} classes ({data.classnames[:3]} ...), but the model has "

@@ -130,9 +130,10 @@ class RunCheckpoint(Declared, Callback):
     test: Literal["last", "best"] | None = None
     """Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience)."""
     scale: Literal["auto"] | None = None
-    """``auto`` ends with W0 + s (W - W0) for the s in 0, 0.1, ..., 1 with the largest mean of two validation
-    accuracies: of the task, and of what ``--data.keep`` names; of equal ones the smallest s. The folder ``adapter``
-    has it, of the last or the best weights as ``test`` says. For tasks that compare images with names of classes."""
+    """``auto``, against forgetting, ends with W0 + s (W - W0) for the s in 0, 0.1, ..., 1 with the largest mean of two
+    validation accuracies: of the task, and of what ``--data.keep`` names; of equal ones the smallest s. The folder
+    ``adapter`` has it, of the last or the best weights as ``test`` says. For tasks that compare images with names of
+    classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
