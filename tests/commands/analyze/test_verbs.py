@@ -268,6 +268,10 @@ def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     (file,) = tmp_path.glob("runs/*-test/2*/results.json")
     tested = json.loads(file.read_text())["test/acc"]
     assert 100 * tested == pytest.approx(float(rows[0]["after"]), abs=1e-4), "as a test of all images says"
+    pictures = sorted(path.relative_to(tmp_path) for path in (tmp_path / "my").rglob("*.png"))
+    (tmp_path / "both.csv").write_text("path,labels\n" + "".join(f"{path},cat;dog\n" for path in pictures))
+    refused = run("analyze", "forgetting", three["lora"], "--datasets", "table", "--root", "both.csv")
+    assert refused.code == 2 and "its images have several labels" in refused.err
 
 
 def test_an_adapter_without_its_run_says_what_it_was_trained_on(

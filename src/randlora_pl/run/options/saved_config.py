@@ -207,7 +207,7 @@ def adapter_config(folder: Path) -> Tree:
     arguments = {name: plain(value) for name, value in kind.arguments(arguments, file).items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
-    data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
+    data = {"background": frame["background"]} if "background" in frame else {}
     data |= {"templates": metadata["templates"]} if metadata.get("typed_templates") else {}
     if frame:  # as `read_resize` reads it
         resize, crop_pct = frame["resize"], frame["crop_pct"]
