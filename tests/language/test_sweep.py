@@ -15,7 +15,7 @@ from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import notes
 from randlora_pl.language import catalog as known
 from randlora_pl.language.prompt_sets import SOURCE, TREE
-from randlora_pl.run.options.classes import classes, is_text_task
+from randlora_pl.run.options.classes import classes, takes_texts
 from randlora_pl.sweep import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Cell, is_text, plan
@@ -120,10 +120,8 @@ def test_own_texts_are_known_by_their_place() -> None:
 
 
 def test_the_language_tasks_are_known_without_importing_them() -> None:
-    assert set(known.TASKS) == {name for name in classes("model") if is_text_task(name)}
-    assert (
-        all(is_text(cell.tree) for cell in cells_of()) and not is_text_task("LinearHeadTask") and not is_text_task(None)
-    )
+    assert set(known.TASKS) == {name for name, kind in classes("model").items() if takes_texts(kind)}
+    assert all(is_text(cell.tree) for cell in cells_of())
 
 
 # Counts

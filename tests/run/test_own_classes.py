@@ -20,6 +20,7 @@ from randlora_pl.interop.hub import make_card
 from randlora_pl.run.options.classes import task_of
 from randlora_pl.run.options.mistakes import check_here
 from randlora_pl.run.session import prepare
+from randlora_pl.sweep.plan import is_text
 from randlora_pl.tasks import AdaptationModule, TextHeadTask
 from randlora_pl.tasks.optim import TOWERS, default_learning_rate
 from randlora_pl.tasks.restore import find_task
@@ -154,7 +155,7 @@ def test_short_names_and_tasks_on_texts(run: Run, mine: object) -> None:
         f"{MODULE}\nfrom randlora_pl.language import CausalLMTask\n\nclass MyTexts(CausalLMTask): pass\n"
     )
     command = prepare("fit", ["--model", "mine.MyTexts", "--model.adapter", "RankOne", "--data.mask_prompt", "true"])
-    assert command.flat()["model.adapter"] == "mine.RankOne"
+    assert command.flat()["model.adapter"] == "mine.RankOne" and is_text(command.config)
     with pytest.raises(UserError, match=r"--data\.root"):
         check_here(prepare("fit", ["--model", "mine.MyTexts", "--data.dataset", "jsonl", "--data.root", "gone.jsonl"]))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, adapted_layers, inject, save_adapter
 from randlora_pl.models import load_clip
-from randlora_pl.run.options.classes import classes, is_text_task
+from randlora_pl.run.options.classes import classes, takes_texts
 from randlora_pl.tasks import AdaptationModule, LinearHeadTask, Objective, load_task
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
@@ -32,7 +32,7 @@ def saved(folder: Path, kind: str, method: str = "randlora", **options: Any) -> 
 
 
 def test_every_task_on_images_is_restored_and_tested() -> None:
-    names = {name for name in classes("model") if not is_text_task(name)}
+    names = {name for name, kind in classes("model").items() if not takes_texts(kind)}
     kinds = {kind.__name__ for kind in KINDS.values()}
     assert kinds | {"PromptTask"} == names  # which has a folder of tests
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from randlora_pl.data.catalog import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options import compose
-from randlora_pl.run.options.classes import is_text_task, method_with, task_of
+from randlora_pl.run.options.classes import method_with, takes_texts, task_of
 from randlora_pl.run.options.compose import INNER, LISTED, Command, flatten, merge, nested, normalize
 from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.saved_config import import_classes
@@ -57,8 +57,8 @@ def cell_config(model: Tree, method: Tree, options: Tree, root: str | None, untr
 
 
 def is_text(tree: Tree) -> bool:
-    """Return True if a cell's data are texts, by the name of its task."""
-    return is_text_task(str(tree["model"]["class_path"]).rpartition(".")[2])
+    """Return True if a cell's data are texts."""
+    return takes_texts(task_of(str(tree["model"]["class_path"])))
 
 
 def check(tree: Tree) -> Tree:

@@ -202,7 +202,7 @@ def class_name(option: str, typed: object, key: str = "") -> str | None:
 
 def own_task(name: str) -> "type[Objective] | None":
     """Return the task of this program with a name."""
-    text = is_text_task(name)
+    text = name in TEXT_TASKS
     kind = getattr(_room("language" if text else "tasks", text), name, None)
     base: type[Objective] = _room("tasks", text).Objective
     return kind if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind) else None
@@ -231,11 +231,6 @@ def data_class(task: "type[Objective] | None") -> "type[PlannedData]":
     return kind
 
 
-def is_text_task(task: str | None) -> bool:
-    """Return True if this is the name of one of the language tasks."""
-    return task in TEXT_TASKS
-
-
 def rate_name(method: str, task: str | None) -> str:
     """Return the option with a method's learning rate: of a linear probe the head's, of `Frozen` the prompts'.
 
@@ -244,7 +239,7 @@ def rate_name(method: str, task: str | None) -> str:
         task: Name of the task class, None for a class from outside. A text task has the adapter's for its head.
     """
     kind: type[Adapter] | None = classes("model.adapter").get(method)
-    return "learning_rate" if kind is None or is_text_task(task) else str(kind.rate_option)
+    return "learning_rate" if kind is None or task in TEXT_TASKS else str(kind.rate_option)
 
 
 def method_with(trait: str, value: object) -> str:
