@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("ruff")  # of the extra "dev"
-MOST = {"lines": 60_582, "statements": 33_305, "their lines": 611}
+MOST = {"lines": 59_927, "statements": 32_929, "their lines": 611}
 """Over src and scripts together. Lower them when they allow too much; who adds code removes other code."""
 SLACK = 200
 
