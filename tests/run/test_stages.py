@@ -191,6 +191,14 @@ def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_adapter_of_images_with_another_mean_is_refused(run: Run, finished: Path, tmp_path: Path) -> None:
+    task = load_task(finished / "adapter")
+    assert task.saved is not None
+    task.save(tmp_path / "other", {"frame": task.saved.metadata["training"]["frame"] | {"mean": (0.5, 0.4, 0.3)}})
+    result = run("test", "--adapter", "other")
+    assert result.code == 2 and "with mean (0.5, 0.4, 0.3), and the model has" in result.err
+
+
 def test_loss_that_is_not_finite_ends_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = AdaptationModule.training_step
 

@@ -38,6 +38,7 @@ from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import remove_leftovers
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import ADAPTER, BEST, CONFIG, LAST, environment, flat, read_results, write_results
 from randlora_pl.utils.text import print_above_progress
@@ -94,6 +95,15 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
         kinds = ("several labels of an image", "one label of each image")
         there, here = kinds if not task.several else kinds[::-1]
         raise UserError(f"{folder} was trained on {there}, and the data has {here}. Test it on data like its own.")
+    here, trained_on = getattr(trainer.datamodule, "frame", None), file.metadata.get("training", {}).get("frame")
+    if here is not None and trained_on is not None:
+        for name in ("mean", "std", "interpolation"):  # the other options of images come with the adapter
+            there = getattr(ImageSpec.of_values(trained_on), name)
+            if there != getattr(here, name):
+                raise UserError(
+                    f"{folder} was trained on images with {name} {there}, and the model has "
+                    f"{getattr(here, name)}. Test it with the data module of its training, from Python."
+                )
     if not file.extra:
         return
     theirs = file.config.get("metadata", {}).get("classnames") or []
