@@ -8,13 +8,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import timm
 import torch
 
 from randlora_pl.adapters import RandLoRA
+from randlora_pl.serving import ServerOptions, app
 from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.utils.errors import UserError
 from tests.serving import pictures
 from tests.serving.server import Running, alive, wait_until
 
@@ -74,8 +79,9 @@ def test_nothing_outlives_a_killed_server(adapter: Path, tmp_path: Path) -> None
         server.kill()
 
 
-def test_a_model_that_cannot_be_built_ends_in_one_line(tmp_path: Path) -> None:
-    """The worker finds it out, and the server says so."""
+@pytest.fixture
+def baseless(tmp_path: Path) -> Path:
+    """An adapter of weights that are gone."""
     weights = tmp_path / "weights.pt"
     torch.save(timm.create_model("test_vit").state_dict(), weights)
     task = LinearHeadTask(name="test_vit", pretrained=str(weights), adapter=RandLoRA(rank=6))
@@ -83,7 +89,27 @@ def test_a_model_that_cannot_be_built_ends_in_one_line(tmp_path: Path) -> None:
     task.adapt()
     folder = task.save(tmp_path / "adapter")
     weights.unlink()
-    server = Running(folder, tmp_path / "log")
+    return folder
+
+
+def test_a_worker_that_cannot_build_the_model_gives_its_error_to_the_server(
+    baseless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = app.ClassifierAPI(ServerOptions(adapter=baseless, workers=64), 10**6)
+    for name in ("signal.signal", "end_with_parent", "trust_the_limit"):  # of the worker's process
+        monkeypatch.setattr(f"randlora_pl.serving.app.{name}", lambda *_: None)
+    with pytest.raises(UserError):
+        api.setup("cpu")
+    dead = MagicMock(exitcode=1, is_alive=lambda: False)
+    server: Any = SimpleNamespace(lit_api=api, inference_workers=[dead], workers_setup_status={})
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        app.Server.verify_worker_status(server)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_built_ends_in_one_line(baseless: Path, tmp_path: Path) -> None:
+    """The worker finds it out, and the server says so."""
+    server = Running(baseless, tmp_path / "log")
     try:
         assert server.process.wait(60) == 2
         *_, last = server.log.read_text().splitlines()

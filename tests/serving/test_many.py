@@ -1,25 +1,33 @@
 """A server with a folder of adapters: names for those who may see them, and an attack on all of it."""
 
+import asyncio
 import itertools
 import json
 import random
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import torch
+import uvicorn
+from litserve.utils import LitAPIStatus, WorkerSetupStatus
 
+from randlora_pl.commands.main import main
+from randlora_pl.serving import app
+from randlora_pl.serving.uploads import Connection
 from tests.docs.pages import PAGES
 from tests.serving.folder import BAD_NAMES, REFUSED, damage, fill, write
-from tests.serving.server import FORM, Running, form
+from tests.serving.server import FORM, Running, form, free_port, wait_until
 from tests.serving.test_on_demand import PICTURES, alone, probabilities
 
 SECTION = PAGES["docs/serve.md"].partition("## Several adapters")[2].partition("\n## ")[0]
@@ -27,15 +35,41 @@ SECTION = PAGES["docs/serve.md"].partition("## Several adapters")[2].partition("
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("many")
+    """The server that the command makes, in a thread instead of LitServe's processes; the attack has these."""
+    folder, made, client = tmp_path_factory.mktemp("many"), list[app.Server](), object.__new__(Running)
+    client.port, client.token = free_port(), ""
     for name, kind in (("digits", "pets"), ("cars", "cars")):
         write(folder / "adapters" / name, kind)
-    running = Running(None, folder / "log", "--adapters", "adapters", "--token", "s3cret")
-    try:
-        yield running.wait(), folder / "adapters"
-    finally:
-        running.kill()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(app, "trust_the_limit", lambda: None)  # of the server's processes
+        patched.setattr("gc.unfreeze", lambda: None)
+        patched.setattr(app.Server, "run", lambda server, **_: made.append(server))
+        words = ["--adapters", "adapters", "--token", "s3cret", "--port", str(client.port), "--device", "cpu"]
+        assert main(["serve", *words]) == 130
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        (server,) = made
+        server.lit_api._build("cpu")
+    torch.set_num_threads(1)
+
+    def put(entry: tuple[int, str, float, Any]) -> None:
+        asyncio.get_running_loop().call_soon(answer, entry[1], entry[3])
+
+    def answer(uid: str, upload: Any) -> None:
+        item, (response,) = server.response_buffer[uid], server.lit_api.predict([upload])
+        item.response = response, LitAPIStatus.OK
+        item.event.set()
+
+    server.litapi_request_queues["/predict"] = SimpleNamespace(put=put)
+    server.workers_setup_status = {"predict_0": WorkerSetupStatus.READY}
+    config = uvicorn.Config(server.app, port=client.port, lifespan="off", log_level="warning", http=Connection)
+    listener = uvicorn.Server(config)
+    thread = threading.Thread(target=listener.run, daemon=True)
+    thread.start()
+    assert wait_until(lambda: listener.started)
+    yield client, folder / "adapters"
+    listener.should_exit = True
+    thread.join()
 
 
 def test_a_request_names_its_adapter(many: tuple[Running, Path], monkeypatch: pytest.MonkeyPatch) -> None:

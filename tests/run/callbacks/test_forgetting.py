@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from randlora_pl.adapters import Adapter, BitFit, DoRA, Frozen, FullFineTuning, LoRA, RandLoRA, delta_weights, merge
 from randlora_pl.data import ImageData
 from randlora_pl.prompts import CoOp
-from randlora_pl.run.callbacks import RunCheckpoint, forgetting
+from randlora_pl.run.callbacks import RunCheckpoint, evaluation, forgetting
 from randlora_pl.run.callbacks.forgetting import Scaled, best_scale, check_options, kept_data
 from randlora_pl.tasks import (
     AdaptationModule,
@@ -69,6 +69,7 @@ def test_a_run_ends_with_the_best_weights_at_the_chosen_scale(
     monkeypatch.setattr(forgetting, "SCALES", (0.0, 0.3, 1.0))
     monkeypatch.setattr(forgetting, "MOST_IMAGES", 50)
     monkeypatch.setattr(forgetting, "best_scale", lambda accuracies: 0.3)
+    monkeypatch.setattr(evaluation, "random_samples", lambda samples, *_: forgetting.random_samples(samples, 50, 0))
     run("fit", *SMALL, *GUARD, *BEST, "--model.learning_rate", "0.05")
     folder = only_run(tmp_path)
     results = json.loads((folder / "results.json").read_text())
@@ -104,7 +105,10 @@ def guarded(
     return trainer, kept
 
 
-def test_the_classes_that_the_training_leaves_out_are_kept_by_their_validation_images(tmp_path: Path) -> None:
+def test_the_classes_that_the_training_leaves_out_are_kept_by_their_validation_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting, "SCALES", (0.0, 0.3, 1.0))
     task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=2, alpha=64), learning_rate=0.05)
     trainer, kept = guarded(tmp_path, task)
     data = kept._kept
