@@ -27,14 +27,14 @@ MOST_WORDS, MOST_FIRST = 5, 0
 
 
 @cache
-def tree_of(name: str) -> ast.Module:
-    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+def nodes_of(name: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))))
 
 
 def imports(name: str) -> set[str]:
     """The modules of the package that a module imports, inside functions and for types, too."""
     found = set()
-    for node in ast.walk(tree_of(name)):
+    for node in nodes_of(name):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("randlora_pl"):
             found |= {inner if (inner := f"{node.module}.{alias.name}") in FILES else str(node.module)
                       for alias in node.names}  # fmt: skip
@@ -50,9 +50,9 @@ def test_a_file_has_at_most_500_lines() -> None:
     assert {name: count for name, count in lines.items() if count > 500} == {}
 
 
-def names_in(tree: ast.Module) -> Iterator[str]:
+def names_in(name: str) -> Iterator[str]:
     """Identifiers, imported names and string constants; docstrings are whole sentences."""
-    for node in ast.walk(tree):
+    for node in nodes_of(name):
         if isinstance(node, ast.Name | ast.Attribute):
             yield node.id if isinstance(node, ast.Name) else node.attr
         elif isinstance(node, ast.alias | ast.ClassDef):
@@ -67,9 +67,7 @@ def test_methods_are_named_in_their_folder_alone() -> None:
     naming = {
         name.removeprefix("randlora_pl.")
         for name in FILES
-        if name != "randlora_pl.adapters"
-        and not name.startswith(rest)
-        and {*names_in(tree_of(name))} & {*methods.__all__}
+        if name != "randlora_pl.adapters" and not name.startswith(rest) and {*names_in(name)} & {*methods.__all__}
     }
     assert naming == {
         *("language.tasks.causal_lm", "language.tasks.classification", "tasks.objective", "tasks.prompt.task"),
@@ -80,7 +78,7 @@ def test_the_english_is_plain() -> None:
     words = first = 0
     for name, file in FILES.items():
         words += len(re.findall(rf"\b(?:{WORDS})\b", file.read_text(encoding="utf-8"), re.IGNORECASE))
-        for node in ast.walk(tree_of(name)):
+        for node in nodes_of(name):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first += bool(re.match(rf"(?:{FIRST})\b", ast.get_docstring(node) or ""))
     assert words <= MOST_WORDS and first <= MOST_FIRST, (words, first)
@@ -91,16 +89,15 @@ def test_tasks_and_their_parts_are_named_in_their_folders_alone() -> None:
     export = "randlora_pl.language"
     inside = ("randlora_pl.tasks", "randlora_pl.language.tasks", "randlora_pl.lab.")
     others = [name for name in FILES if not name.startswith(inside) and name != export]
-    assert {name: found for name in others if (found := {*names_in(tree_of(name))} & own)} == {}
+    assert {name: found for name in others if (found := {*names_in(name)} & own)} == {}
 
 
 def test_one_module_has_the_objective_and_the_steps_of_lightning() -> None:
     """Objectives define no hook of Lightning, and their rooms import it in one file."""
-    nodes = {name: list(ast.walk(tree_of(name))) for name in FILES}
     bases = {
         (name, node.name)
-        for name, found in nodes.items()
-        for node in found
+        for name in FILES
+        for node in nodes_of(name)
         if isinstance(node, ast.ClassDef) and "LightningModule" in {*map(ast.unparse, node.bases)}
     }
     assert bases == {("randlora_pl.tasks.module", "AdaptationModule")}
@@ -112,6 +109,8 @@ def test_one_module_has_the_objective_and_the_steps_of_lightning() -> None:
         name
         for name in FILES
         if name.startswith(("randlora_pl.tasks", "randlora_pl.language.tasks"))
-        and any(isinstance(node, ast.ImportFrom) and str(node.module).startswith("lightning") for node in nodes[name])
+        and any(
+            isinstance(node, ast.ImportFrom) and str(node.module).startswith("lightning") for node in nodes_of(name)
+        )
     }
     assert importing == {"randlora_pl.tasks.module"}

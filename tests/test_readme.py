@@ -143,7 +143,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision_transformer, "_create_vision_transformer", create)
 
 
-@pytest.mark.parametrize("command", FITS)
+@pytest.mark.parametrize("command", [*FITS[::2], *(pytest.param(each, marks=pytest.mark.slow) for each in FITS[1::2])])
 def test_fit(
     command: str, quickstart: Path, small_models: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,24 +133,19 @@ def stopped(undisturbed: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(("--model.adapter.alpha", "5"), marks=pytest.mark.full),
-        ("--model.adapter.dropout", "0.5"),
-        ("--data.steps", "7"),
-        ("--seed_everything", "4"),  # of the bases: only the checkpoint knows
-        ("--trainer.accumulate_grad_batches", "5", "--trainer.max_epochs", "2"),  # only the data know
-    ],
-)
-def test_refused_resume_leaves_the_run_as_it_was(run: Run, stopped: Path, words: tuple[str, ...]) -> None:
+def test_refused_resume_leaves_the_run_as_it_was(run: Run, stopped: Path) -> None:
     files = {path: path.read_bytes() for path in stopped.glob("config*")}
-    refused = run("fit", "--resume", str(stopped), *words)
-    assert refused.code == 2
-    if words == ("--data.steps", "7"):
-        assert "8 steps are done" in refused.err and len(refused.err.splitlines()) == 1
-        assert "sample order" not in refused.out
-    assert {path: path.read_bytes() for path in stopped.glob("config*")} == files
+    for words in (
+        "--model.adapter.dropout 0.5",
+        "--seed_everything 4",  # of the bases: only the checkpoint knows
+        "--trainer.accumulate_grad_batches 5 --trainer.max_epochs 2",  # only the data know
+        "--data.steps 7",
+    ):
+        refused = run("fit", "--resume", str(stopped), *words.split())
+        assert refused.code == 2, words
+        assert {path: path.read_bytes() for path in stopped.glob("config*")} == files, words
+    assert "8 steps are done" in refused.err and len(refused.err.splitlines()) == 1
+    assert "sample order" not in refused.out
     assert run("fit", "--resume", str(stopped)).code == 0
     assert {path: path.read_bytes() for path in stopped.glob("config*")} == files, "nothing new, so no further file"
     assert json.loads((stopped / "results.json").read_text())["config"] == ["quickstart.yaml"]

@@ -95,10 +95,7 @@ def failures(name: str, text: str, names: dict[str, Any]) -> str:
     return output.getvalue()
 
 
-FAST = ("adapters", "data")
-
-
-@pytest.mark.parametrize(("package",), marked(zip(PACKAGES), lambda row: row[0] in FAST, pytest.mark.slow))
+@pytest.mark.parametrize(("package",), marked(zip(PACKAGES), lambda row: row[0] == "data", pytest.mark.slow))
 def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if package == "language":
         pytest.importorskip("transformers", reason='this needs the extra: pip install ".[language]"')

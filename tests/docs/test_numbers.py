@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 
@@ -53,21 +54,20 @@ def test_counts_of_ranks() -> None:
             assert f"{inject(meta_clip('ViT-B-32'), method(rank=int(rank))).trainable:,}" == count, (method, rank)
 
 
+MATCHED = rows_of(RANKS, "| `match` |")[1:]
+MATCHING = {1: "ViT-B-32", 2: "ViT-L-14", 4: "vit_base_patch14_dinov2"}
+
+
 @pytest.mark.parametrize(
-    ("column", "model"),
-    [
-        (1, "ViT-B-32"),
-        pytest.param(2, "ViT-L-14", marks=pytest.mark.slow),
-        pytest.param(4, "vit_base_patch14_dinov2", marks=pytest.mark.slow),
-    ],
+    ("column", "row"), marked(product(MATCHING, MATCHED), (1, MATCHED[0]).__eq__, pytest.mark.slow)
 )
-def test_matched_ranks(column: int, model: str) -> None:
-    for row in rows_of(RANKS, "| `match` |")[1:]:
-        backbone = meta_clip(model) if model.startswith("ViT") else meta_vit(model, 224)
-        report = inject(backbone, RandLoRA(match=row[0].strip("`")))
-        (note,) = (note for note in report.notes if note.startswith("matched"))
-        rank, share = re.fullmatch(r"r = (\d+), (\S+) %", row[column]).groups()  # type: ignore[union-attr]
-        assert f"rank {rank} has" in note and f"({share.replace('−', '-')} %)" in note, (row, note)
+def test_matched_ranks(column: int, row: list[str]) -> None:
+    model = MATCHING[column]
+    backbone = meta_clip(model) if model.startswith("ViT") else meta_vit(model, 224)
+    report = inject(backbone, RandLoRA(match=row[0].strip("`")))
+    (note,) = (note for note in report.notes if note.startswith("matched"))
+    rank, share = re.fullmatch(r"r = (\d+), (\S+) %", row[column]).groups()  # type: ignore[union-attr]
+    assert f"rank {rank} has" in note and f"({share.replace('−', '-')} %)" in note, note
 
 
 def test_learning_rates() -> None:
@@ -256,7 +256,8 @@ def test_pages_that_link_to_the_evidence_quote_its_intervals() -> None:
         assert all({one, f"+{one}", f"-{one}"} & known for one in intervals(quote)), quote
 
 
-@pytest.mark.parametrize(("name",), marked(zip(RESULTS), lambda row: row[0] == "methods_texts", pytest.mark.slow))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESULTS)
 def test_the_committed_report_is_what_its_cells_give(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ def blocks_of(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page",), marked(zip(NEEDS), lambda row: row[0] not in ("python", "prompt_tuning"), pytest.mark.slow)
+    ("page",), marked(zip(NEEDS), lambda row: row[0] not in ("python", "prompt_tuning", "from_peft"), pytest.mark.slow)
 )
 def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS[page]:

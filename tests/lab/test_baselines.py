@@ -105,7 +105,7 @@ def test_a_sweep_measures_them_once_and_its_report_keeps_them(
     baselines.measure(tmp_path, cells_of(datasets=nowhere, seeds=[3]))
     assert "no baselines for digits" in caplog.text
 
-    content = description(models={"tiny": {}}, datasets=["digits"], budgets=[2], paper=None)
+    content = description(models={"tiny": {}}, datasets=["digits"], budgets=[2], seeds=[1], paper=None)
     folder = write_sweep(tmp_path / "sweep", content)
     rows[1] |= {"train": 10}
     (folder / "baselines.json").write_text(json.dumps(rows))

@@ -102,7 +102,6 @@ def test_a_cell_is_the_run_that_fit_makes_of_its_config(
     name = "adapter/adapter.safetensors"
     assert (place / name).read_bytes() == (fitted / name).read_bytes()
     assert read_results(place)["test/acc"] == read_results(fitted)["test/acc"]
-    assert main(["test", "--run", str(place), "--run.root", str(tmp_path / "tests")]) == 0
 
 
 class _StopError(Exception):

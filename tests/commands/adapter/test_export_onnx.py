@@ -77,6 +77,7 @@ def printed_by(program: str, folder: Path) -> list[str]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_torch_program(run: Run, finished: Path, tmp_path: Path) -> None:
     base = ("adapter", "export", str(finished / "adapter"), "--to", "torch", "--part", "image", "--output")
     (tmp_path / "image.pt2").write_text("older")

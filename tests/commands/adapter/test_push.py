@@ -26,6 +26,7 @@ def hub(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield server
 
 
+@pytest.mark.slow
 def test_there_and_back(
     run: Run, hub: FakeHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

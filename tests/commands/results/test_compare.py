@@ -141,7 +141,8 @@ def sweep(tmp_path: Path) -> Path:
     return write_sweep(tmp_path / "sweep", SMALL, fail=lambda labels: "broken" if labels["seed"] == 3 else None)
 
 
-def test_report(run: Run, sweep: Path) -> None:
+def test_report(run: Run, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("randlora_pl.lab.report.files.draw", lambda *_: b"<svg></svg>")
     result = run("report", "sweep")
     assert result.code == 0 and not result.err
     assert result.out.startswith("18 of 26 runs are finished, 8 failed\n")

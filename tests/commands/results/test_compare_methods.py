@@ -154,6 +154,7 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
     run: Run, own_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "TIERS", (timing.Tier(1, 1, 1),))
+    monkeypatch.setattr("randlora_pl.lab.report.advice.draw", lambda *_: b"<svg></svg>")
     call, load, test = Runner.__call__, FileImages.load, comparison.Comparison.test
     counts, read, tested = [0, 0], set[str](), list[bool]()  # runs that began, and at which one Ctrl-C comes
 

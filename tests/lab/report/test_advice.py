@@ -168,7 +168,7 @@ def test_recommendation(tmp_path: Path, name: str, case: Any) -> None:
 VALUES = st.lists(st.sampled_from([88, 90, 90.5, 91, 94]), min_size=2, max_size=4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32 - 1), VALUES, st.sampled_from([300, 3_000]), st.sampled_from([0.0, 0.5, 2.0]))
 def test_a_recommendation_is_the_simplest_that_is_not_beaten(
     tmp_path_factory: pytest.TempPathFactory, seed: int, values: list[float], samples: int, margin: float

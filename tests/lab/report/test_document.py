@@ -165,7 +165,9 @@ def test_what_is_shown_is_escaped() -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_labels_that_look_alike_have_their_own_figures(tmp_path: Path) -> None:
     models = {"ViT-B/32": {}, "ViT-B-32": {}, "模型": {}, "型号": {}, "x" * 300: {}}
-    sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"models": models, "paper": None}, zeroshot=False))
+    sweep = read_sweep(
+        write_sweep(tmp_path / "sweep", SMALL | {"models": models, "seeds": [1], "paper": None}, zeroshot=False)
+    )
     made = write_report(sweep, tmp_path / "report")
     drawn = [file.name for file in made if file.name.startswith("differences-") and file.suffix == ".png"]
     assert len(set(drawn)) == len(models) and {f"differences-vit-b-32{end}.png" for end in ("", "-2")} <= set(drawn)

@@ -72,7 +72,7 @@ def test_averages(sweep: Sweep, beside: Beside) -> None:
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    sweep = read_sweep(write_sweep(tmp_path, description(seeds=[7])))
+    sweep = read_sweep(write_sweep(tmp_path, description(models={B32: {}}, budgets=[1], seeds=[7])))
     beside = Beside(sweep.plan)
     cell = cell_of(accuracy_table(sweep, beside, B32), "cars", "LoRA-32", "1-shot")
     assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
@@ -142,7 +142,8 @@ def test_rank_against_accuracy(sweep: Sweep) -> None:
     assert [(cells[:2], cells[4:]) for cells in rows] == [(["effective rank", m], ["4 to 5", "5"]) for m in (B32, L14)]
     assert all(-1 <= (cell.sort or 0) <= 1 and "±" in cell.text for cells in table.rows for cell in cells[2:4])
     assert len(table.below) == 1, "no controls were run"
-    plan = replace(sweep.plan, methods=sweep.plan.methods | {"RandLoRA-6": {"variant": "a"}})
+    methods, models = sweep.plan.methods | {"RandLoRA-6": {"variant": "a"}}, {B32: sweep.plan.models[B32]}
+    plan = replace(sweep.plan, methods=methods, models=models, budgets=sweep.plan.budgets[:1])
     table = partial_table(replace(sweep, plan=plan))
     assert table is not None and table.below[1:] == []  # without the rank itself
     table = partial_table(replace(sweep, plan=plan, cells=sweep.cells.assign(**{"spectrum/rank": 6.0})))
