@@ -152,6 +152,7 @@ def test_pages_fetch_nothing_and_leave_equations_to_the_browser(site: Path) -> N
         assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", path.read_text(encoding="utf-8")), path.name
 
 
+@pytest.mark.slow
 def test_a_broken_link_would_fail(tmp_path: Path) -> None:
     pytest.importorskip("material", reason='the site needs the extra: pip install ".[docs]"')
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

@@ -49,7 +49,7 @@ def run(cell: Cell, folder: SweepFolder, runner: Runner | None = None) -> Path:
     return place
 
 
-def test_a_signal_and_an_error_of_a_cell_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = next(cell for cell in cells_of(methods=METHODS) if cell.untrained)
     folder = SweepFolder(tmp_path)
     end = AdaptationModule.on_test_epoch_end
@@ -62,11 +62,6 @@ def test_a_signal_and_an_error_of_a_cell_are_passed_on(tmp_path: Path, monkeypat
     assert Runner()(cell, folder.begin(cell)) is True and folder.state(cell) == DONE
     monkeypatch.setattr(AdaptationModule, "on_test_epoch_end", end)
     assert Runner()(cell, SweepFolder(tmp_path / "other").begin(cell)) is False
-    (cell,) = cells_of(
-        methods={"LoRA": {"adapter": "LoRA", "learning_rate": 1e30}}, set=GRID["set"] | {"data.steps": 9}
-    )
-    with pytest.raises(UserError, match="the loss is nan"):
-        run(cell, SweepFolder(tmp_path / "failing"))
 
 
 @pytest.mark.slow

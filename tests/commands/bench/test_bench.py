@@ -8,7 +8,7 @@ from tests.support.cli import Run
 from tests.support.products import in_one_item, marked
 
 SMALL = ("train", "--model", "test_vit", "--batch-size", "2", "--rounds", "2", "--threads", "1")
-METHODS = ("--methods", "full", "lora", "randlora")
+METHODS = ("--methods", "full", "lora")
 FILES = ["bench.json", "bench.png", "table.md"]
 
 
@@ -30,12 +30,12 @@ def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
     folder = only(tmp_path / "runs" / "bench-train")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert "test_vit (timm), 2 images of 160 pixels, float32; " in done.out and "1 threads" in done.out
-    assert "3 methods, 2 rounds in turns" in done.out and "of full" in done.out
+    assert "2 methods, 2 rounds in turns" in done.out and "of full" in done.out
     report = json.loads((folder / "bench.json").read_text())
     assert report["command"] == f"randlora-pl bench {' '.join(words)}"
     assert report["machine"]["threads"] == 1 and report["setup"]["batch_size"] == 2
     cases = {case["name"]: case for case in report["cases"]}
-    assert len(cases) == 3 and all(len(case["seconds"]) == 2 or case["problem"] for case in cases.values())
+    assert len(cases) == 2 and all(len(case["seconds"]) == 2 or case["problem"] for case in cases.values())
     assert cases["lora"]["times_base"]["median"] > 0 and cases["full"]["times_base"] is None
     assert f"`{report['command']}`" in (folder / "table.md").read_text()
 
