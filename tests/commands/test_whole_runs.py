@@ -36,15 +36,8 @@ def test_a_saved_model_gives_the_figures_of_its_run(
         *("fit", "--model", "LinearHeadTask", "--model.name", name, "--model.pretrained", "random"),
         *("--model.adapter", method, "--model.img_size", size, "--model.learning_rate", "1e-3", "--run.name", "bn"),
         *("--data.dataset", "digits", "--data.batch_size", "32", "--data.steps", "4", "--data.flip", "false"),
-        *(
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.enable_progress_bar",
-            "false",
-            "--trainer.limit_test_batches",
-            "2",
-        ),
-        *("--trainer.limit_val_batches", "1"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--data.eval_batch_size", "32", "--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
     )
     assert fit.code == 0, fit.err
     (folder,) = (tmp_path / "runs/bn").glob("2*")
