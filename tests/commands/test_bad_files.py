@@ -138,7 +138,6 @@ LONG = "x" * 10_000
         ("data: {classnames: !!set {a, b}}\n", "constructor"),
         ("data:\n  root: a\x07b\n", "line 2"),
         ("methods: {a: {}}\nmodels: {b: {}}\n", "sweep c.yaml"),
-        ("methods: {a: {}}\nseeds: [1]\n", "sweep c.yaml"),
         ("help: 3\n", "Unknown key"),
         ("seed_everything: " + "1" * 5000, "digits"),
         ("data: {shots: {init_args: 3}}\n", "shots"),
@@ -166,7 +165,6 @@ def test_a_bad_config_is_refused(refused: Refused, tmp_path: Path, text: str, wo
     [
         ("--seed_everything", "1" * 5000),
         ("--model.targets", "[" * 600 + "]" * 600),
-        ("--model", "../../etc"),
         ("--trainer.accumulate_grad_batches", "0"),
         ("--trainer.accumulate_grad_batches", str(2**62)),
         ("--data.batch_size", str(2**63)),

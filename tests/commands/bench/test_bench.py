@@ -57,8 +57,6 @@ def test_batches_of_several_adapters_are_measured(run: Run, tmp_path: Path, monk
 TINY = "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 48, vocab_size: 50, num_attention_heads: 2, "
 TINY += "num_key_value_heads: 1}"
 QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", "2", "--threads", "1")
-
-
 GPT2 = ("--model", "openai-community/gpt2-medium")
 GPT2 += ("--overrides", "{n_embd: 32, n_layer: 1, n_head: 2, vocab_size: 50, n_positions: 20}")
 
