@@ -41,13 +41,13 @@ def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
 
 
 def test_batches_of_several_adapters_are_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora_pl.lab.bench.batch.COUNTS", (1, 3))
+    monkeypatch.setattr("randlora_pl.lab.bench.batch.COUNTS", (1, 2, 3))
     done = run("bench", "batch", "--model", "test_vit", "--methods", "lora", "dora", "--rounds", "2", "--threads", "1")
     assert done.code == 0, done.err
     folder = only(tmp_path / "runs" / "bench-batch")
     cases = json.loads((folder / "bench.json").read_text())["cases"]
     assert [case["applied"] for case in cases] == ["together", "by adapter"]
-    assert all(list(case["seconds"]) == [*(f"{n} adapters" for n in (1, 3)), "single passes"] for case in cases)
+    assert all(list(case["seconds"]) == [*(f"{n} adapters" for n in (1, 2, 3)), "single passes"] for case in cases)
     assert all(len(own) == 2 and min(own) > 0 for case in cases for own in case["seconds"].values())
     assert "single passes" in done.out and "test_vit, 3 images" in (folder / "table.md").read_text()
     done = run("bench", "batch", "--methods", "full")

@@ -31,7 +31,7 @@ from tests.sweep.grids import GRID, written
 RATES = {"learning_rate": [1e-3, 1e-2, 1e30]}
 TUNE = {"search": RATES, "sampler": "grid", "seeds": [0, 4]}
 LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 4, "paper_name": "LoRA4"}, "zero-shot": None}
-LONG = GRID["set"] | {"data.steps": 3}
+LONG = GRID["set"] | {"data.steps": 3, "data.eval_batch_size": 64}
 
 
 def search_of(folder: Path = Path("nowhere"), **changes: Any) -> Search:
