@@ -436,9 +436,9 @@ class Contract:
     def _resume(self) -> Iterator[str]:
         plain = self.build()
         whole, first, second = (self.adapt(plain) for _ in range(3))
-        train(whole, range(12))
         if (one := report_of(first).procedure) is None or (two := report_of(second).procedure) is None:
             return
+        train(whole, range(12))
         optimizers = [adapters.make_optimizer(each, lr=0.01, weight_decay=0.1) for each in (first, second)]
         train(first, range(6), optimizers[0])
         file = io.BytesIO()

@@ -89,7 +89,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Everything:
         chosen[method] = METHODS[method](4, "packed"), None
         if method in ("lora", "randlora", "randlora-hadamard", "randlora-lead"):
             chosen[f"{method}-split"] = METHODS[method](2, "split"), ["q", "v", "mlp"]
-    adapters = loaded(lambda: zoo.small_clip().visual, chosen, tmp_path_factory.mktemp("all"))
+    adapters = loaded(lambda: zoo.small_clip(layers=1).visual, chosen, tmp_path_factory.mktemp("all"))
     images = zoo.images(8)
     alone: dict[str | None, Tensor] = {}
     for name in (None, *adapters.names):

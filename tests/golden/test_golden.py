@@ -24,7 +24,7 @@ from tests.support.products import in_one_item, marked
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 MODELS = {
-    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224"),
+    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", depth=2),
     "ViT-B-32": lambda: open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")),
     "qwen2": lambda: AutoModelForCausalLM.from_config(Qwen2Config(num_hidden_layers=2)),
 }

@@ -163,15 +163,15 @@ def test_sizes() -> None:
     assert vit.model(torch.zeros(1, 3, 50, 50)).shape == (1, 512)
     assert meta_vit("vit_so400m_patch14_siglip_gap_384") is not None  # 27 patches of 14 pixels, and a margin
     assert meta_vit("pvt_v2_b0", 64) is not None  # patches of 7 pixels that overlap
-    for name, size, words in (
-        ("test_vit", 0, "test_vit"),
-        ("test_vit", 100, "100"),
-        ("vit_so400m_patch14_siglip_gap_384", 385, "385 is not a multiple"),
-        (DINOV2, 230, "230"),
-        ("levit_128s", 100, "100 x 100"),  # fails in use
+    for load, name, size, words in (
+        (load_vit, "test_vit", 0, "test_vit"),
+        (load_vit, "test_vit", 100, "100"),
+        (meta_vit, "vit_so400m_patch14_siglip_gap_384", 385, "385 is not a multiple"),
+        (meta_vit, DINOV2, 230, "230"),
+        (load_vit, "levit_128s", 100, "100 x 100"),  # fails in use
     ):
         with pytest.raises(UserError, match=words):
-            load_vit(name, img_size=size)
+            load(name, img_size=size)
 
 
 def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:

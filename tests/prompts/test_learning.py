@@ -35,7 +35,7 @@ def _models_and_data_are_read_once() -> Iterator[None]:
 )  # fmt: skip
 def test_a_learner_beats_its_own_start(options: dict[str, Any], rate: float, size: int) -> None:
     task = PromptTask("tiny", **options, prompt_learning_rate=rate)
-    data = ImageData(dataset="digits", shots=8, steps=10, batch_size=size, eval_batch_size=80, cache_images=False)
+    data = ImageData(dataset="digits", shots=8, steps=10, batch_size=size, eval_batch_size=40, cache_images=False)
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, use_distributed_sampler=False,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,

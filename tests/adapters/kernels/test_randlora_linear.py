@@ -344,7 +344,7 @@ def kept_bytes(adapter: Adapter, in_features: int, out_features: int, x: Tensor)
 
 @pytest.mark.parametrize(
     ("tokens", "in_features", "out_features"),
-    [(20, 1024, 1032), (100, 256, 256), (100, 1024, 256), (1000, 256, 768), (1800, 256, 1024), (1800, 1024, 256)],
+    [(20, 1024, 1032), (100, 256, 256), (100, 1024, 256), (1000, 256, 768), (1800, 1024, 256)],
 )
 def test_no_more_is_kept_than_by_lora(tokens: int, in_features: int, out_features: int) -> None:
     x = torch.randn(tokens, in_features, requires_grad=True)

@@ -1,7 +1,6 @@
 """What a layer keeps over the uses of one step: the bits of a training without it, and nothing that is out of date."""
 
 import copy
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.adapters.cases import randomise
-from tests.support.products import in_one_item
+from tests.support.products import covered, in_one_item
 
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -216,9 +215,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@in_one_item(
-    ("training", "tokens", "basis"), itertools.product((False, True), (4, 300), ("uniform", "ternary", "hadamard"))
-)
+@covered(("training", "tokens", "basis"), (False, True), (4, 300), ("uniform", "ternary", "hadamard"))
 def test_nothing_is_out_of_date(training: bool, tokens: int, basis: Any) -> None:
     """Each change of a tensor of a layer, after two uses."""
     x = torch.randn(tokens, 48)

@@ -83,7 +83,7 @@ def test_lead_by_pattern_and_impossible_leads() -> None:
 # Stages that start where a LoRA has ended
 
 
-@in_one_item(("kind", "form"), [(kind, form) for kind in KINDS for form in ("beside", "absorbed")])
+@in_one_item(("kind", "form"), zip(KINDS, itertools.cycle(("beside", "absorbed"))))
 def test_starts_with_the_outputs_of_the_lora_on_every_kind_of_layer(kind: str, form: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     case = KINDS[kind]

@@ -60,7 +60,7 @@ def test_labels_are_names_of_imagenet(tmp_path: Path, name: str) -> None:
     wnids, samples = wnids_of(name), data.samples("test")
     assert data.classnames == [imagenet.classnames[known("imagenet").index(wnid)] for wnid in sorted(wnids)]
     assert np.bincount(samples.labels).tolist() == [1] * len(wnids)
-    for label, number in list(zip(samples.labels.tolist(), samples.rows.tolist(), strict=True))[:200]:
+    for label, number in list(zip(samples.labels.tolist(), samples.rows.tolist(), strict=True))[:40]:
         pixels = samples.images.load(number)
         shown = label_of(pixels[pixels.shape[0] // 2, pixels.shape[1] // 2])
         assert shown is None or imagenet.classnames[shown] == data.classnames[label]
