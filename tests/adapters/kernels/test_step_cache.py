@@ -96,10 +96,10 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_training_has_the_bits_of_a_training_without_a_cache(way: str) -> None:
     for tokens, batches, autocast, recompute, options in (
         (300, 2, False, None, {"fused": True}),  # whose changes no version counter counts
-        (4, 4, True, None, {}),
         (300, 1, True, False, {"foreach": True}),
+        (4, 4, True, None, {}),
         (4, 2, False, True, {}),
-    ):
+    )[list(WAYS).index(way) % 2 :: 2]:  # many tokens and few
         runs = []
         for context in (uncached, nullcontext):
             with context():
