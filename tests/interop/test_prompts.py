@@ -20,7 +20,7 @@ from randlora_pl.tasks.restore import plain_task
 from randlora_pl.tasks.task_set import TaskSet
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Refused
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, in_two_items, marked
 
 NAMES = ["cat", "dog", "tree"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,11 @@ def logits(folder: Path, images: Tensor) -> Tensor:
         return load_task(folder).class_logits(images)
 
 
-@in_one_item("name", [name for name in OPTIONS if name != "CoCoOp"])
+OFTEN = ("CoOp+RandLoRA", "Fixed+LoRA", "two stages", "text", "MaPLe+DePT")
+"""Programs by default."""
+
+
+@in_two_items("name", marked(((name,) for name in OPTIONS if name != "CoCoOp"), lambda row: row[0] in OFTEN))
 def test_programs_give_the_tasks_logits(adapters: Mapping[str, Path], name: str) -> None:
     program = load_program(adapters[name])
     pixels = program.examples(2, 0)
@@ -78,7 +82,7 @@ def test_programs_of_learned_prompts_become_files(adapters: Mapping[str, Path], 
     assert export_onnx(load_program(adapters[name]), tmp_path / "model.onnx").difference < 1e-4
 
 
-@in_one_item("name", ["CoOp", "CoOp+RandLoRA", "Fixed+LoRA", "two stages", "text"])
+@in_one_item("name", ["CoOp+RandLoRA", "two stages", "text"])
 def test_merged_weights_and_head_run_in_open_clip_alone(
     adapters: Mapping[str, Path], name: str, tmp_path: Path
 ) -> None:

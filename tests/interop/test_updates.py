@@ -20,12 +20,14 @@ from randlora_pl.interop.base_model import (
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
-from tests.support.products import in_one_item
+from tests.support.products import in_two_items, marked
 
 from .adapters import MORE, rounded, saved
 
+OFTEN = ("randlora", "adalora", "dora", "full", "bitfit", "pissa", "split", "oft")
 
-@in_one_item("method", MORE)
+
+@in_two_items("method", marked(zip(MORE), lambda row: row[0] in OFTEN))
 def test_updates_are_the_differences_of_the_weights(method: str, tmp_path: Path) -> None:
     """By key, and by layer from the file alone."""
     task = saved(tmp_path / "a", method=method)

@@ -61,7 +61,7 @@ def critic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the toy reviews; to be read only."""
     root = tmp_path_factory.mktemp("critic")
     words = ("--data.dataset", "csv", "--data.root", str(write_reviews(root / "data")), "--data.max_length", "24")
-    length = ("--data.batch_size", "8", "--data.steps", "30", "--model.learning_rate", "1e-2")
+    length = ("--data.batch_size", "8", "--data.steps", "8", "--model.learning_rate", "1e-2")
     return fitted(root, *classify.TYPED, *words, *length)
 
 

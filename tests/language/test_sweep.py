@@ -220,7 +220,9 @@ def test_tables_1_and_6_are_made_of_cells_of_table_15() -> None:
 ALPHAS = {"commonsense_qwen2": (128, 896), "commonsense_phi3": (3072, 3072), "commonsense_llama3": (1024, 4096)}
 
 
-@pytest.mark.parametrize("name", ["table1", "table3_llama", "table6", "table10_llama", "table15"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("table1", marks=pytest.mark.full), "table3_llama", "table6", "table10_llama", "table15"]
+)
 def test_alphas_are_those_of_the_rank(name: str) -> None:
     """Scaling 2 / sqrt(n) for RandLoRA and NoLA, 2 for LoRA and VeRA (Table 9), whatever the rank."""
     _, description = find_sweep(name)

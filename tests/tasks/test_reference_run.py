@@ -23,7 +23,7 @@ from randlora_pl.tasks import AdaptationModule, VisionLanguageTask
 from .small import trained
 
 Pairs = list[list[Tensor]]
-RANK, ALPHA, RATE, DECAY, STEPS, BATCH = 16, 10.0, 1e-3, 0.1, 5, 16
+RANK, ALPHA, RATE, DECAY, STEPS, BATCH = 16, 10.0, 1e-3, 0.1, 3, 16
 
 
 class Batches(L.Callback):

@@ -80,7 +80,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
             (STEPS, 1, "with_replacement"),
             (STEPS, 3, "epochs"),
         ],
-        lambda row: row in ((1, 1, "with_replacement"), (3, 3, "with_replacement")),
+        lambda row: row == (3, 3, "with_replacement"),
     ),
 )
 def test_resumed_run_ends_with_the_same_bits(

@@ -142,8 +142,9 @@ def test_a_batch_has_the_probabilities_of_each_task_alone(members: list[dict[str
         tasks.load(name, plain_task(file))
     names = [*files, *reversed(files)]
     pictures = images(len(names), tasks.first.image_spec.size)
+    own = {name: load_task(tmp_path / name) for name in files}
     for row, name, picture in zip(tasks.probabilities(pictures, names), names, pictures, strict=True):
-        alone = load_task(tmp_path / name)
+        alone = own[name]
         with torch.inference_mode():
             torch.testing.assert_close(row, alone.predictions(alone.class_logits(picture[None]))[0], rtol=0, atol=1e-5)
 

@@ -44,7 +44,7 @@ from randlora_pl.interop.peft_import import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close, randomise
 from tests.adapters.zoo import captions, images, small_clip, small_vit
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, in_two_items, marked
 
 
 def saved(base: nn.Module, adapter: Adapter, targets: list[str] | None, path: Path, **base_model: Any) -> nn.Module:
@@ -90,9 +90,14 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
 }
 ALIKE = {"hira": "hira_", "oft": "oft_R", "shira": "shira_weight"}
 """Methods that are the same in PEFT, and a part of the names of what trains there."""
+OFTEN = (
+    *("hadamard, peft", "variant b", "floor+1 where r does not divide", "alphas", "autolora, q k v apart"),
+    *("autolora, bases", "lora, alpha 0", "lora, ranks of q k v", "hira", "hira, ranks", "oft, one number"),
+    *("oft, series", "shira", "pissa, ranks", "olora", "loraxs, both"),
+)
 
 
-@in_one_item("name", PROVEN)
+@in_two_items("name", marked(zip(PROVEN), lambda row: row[0] in OFTEN))
 def test_peft_gives_our_outputs_and_they_come_back(name: str, tmp_path: Path) -> None:
     adapter, base = PROVEN[name], small_vit()
     ours = saved(base, adapter, None, tmp_path / "ours")

@@ -66,7 +66,7 @@ def test_scores_are_learned_by_their_squared_error_and_graded_whole(tmp_path: Pa
     assert "train/loss" in logged.logged_metrics and "train/acc" not in logged.logged_metrics, "no score is right"
 
 
-@pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert", "deberta-v2", "electra"])
+@pytest.mark.parametrize("kind", [pytest.param("roberta", marks=pytest.mark.full), "bert", "distilbert", "deberta-v2"])
 def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
     """The encoder is frozen, in eval mode and without the head; adapter and head train, also on pairs."""
     shape: dict[str, Any] = SHAPE
