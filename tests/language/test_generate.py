@@ -1,7 +1,6 @@
 """Answers: batches write what single prompts write, beams find likelier texts, and options are chosen by likelihood."""
 
 import copy
-import itertools
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +17,7 @@ from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import Encoded, collate, encode_prompt
 from randlora_pl.utils.errors import UserError
 from tests.language.small import SHAPES, make
-from tests.support.products import in_one_item
+from tests.support.products import covered, in_one_item
 
 PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
 KINDS = ["qwen2", "gpt2", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "phi3"))]
@@ -76,9 +75,11 @@ def reads(model: Any, texts: dict[str, torch.Tensor], how: Decoding, share: bool
             return write_tokens(model, texts, how, 0, eos), sum(seen)
 
 
-@in_one_item(
+@covered(
     ("how", "prompts"),
-    itertools.product([Decoding(3, 5), Decoding(4, 8, 0.5, 2), Decoding(2, 8, 3.0)], [PROMPTS, PROMPTS[1:2]]),
+    [Decoding(3, 5), Decoding(4, 8, 0.5, 2), Decoding(2, 8, 3.0)],
+    [PROMPTS, PROMPTS[1:2]],
+    strength=1,
 )
 def test_prompts_that_are_read_once_give_what_transformers_gives(
     task: CausalLMTask, prompts: list[str], how: Decoding

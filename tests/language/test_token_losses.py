@@ -1,6 +1,5 @@
 """Losses of the next tokens: against padding on the left with a mask and all logits at once."""
 
-import itertools
 import weakref
 from typing import Any
 
@@ -18,7 +17,7 @@ from randlora_pl.language.batches import Tokens
 from randlora_pl.language.decoder import learned_positions, token_losses
 from randlora_pl.language.tokenization import IGNORED, Encoded, collate
 from tests.adapters.cases import assert_close, randomise
-from tests.support.products import in_one_item, in_two_items, marked
+from tests.support.products import covered, in_two_items, marked
 
 from .test_generate import LAYERS, small
 
@@ -106,9 +105,7 @@ def test_padding_on_the_right_without_a_mask_gives_the_same(name: str) -> None:
             assert_close(found, old_way(model, [row])[0][0], 1e-4)
 
 
-@in_one_item(
-    ("kind", "smoothing", "trains"), itertools.product(["llama", "gemma2", "granite"], [0.0, 0.1], [False, True])
-)
+@covered(("kind", "smoothing", "trains"), ["llama", "gemma2", "granite"], [0.0, 0.1], [False, True])
 def test_parts_give_the_same_as_all_logits_at_once(kind: str, smoothing: float, trains: bool) -> None:
     model = adapted(kind, trains, head_dim=8, tie_word_embeddings=False)
     plain, right = new_way(model, ROWS, smoothing)

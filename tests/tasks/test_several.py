@@ -133,7 +133,7 @@ def test_each_task_predicts_as_alone_on_one_backbone(
     assert all(other == pointers[0] for other in pointers)
 
 
-@pytest.mark.parametrize(("members",), marked(zip(SETS.values()), lambda row: len(row[0]) == 4), ids=SETS)
+@pytest.mark.parametrize(("members",), marked(zip(SETS.values()), lambda row: row[0] == SETS["both towers"]), ids=SETS)
 def test_a_batch_has_the_probabilities_of_each_task_alone(members: list[dict[str, Any]], tmp_path: Path) -> None:
     files = {str(place): read_adapter(saved(tmp_path / str(place), **each)) for place, each in enumerate(members)}
     tasks = TaskSet(plain_task(files["0"]))

@@ -44,7 +44,8 @@ def trainings(folder: Path) -> dict[str, list[str]]:
     """The words of each training."""
     (folder / "toy").mkdir()
     text, reviews = write_toy(folder / "toy"), write_reviews(folder / "reviews")
-    decoder, encoder = json.dumps(SHAPES["qwen2"] | {"vocab_size": 300}), json.dumps(SHAPE)
+    layer = {"num_hidden_layers": 1}
+    decoder, encoder = json.dumps(SHAPES["qwen2"] | {"vocab_size": 300} | layer), json.dumps(SHAPE | layer)
     return {
         "joint": [*IMAGES],
         "accumulated": [*ACCUMULATED],

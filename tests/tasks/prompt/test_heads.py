@@ -117,9 +117,9 @@ def test_each_term_by_its_equation(factors: tuple[float, float, float]) -> None:
     )
 
 
-@in_one_item("kind", ["cocoop", "maple + dept", "tip"])
+@in_one_item("kind", ["cocoop", "maple + dept"])
 def test_gradients_are_those_of_finite_differences(kind: str, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of CoCoOp's network, DePT's second head and Tip-Adapter's keys, with the images of a batch, in float64."""
+    """Of CoCoOp's network and DePT's second head, with the images of a batch, in float64."""
     task: Any = make_prompts(kind)
     fit(task, {"steps": 1})
     shake(task)
