@@ -154,8 +154,8 @@ assert (offline.folder() / "model.safetensors").read_text() == "whole" and "torc
 
 
 def test_processes_at_the_same_time_convert_it_once(wheel: Path, tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, "-c", PROCESS], cwd=tmp_path) for _ in range(3)]
-    assert [rank.wait(60) for rank in ranks] == [0, 0, 0]
+    ranks = [subprocess.Popen([sys.executable, "-c", PROCESS], cwd=tmp_path) for _ in range(2)]
+    assert [rank.wait(60) for rank in ranks] == [0, 0]
     assert (tmp_path / "calls").read_text() == "x"
 
 
