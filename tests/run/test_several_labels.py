@@ -52,7 +52,7 @@ def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The adapter of a short training, its test, and its run folder."""
     folder = tmp_path_factory.mktemp("run")
     data = ImageData(
-        dataset="table", root=str(table), steps=25, batch_size=32, flip=False, crop_scale=(1, 1), num_workers=0
+        dataset="table", root=str(table), steps=20, batch_size=16, flip=False, crop_scale=(1, 1), num_workers=0
     )
     task = LinearHeadTask("tiny", adapter=LoRA(rank=4), learning_rate=5e-3, head_learning_rate=0.1)
     per_class = PerClass()
@@ -67,7 +67,7 @@ def test_a_run_learns_what_is_in_a_picture(trained: tuple[Path, dict[str, float]
     _, metrics, per_class, folder = trained
     rows = list(csv.DictReader((folder / "test_per_class.csv").open()))
     chance = sum(int(row["samples"]) for row in rows) / len(rows) / 48
-    assert metrics["test/map"] > chance + 0.2 and metrics.keys() == {"test/map", "test/f1", "test/loss"}
+    assert metrics["test/map"] > chance + 0.4 and metrics.keys() == {"test/map", "test/f1", "test/loss"}
     precisions = [float(row["average_precision"]) for row in rows]
     assert metrics["test/map"] == pytest.approx(sum(precisions) / len(precisions), abs=1e-4)
     assert metrics["test/f1"] == pytest.approx(sum(float(row["f1"] or 0) for row in rows) / len(rows), abs=1e-4)
