@@ -7,6 +7,7 @@ whole process, so that `use` belongs into a process of its own.
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 import randlora_pl
 
@@ -79,7 +79,8 @@ class _Far(TorchDispatchMode):
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute on the CPU; results are on the device if an argument is, or if it is asked for."""
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+    tensors: list[Tensor] = []
+    _mapped(tensors.append, (args, kwargs))
     was_far = is_far = any(isinstance(each, FarTensor) for each in tensors)
     asked = kwargs.get("device")
     if asked is not None:
@@ -100,17 +101,21 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         WAITS.add(name)
     elif was_far and name.startswith(("index", "_index_put", "_unsafe_index")):
         _indexed(name, args)
-    here = tree_map(lambda each: each.here if isinstance(each, FarTensor) else each, (args, kwargs))
+    here = _mapped(lambda each: each.here if isinstance(each, FarTensor) else each, (args, kwargs))
     result = func(*here[0], **here[1])
     if not is_far and not (name.endswith("_") and was_far):
         return result
     known = {id(each.here): each for each in tensors if isinstance(each, FarTensor)}
-    back = tree_map(lambda each: known.get(id(each), each), result)
-    return tree_map(lambda each: FarTensor(each) if isinstance(each, Tensor) and not _made(each) else each, back)
+    return _mapped(lambda each: known[id(each)] if id(each) in known else FarTensor(each), result)
 
 
-def _made(tensor: Tensor) -> bool:
-    return isinstance(tensor, FarTensor)
+def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return arguments or results with other tensors, as `tree_map` does in five times the time."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(change, each) for each in value])
+    return {key: _mapped(change, each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _copied(source: bool, target: bool, non_blocking: Any) -> None:
