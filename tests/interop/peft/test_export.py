@@ -57,7 +57,6 @@ def saved(base: nn.Module, adapter: Adapter, targets: list[str] | None, path: Pa
 
 PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "equation": RandLoRA(rank=5),
-    "equation, r divides": RandLoRA(rank=4),
     "hadamard": RandLoRA(rank=5, basis="hadamard"),
     "hadamard, peft": RandLoRA(rank=5, basis="hadamard", pairing="peft", a_basis="signs"),
     "variant b": RandLoRA(rank=5, variant="b"),
@@ -66,7 +65,6 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "alphas": RandLoRA(rank=5, alpha={r".*\.fc1": 3.0}),
     "ternary": RandLoRA(rank=5, basis="ternary"),
     "binary, dropout": RandLoRA(rank=5, basis="binary", dropout=0.1),
-    "autolora": AutoLoRA(rank=3, alpha=6),
     "autolora, q k v apart": AutoLoRA(rank={r".*\.k": 2}, alpha={r".*\.q": 50.0}, qkv="split"),
     "autolora, bases": AutoLoRA(rank=5, alpha=30, select="bases"),
     "lora, q apart": LoRA(rank=3, alpha=2, qkv="split"),
@@ -74,18 +72,15 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "lora, ranks of q k v": LoRA(rank={r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
     "hira": HiRA(rank=3, dropout=0.1),
     "hira, ranks": HiRA(rank={r".*0\..*": 2, ".*": 5}),  # filled up with zeros
-    "oft": OFT(block=8),
     "oft, default": OFT(),
     "oft, one number": OFT(block={".*qkv": 3, ".*fc1": 3, ".*": 12}),
     "oft, series": OFT(block=4, neumann_terms=6),
     "shira": SHiRA(rank=3, dropout=0.1),
     "shira, top": SHiRA(rank=2, places="top"),
-    "pissa": PiSSA(rank=3),
     "pissa, alpha": PiSSA(rank=3, alpha=6.0, dropout=0.1),
     "pissa, ranks": PiSSA(rank={r".*fc1": 2, ".*": 4}, qkv="split"),
     "olora": PiSSA(rank=3, start="olora", keep_derived=True),
     "minor": PiSSA(rank=3, start="minor"),
-    "loraxs": LoRAXS(rank=5, alpha=16.0),
     "loraxs, both": LoRAXS(rank=5, balance="both", qkv="split"),
 }
 ALIKE = {"hira": "hira_", "oft": "oft_R", "shira": "shira_weight"}
