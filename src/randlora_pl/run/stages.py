@@ -95,14 +95,15 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
         kinds = ("several labels of an image", "one label of each image")
         there, here = kinds if not task.several else kinds[::-1]
         raise UserError(f"{folder} was trained on {there}, and the data has {here}. Test it on data like its own.")
-    here, trained_on = getattr(trainer.datamodule, "frame", None), file.metadata.get("training", {}).get("frame")
-    if here is not None and trained_on is not None:
+    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
+    trained_on = file.metadata.get("training", {}).get("frame")
+    if frame is not None and trained_on is not None:
         for name in ("mean", "std", "interpolation"):  # the other options of images come with the adapter
-            there = getattr(ImageSpec.of_values(trained_on), name)
-            if there != getattr(here, name):
+            before, now = getattr(ImageSpec.of_values(trained_on), name), getattr(frame, name)
+            if before != now:
                 raise UserError(
-                    f"{folder} was trained on images with {name} {there}, and the model has "
-                    f"{getattr(here, name)}. Test it with the data module of its training, from Python."
+                    f"{folder} was trained on images with {name} {before}, and the model has {now}. Test it with the "
+                    "data module of its training, from Python."
                 )
     if not file.extra:
         return
