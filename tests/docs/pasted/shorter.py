@@ -18,10 +18,8 @@ if wheel() is None:
     SHAPES["smollm2"] = "{num_hidden_layers: 1, hidden_size: 144, intermediate_size: 128, vocab_size: 300}"
 BENCH = {
     "train": ("--rounds", "1", "--batch-size", "2"),
-    "answers": ("--rounds", "1", "--samples", "2", "--batch-sizes", "2", "--new-tokens", "2", "--overrides", DECODER),
-    "captions": ("--rounds", "1", "--batch-size", "2", "--classes", "2", "--model", "tiny"),
+    "batch": ("--rounds", "1", "--model", "test_vit"),
     "adapters": ("--rounds", "1", "--widths", "64", "--tokens", "8", "--ranks", "8", "--depths", "1"),
-    "data": ("--rounds", "1", "--images", "32", "--batch-size", "4", "--workers", "1"),
 }
 
 
