@@ -229,6 +229,8 @@ def test_a_sum_drops_inputs_on_the_paths_of_its_parts_only(tmp_path: Path) -> No
     layer, x = model.enter, torch.randn(4000, 8)
     still = layer(x)
     assert torch.equal(layer(x), still)  # loaded adapters predict
+    with adapters.using("a"):  # also after a sum
+        assert torch.equal(layer(x), layer(x))
     set_train_mode(model)
     dropped = layer(x)
     assert not torch.allclose(dropped, still, atol=0.1)

@@ -26,6 +26,7 @@ from randlora_pl.adapters import (
     save_adapter,
 )
 from randlora_pl.adapters import batched as batched_file
+from randlora_pl.adapters.kernels.randlora_linear import StepCache
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import KINDS, METHODS, WHOLE, One, adapter_of, assert_close, randomise
@@ -267,6 +268,22 @@ def test_a_frozen_weight_is_multiplied_once(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(batched_file.F, "linear", counted)
         model(torch.randn(6, 5, 8))
     assert products == [6]
+
+
+def test_a_batch_drops_what_updates_kept_that_it_applied_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: Chosen = {name: (RANDLORA, [".*"]) for name in "rs"}
+    linear = loaded(lambda: One(8, 8), chosen, tmp_path / "linear")
+    convolution = loaded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), chosen, tmp_path / "convolution")
+    dropped: list[StepCache] = []
+    clear = StepCache.clear
+    monkeypatch.setattr(StepCache, "clear", lambda cache: (dropped.append(cache), clear(cache)))
+    for adapters, x, kept in ((linear, torch.randn(2, 5, 8), 0), (convolution, zoo.images(2), 2)):
+        with adapters.batched(["r", "s"]) as model:
+            model(x)
+            dropped.clear()
+        assert len(dropped) == kept
 
 
 def test_quantized_layers_inference_mode_and_autocast(tmp_path: Path) -> None:

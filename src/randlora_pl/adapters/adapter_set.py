@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.adapter_file import AdapterFile
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.batched import Places, per_sample
+from randlora_pl.adapters.batched import Places, drop_kept, per_sample
 from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers import WeightedSum, attach
 from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge, with_bases
@@ -271,8 +271,6 @@ class AdapterSet:
                     yield self.model
             finally:
                 self._batched = False
-                for own in updates.values():
-                    _drop_kept(own.values())
 
     def _weights(self, choice: Choice) -> dict[str, float]:
         """Return the nonzero weights of a choice, checked."""
@@ -309,9 +307,9 @@ class AdapterSet:
         for path, tensor in self._moved().items():
             _tensor(self.model, path).data = tensor
         unmerge(self.model)
-        _drop_kept(layer.delta for layer in layers if layer.delta is not None)
         detach(self.model)
         for name in self._active:
+            drop_kept(self._loaded[name].updates.values())  # not a sum, which has a mode of its own
             own = self._loaded[name].own
             for path in own:
                 tensor = _tensor(self.model, path)
@@ -355,12 +353,6 @@ def _tensor(model: nn.Module, path: str) -> Tensor:
     module, _, name = path.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(module), name)
     return tensor
-
-
-def _drop_kept(updates: Iterable[DeltaWeight]) -> None:
-    """Drop what updates keep between calls, so that adapters that are not in use occupy their own tensors only."""
-    for update in updates:
-        update.train(update.training)
 
 
 def _bases_in(updates: Mapping[str, DeltaWeight]) -> dict[nn.Module, Bases]:

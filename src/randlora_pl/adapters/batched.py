@@ -9,7 +9,7 @@ preceded by two of the base model, with one sample and with two. The dimension t
 rows of the first sample stay in their places. An input for which this is not true is refused.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -244,7 +244,7 @@ def per_sample(
         UserError: A layer only builds a weight, which is one for all samples.
     """
     paths = sorted({path for own in updates for path in own})
-    calls, attached = Calls(paths, len(updates), known), dict[str, DeltaWeight]()
+    calls, attached = Calls(paths, len(updates), known), dict[str, PerSample]()
     for path in paths:
         layer = model.get_submodule(path)
         if has_own_forward(type(layer)) or (isinstance(layer, nn.Linear) and reader_of(model, path) is not None):
@@ -259,3 +259,11 @@ def per_sample(
             yield
     finally:
         detach(model)
+        for each in attached.values():
+            drop_kept(update for update, _ in each.alone if update is not None)
+
+
+def drop_kept(updates: Iterable[DeltaWeight]) -> None:
+    """Drop what updates keep between calls, so that adapters that are not in use occupy their own tensors only."""
+    for update in updates:
+        update.train(update.training)
