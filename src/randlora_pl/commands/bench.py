@@ -226,8 +226,8 @@ def adapters(
     shares: list[Any] = [int(s) if s.isdecimal() else s for s in sparsity]
     if wrong := [s for s in shares if s != "sqrt" and (not isinstance(s, int) or not 2 <= s <= 1_000_000)]:
         raise UserError(f"sparsity is {wrong[0]!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
-    if shares and not any("ternary" in name for name in names):
-        raise UserError("--sparsity is for ternary bases only. Add --methods randlora-ternary.")
+    if (shares or "sparsity" in sweeps) and not any("ternary" in name for name in names):
+        raise UserError("sparsity is for ternary bases only. Add --methods randlora-ternary.")
     swept = sweeps or [name for name in known if (name == "sparsity") == bool(shares)]
     given = {"width": widths, "tokens": tokens, "rank": ranks, "depth": depths, "sparsity": shares}
     ranges: dict[str, list[Any]] = {

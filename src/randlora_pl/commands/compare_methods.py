@@ -103,12 +103,9 @@ def _check_words(base: Sequence[str], others: Sequence[str]) -> None:
 
 def _check_task(tree: Tree) -> None:
     """Refuse tasks and data on which adapters cannot be compared, by their traits."""
-    from randlora_pl.sweep.expand import data_of
+    from randlora_pl.sweep.expand import data_of, kind_of
 
-    name, data = str(tree["model"]["class_path"]), tree.get("data", {})
-    kind = task_of(name)
-    if kind is None:
-        raise UserError(f"The task {name} is not imported.", "Name its module: --import mine")
+    name, data, kind = str(tree["model"]["class_path"]), tree.get("data", {}), kind_of(tree)
     by_hand = "Search the rate of each run, and compare them: randlora-pl tune --help"
     texts = takes_texts(kind)
     refusals = [

@@ -151,6 +151,8 @@ def _read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
     """
     if not is_file(path):
         raise UserError(f"The class name file {path} does not exist (--data.classnames)")
+    if path.suffix.lower() == ".json":  # its lines could be as many as the classes
+        raise UserError(f"{path}: class names are not read from JSON. Write one per line, or CSV with folder,name")
     names: list[str] | dict[str, str]
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from randlora_pl.adapters import load_adapter, read_adapter
+from randlora_pl.adapters import AdapterFile, load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.callbacks import HeldLock, PerClass, RunCheckpoint, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint, planned
@@ -78,6 +78,8 @@ def compare_options(app: App) -> None:
 
 def _report_start(app: App) -> None:
     """Write and log the config once every derived value is known, and write the few-shot sample."""
+    if (start := app.task.start) is not None:
+        _check_frame(start.file, app.trainer)
     if not app.trainer.is_global_zero:
         return
     write_config(app)
@@ -85,6 +87,18 @@ def _report_start(app: App) -> None:
     if not app.created:
         print_above_progress(f"resumed after step {app.trainer.global_step:,}")
     app.datamodule.write_index(app.folder)
+
+
+def _check_frame(file: AdapterFile, trainer: Trainer) -> None:
+    """Refuse images that the model prepares in another way than an adapter was trained with."""
+    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
+    trained_on = file.metadata.get("training", {}).get("frame")
+    # the other options of images come with the adapter
+    for name in ("mean", "std", "interpolation") if frame and trained_on else ():
+        before, now = getattr(ImageSpec.of_values(trained_on), name), getattr(frame, name)
+        if before != now:
+            what = f"{file.path} was trained on images with {name} {before}, and the model has {now}."
+            raise UserError(what, "Use the data module of its training, from Python.")
 
 
 def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
@@ -95,16 +109,7 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
         kinds = ("several labels of an image", "one label of each image")
         there, here = kinds if not task.several else kinds[::-1]
         raise UserError(f"{folder} was trained on {there}, and the data has {here}. Test it on data like its own.")
-    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
-    trained_on = file.metadata.get("training", {}).get("frame")
-    if frame is not None and trained_on is not None:
-        for name in ("mean", "std", "interpolation"):  # the other options of images come with the adapter
-            before, now = getattr(ImageSpec.of_values(trained_on), name), getattr(frame, name)
-            if before != now:
-                raise UserError(
-                    f"{folder} was trained on images with {name} {before}, and the model has {now}. Test it with the "
-                    "data module of its training, from Python."
-                )
+    _check_frame(file, trainer)
     if not file.extra:
         return
     theirs = file.config.get("metadata", {}).get("classnames") or []

@@ -119,6 +119,7 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
         (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),
         (["trian"], "Did you mean 'train'"),
         (["adapters", "--ranks", "769"], "--ranks: 769 is larger"),
+        (["adapters", "--sweeps", "sparsity", "--methods", "lora"], "sparsity is for ternary bases only"),
     ],
 )
 def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:

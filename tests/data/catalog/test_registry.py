@@ -209,6 +209,7 @@ def test_classnames_files(tmp_path: Path) -> None:
         ("a.txt", "one", "has 1 class names, the dataset has 2 classes"),
         ("a.csv", "n01,tench,fish", "is not of the form folder,name"),
         ("a.csv", "n1,tench\nn02,shark", r"names the class 'n1', which the dataset does not have. Did you mean 'n01'"),
+        ("a.json", '["tench",\n"shark"]', "not read from JSON"),
         ("a.csv", "n01,tench", "no name for 1 of 2 classes, the first: 'n02'"),
     ],
 )

@@ -180,7 +180,6 @@ def test_what_does_not_fit_is_refused() -> None:
 
     fits = clip(LoRA(rank=2))
     check_options("auto", fits, ImageData(dataset="digits", keep="mnist_5k"), False)
-    check_options(None, fits, ImageData(dataset="digits"), False)
     assert "need each other" in refusal(fits, scale=None)
     assert "need each other" in refusal(fits, keep=None)
     assert "needs the whole model" in refusal(fits, shards=True)

@@ -212,12 +212,13 @@ def _tested(
         tag = "random" if about.get("sha256") else about["pretrained"]  # the path of a file adds nothing
         spec = frame_of(run.file.metadata, clip_image_spec(model_name, tag, about.get("image_size")))
         tokenizer = load_tokenizer(model_name)
-        results = []
-        for dataset in datasets:
+        for dataset in datasets:  # all of them before the first is tested
             if (dataset, spec) not in sets:
                 sets[dataset, spec] = framed({"dataset": dataset, "root": tested.root}, spec, tested.batch_size)
-                sets[dataset, spec].setup("test")
                 refuse_several(sets[dataset, spec], "--datasets")
+                sets[dataset, spec].setup("test")
+        results = []
+        for dataset in datasets:
             data = sets[dataset, spec]
             samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
             prompts = prompts_of(run.file, data.templates)

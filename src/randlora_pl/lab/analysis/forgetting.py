@@ -39,10 +39,9 @@ def check_task(file: AdapterFile) -> None:
             f"{file.path} was trained by {task or 'no task'}. Zero-shot accuracy on other datasets needs a CLIP with a "
             f"text head ({' or '.join(TASKS)})."
         )
-    if prompts := file.metadata["arguments"].get("prompts"):
-        options = prompts["options"]
-        if prompts["method"] == "CoCoOp" or options.get("class_specific"):
-            raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot name classes of other datasets.")
+    prompts = file.metadata["arguments"].get("prompts")
+    if prompts and (prompts["method"] == "CoCoOp" or prompts["options"].get("class_specific")):
+        raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot name classes of other datasets.")
     if file.metadata.get("captions"):
         raise UserError(f"{file.path} was trained on captions and has no prompt for class names.")
 

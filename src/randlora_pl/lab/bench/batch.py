@@ -16,7 +16,6 @@ from randlora_pl.lab.bench.steps import Training
 COUNTS = (1, 8, 32)
 """Numbers of adapters in a batch."""
 
-
 Seconds = dict[str, list[float]]
 """Times of each case, one per round."""
 

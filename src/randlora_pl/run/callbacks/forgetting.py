@@ -34,8 +34,6 @@ MOST_IMAGES = 2_000
 def check_options(scale: str | None, task: Objective, data: PlannedData, sharded: bool) -> None:
     """Refuse a guard that has nothing to keep, or that cannot scale or measure it, before a model is built."""
     keep, adapter, option = getattr(data, "keep", None), task.adapter, "--checkpoint.scale auto"
-    if scale is keep is None:
-        return
     check_names_others(task, option)
     if scale is None or keep is None:
         what = "the name of another dataset, or new with --data.classes base"
