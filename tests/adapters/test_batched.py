@@ -270,9 +270,7 @@ def test_a_frozen_weight_is_multiplied_once(tmp_path: Path, monkeypatch: pytest.
     assert products == [6]
 
 
-def test_a_batch_drops_what_updates_kept_that_it_applied_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_drops_what_updates_kept_that_it_applied_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: Chosen = {name: (RANDLORA, [".*"]) for name in "rs"}
     linear = loaded(lambda: One(8, 8), chosen, tmp_path / "linear")
     convolution = loaded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), chosen, tmp_path / "convolution")
@@ -284,6 +282,18 @@ def test_a_batch_drops_what_updates_kept_that_it_applied_alone(
             model(x)
             dropped.clear()
         assert len(dropped) == kept
+
+
+def test_an_adapter_in_another_dtype_rounds_no_other_one(tmp_path: Path) -> None:
+    chosen: Chosen = {name: (adapter, ["fc"]) for name, (adapter, _) in SOME.items() if name in "abrs"}
+    adapters, x = loaded(lambda: One(8, 12), chosen, tmp_path), torch.randn(4, 5, 8)
+    for name in ("a", "r"):
+        with adapters.using(name) as model:
+            model.bfloat16()
+        adapters.model.float()
+    expected = one_by_one(adapters, ["b", "s"], x[2:])
+    with adapters.batched(["a", "r", "b", "s"]) as model:
+        assert_close(model(x)[2:], expected)
 
 
 def test_quantized_layers_inference_mode_and_autocast(tmp_path: Path) -> None:

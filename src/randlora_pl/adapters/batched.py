@@ -35,10 +35,10 @@ Places = dict[str, list[Place]]
 
 
 def joint_key(update: DeltaWeight) -> Hashable:
-    """Return a key that is equal for updates of a layer that samples apply together; None for other updates."""
+    """Return a key that is equal for updates of a layer that samples apply together, in one dtype; None for others."""
     if isinstance(update, Joint):
         return update.joint_key()
-    return FactoredDelta if isinstance(update, FactoredDelta) else None
+    return (FactoredDelta, *{each.dtype for each in update.parameters()}) if isinstance(update, FactoredDelta) else None
 
 
 class PerSample(DeltaWeight):

@@ -348,8 +348,8 @@ class RandLoRADelta(_RandLoRATensors, Joint):
         return self._product(self.dropped(x), None, None)
 
     def joint_key(self) -> Hashable:
-        """Return a key of the bases."""
-        return type(self), id(self.bases), self.pairing, self.lambdas.shape
+        """Return a key of the bases, in the dtype that they get."""
+        return type(self), id(self.bases), self.pairing, self.lambdas.shape, self.lambdas.dtype
 
     def add_joint(self, updates: Sequence[Self], x: Tensor, onto: Tensor) -> None:
         """Add each sample's sum, through the bases that all have."""
