@@ -276,7 +276,12 @@ def test_a_batch_drops_what_updates_kept_that_it_applied_alone(tmp_path: Path, m
     convolution = loaded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), chosen, tmp_path / "convolution")
     dropped: list[StepCache] = []
     clear = StepCache.clear
-    monkeypatch.setattr(StepCache, "clear", lambda cache: (dropped.append(cache), clear(cache)))
+
+    def counted(cache: StepCache) -> None:
+        dropped.append(cache)
+        clear(cache)
+
+    monkeypatch.setattr(StepCache, "clear", counted)
     for adapters, x, kept in ((linear, torch.randn(2, 5, 8), 0), (convolution, zoo.images(2), 2)):
         with adapters.batched(["r", "s"]) as model:
             model(x)
