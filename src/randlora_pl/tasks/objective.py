@@ -71,6 +71,7 @@ class Objective(Declared, nn.Module):
         takes_several: True if a sample may have several classes, each with a probability of its own.
         several: True if the samples may have several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
+        tied_head: True if this head's default learning rate is the adapter's.
         data_module: Dotted path of the class of its data.
         place: Place of its default rate in `Adapter.learning_rates`, unless the image tower alone trains.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
@@ -95,7 +96,7 @@ class Objective(Declared, nn.Module):
     tuned_by = ""
     has_classes = True
     answer = "score"
-    zero_shot = takes_captions = compares_names = vision_only = blended_labels = trained_head = False
+    zero_shot = takes_captions = compares_names = vision_only = blended_labels = trained_head = tied_head = False
     runs_blocks = typed_templates = retrieval = takes_several = several = False
     from_lora = True
     adopts: ClassVar[Adopted | None] = None

@@ -29,7 +29,7 @@ from randlora_pl.lab.report.cells import (
     read_baselines,
     read_plan,
 )
-from randlora_pl.run.options.classes import rate_name
+from randlora_pl.run.options.classes import classes, own_task, rate_name
 from randlora_pl.run.run_folder import holder
 from randlora_pl.sweep import HEAD, RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
 from randlora_pl.sweep.folder import FIRST_SECONDS
@@ -135,6 +135,7 @@ def read_cells(folder: Path) -> DataFrame:
     ``accuracy``, ``zeroshot_accuracy``           Of the run and of the pretrained model, in percent.
     ``learning_rate``, ``rate_chosen_by``,        Rate of a trained run; ``paper``, ``validation``, ``typed`` or
     ``rate_rule``                                 ``default``; equal texts for rates that were chosen in one way.
+    ``tied``                                      True if a head learned at its adapter's rate without a search.
     ``adapter``                                   Class of the adapter.
     all others                                    Numbers of ``results.json``, the last one of those over steps.
     ============================================  ====================================================================
@@ -327,7 +328,15 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
         how = rule = PAPER
     else:
         how, rule = DEFAULT if by_hand is None else TYPED, ""
-    return {"learning_rate": value, "rate_chosen_by": how, "rate_rule": rule}
+    tied = HEAD not in chosen and value is not None and _tied(adapter, task, value, row.get(HEAD))
+    return {"learning_rate": value, "rate_chosen_by": how, "rate_rule": rule, "tied": tied}
+
+
+def _tied(adapter: str, task: str, rate: float, head: float | None) -> bool:
+    """Return True if a head beside an adapter learned at its rate; of older runs without the head's, by the task."""
+    if not getattr(classes("model.adapter").get(adapter), "updates", True):
+        return False  # the head trains alone
+    return bool(getattr(own_task(task), "tied_head", False)) if head is None else math.isclose(head, rate, rel_tol=1e-5)
 
 
 def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> dict[tuple[object, ...], Row]:

@@ -25,7 +25,7 @@ from randlora_pl.lab.report import (
 )
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
-from randlora_pl.lab.report.training import EDGE, nearest, untuned
+from randlora_pl.lab.report.training import EDGE, heads_tied, nearest, untuned
 from randlora_pl.sweep import is_zero_shot
 from randlora_pl.utils.text import unpack_bits
 
@@ -42,6 +42,8 @@ SAMPLES = 100
 DIFFERING = 10
 """Fewer test samples on which two methods differ give no verdict, since the p of the t-test is too small for them."""
 LEVEL = 0.05
+TIED = "heads tied"
+"""Mark of a pair of which `heads_tied` is true."""
 
 RULE = (
     "A difference is paired by dataset, budget and seed, and averaged within each dataset. Its interval is the 95 % "
@@ -77,6 +79,7 @@ class Versus:
             not recorded, and in a sweep of several datasets.
         only: The dataset of a sweep that has no other; empty in a sweep of several.
         correlation: The metric of this dataset if it is not the accuracy.
+        tied: Whether the sweep tests the pair, and its difference is also one between heads (`heads_tied`).
         p: Adjusted; None where nothing was tested.
     """
 
@@ -91,6 +94,7 @@ class Versus:
     crossed: Crossed | None = None
     only: str = ""
     correlation: str = ""
+    tied: bool = False
     p: float | None = None
 
     def similar(self, most: float) -> bool:
@@ -189,13 +193,14 @@ class Versus:
         """Return the comparison in one sentence."""
         many_times = "equally many" if self.similar(EQUAL) else f"{self.ratio:.2f} times as many"
         start = f"{self.model}: {self.first} against {self.second}, with {many_times} trained parameters: "
+        tail = f"; {TIED}." if self.tied else "."
         if self.untuned:
-            return f"{start}{self.verdict}."
+            return f"{start}{self.verdict}{tail}"
         units = many(len(self.by_dataset), "dataset")
         if self.crossed:
             units = f"{many(self.crossed.samples, 'test sample')} of {self.only} and {many(self.seeds, 'seed')}"
         start += f"{shown(self.difference, '+.1f')} points over {units}; {self.verdict}"
-        return f"{start}." if self.p is None else f"{start}{reach(self.only)} (p = {self.p:.2g})."
+        return start + ("" if self.p is None else f"{reach(self.only)} (p = {self.p:.2g})") + tail
 
 
 def reach(only: str) -> str:
@@ -227,7 +232,8 @@ def comparisons(sweep: Sweep) -> list[Versus]:
             keys = [Key(model, *labels, first) for labels in cells]
             crossed = _crossed(sweep, keys, second) if only and not correlation else None
             count = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
-            about = (reason, planned, crossed, only, correlation)
+            tied = planned and heads_tied(sweep, model, (first, second))
+            about = (reason, planned, crossed, only, correlation, tied)
             pairs.append(Versus(model, first, second, ratio, count, cells, *about))
     tested = [one for one in pairs if not one.obstacle]
     values = [one.crossed.p if one.crossed else sign_flip_test([*one.by_dataset.values()]) for one in tested]
@@ -272,13 +278,19 @@ def versus_table(pairs: list[Versus]) -> Table:
             "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. "
             "The others show their difference and its interval."
         )
+    if any(one.tied and one.p is not None for one in pairs):
+        below.append(
+            f"{TIED.capitalize()}: a head learned at the rate of its adapter, which was not searched for it, and the "
+            "head of the other method at another rate. So the difference is also one between heads."
+        )
     rows = []
     for one in pairs:
         each = "; ".join(f"{' '.join(labels)} {shown(cell, '+.2f')}" for labels, cell in one.cells.items())
         ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
         difference = mean_cell(one.difference, each, "+.2f")
         p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
-        verdict = TableCell(one.verdict, best=one.p is not None and one.p < LEVEL)
+        tied = TIED * (one.tied and one.p is not None)
+        verdict = TableCell(one.verdict, tied, best=one.p is not None and one.p < LEVEL)
         counts = (len(one.by_dataset), one.seeds)
         rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
     titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
@@ -330,7 +342,7 @@ def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Refere
         for one in judged:
             if one.p is not None and one.p < LEVEL:
                 better, worse = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
-                winners.setdefault(f"{one.model}: {better}", []).append(worse)
+                winners.setdefault(f"{one.model}: {better}", []).append(worse + f" ({TIED})" * one.tied)
         held = reach(judged[0].only)
         lines += [f"{winner} is better than {', '.join(losers)}{held}." for winner, losers in winners.items()]
         differing = sum(map(len, winners.values()))
@@ -346,6 +358,7 @@ def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Refere
     if (reasons or lacking) and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(count, "planned pair" if sweep.plan.pairs else "pair")
+    lines += _about_heads(sweep, [one for one in planned if one.tied], pairs)
     lines += [f"No verdict for {number} of {pairs} of methods: {reason}." for reason, number in reasons.items()]
     lines += [f"No verdict for {they}: they have no finished training runs in common." for they in lacking.values()]
     if sweep.plan.pairs:
@@ -354,6 +367,23 @@ def conclusion(sweep: Sweep, versus: Sequence[Versus], compared: Sequence[Refere
         near = [one for one in here.pairs.values() if sweep.is_randlora(one.first) and one.similar(COMPARABLE)]
         lines += [one.sentence() for one in near[:1]]
     return lines
+
+
+def _about_heads(sweep: Sweep, tied: Sequence[Versus], pairs: str) -> list[str]:
+    """Return what the heads of tied pairs learned at, of so many pairs in all."""
+    if not tied:
+        return []
+    methods = {method for one in tied for method in (one.first, one.second)}
+    runs = sweep.finished[sweep.finished["tied"].eq(True) & sweep.finished["method"].isin(methods)]
+    rates = dict(zip(runs["method"], runs["learning_rate"], strict=True))
+    low, high = (
+        f"{rates[method]:g} ({method})" for method in (end(rates, key=rates.__getitem__) for end in (min, max))
+    )
+    return [
+        f"{TIED.capitalize()} in {len(tied)} of {pairs} of methods: a head learned at the rate of its adapter, from "
+        f"{low} to {high}, which was not searched for it. So a difference between methods is also one between their "
+        "heads. To search both rates, add head_learning_rate to tune.search, and run randlora-pl sweep CONFIG --tune."
+    ]
 
 
 def matrix_table(sweep: Sweep, here: Reference) -> Table:
@@ -371,7 +401,8 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
         else:
             differs, higher = one.p < LEVEL, one.difference.mean > 0
             text = "no difference found" if not differs else "better" if higher else "worse"
-            verdict = TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)
+            beside = f"p = {one.p:.2g}" + f", {TIED}" * one.tied
+            verdict = TableCell(text, beside, best=differs and higher, sort=one.p)
         size, mean = sweep.parameters(here.model, method), mean_cell(one.difference, form="+.2f")
         rows.append(row(method, size, mean, verdict, *cells))
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]

@@ -47,6 +47,13 @@ def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
 
 
+def heads_tied(sweep: Sweep, model: str, methods: Sequence[str]) -> bool:
+    """Return True if a head of two methods learned at its adapter's rate, unsearched, and the other's at another."""
+    runs = [sweep.select(model=model, method=method) for method in methods]
+    first, second = ({f"{rate:.5g}" for rate in some[HEAD].fillna(some["learning_rate"])} for some in runs)
+    return first != second and any(some["tied"].eq(True).any() for some in runs)
+
+
 def rate_table(sweep: Sweep) -> Table | None:
     """Return the rates of every method, with the cells of each if there are several; None if nothing was trained."""
     trained = sweep.finished.dropna(subset="rate_chosen_by")

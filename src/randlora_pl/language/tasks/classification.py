@@ -48,7 +48,7 @@ class TextClassificationTask(TextTask):
     """
 
     measures = (ACCURACY, *map(Measure, ("matthews", "f1", "pearson", "spearman", "combined", "score")), LOSS)
-    trained_head = True
+    trained_head = tied_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"

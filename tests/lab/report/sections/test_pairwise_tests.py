@@ -15,7 +15,7 @@ from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.comparisons import Versus, comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.files import build, cells_csv, write_report
-from randlora_pl.lab.report.training import rate_table, untuned
+from randlora_pl.lab.report.training import heads_tied, rate_table, untuned
 from randlora_pl.sweep.margins import next_higher
 from randlora_pl.tasks.measures import ACCURACY, Measure
 from randlora_pl.utils.text import pack_bits
@@ -279,6 +279,83 @@ def test_both_rates_are_shown_with_the_distance_to_what_fails(tmp_path: Path) ->
     assert table is not None
     how = {row[0].text: row[2].text for row in table.rows}
     assert how == {"LoRA-32": "typed", "RandLoRA-6": "typed", "probe": "validation"}, "the head ran at another rate"
+
+
+BEST = {"LoRA-32": 0.016, "RandLoRA-6": 0.001}
+"""Best rate of each adapter; the best rate of their equal heads is 0.016."""
+
+
+def accuracy_at(method: str, rate: float, head: float) -> float:
+    """RandLoRA is half a point better; an adapter or head loses a tenth of a point for each squared factor of two."""
+    gain = 0.5 if method == "RandLoRA-6" else 0.0
+    return 60 + gain - 0.1 * (np.log2(rate / BEST[method]) ** 2 + np.log2(head / 0.016) ** 2)
+
+
+def swept_after_a_search(folder: Path, apart: bool, recorded: bool = True) -> Sweep:
+    """Search the rates, with the heads' apart or tied to them, and run what is best on seven datasets."""
+    grid = [0.001 * 2**power for power in range(6)]
+    rates = {}
+    for name in BEST:
+        pairs = [(rate, head) for rate in grid for head in grid if apart or head == rate]
+        rates[name] = max(pairs, key=lambda pair: accuracy_at(name, *pair))
+    options = ("learning_rate", "head_learning_rate") if apart else ("learning_rate",)
+    chosen = {name: dict(zip(options, both, strict=False)) for name, both in rates.items()}
+    methods = {name: METHODS[name] | chosen[name] for name in BEST}
+    entries = {name: {"method": methods[name], "chosen": chosen[name], "tried": []} for name in BEST}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        if (name := labels["method"]) not in BEST:
+            return {}
+        found = accuracy_at(name, *rates[name]) + 0.01 * labels["seed"]
+        run = dict(zip(("learning_rate", "head_learning_rate"), rates[name], strict=True)) if recorded else {}
+        return {"test/acc": found / 100, "learning_rate": rates[name][0], "task": "TextClassificationTask"} | run
+
+    return swept(folder, figures, methods=methods, tuned=provenance(methods) | {"methods": entries})
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("recorded", [True, False])
+def test_heads_tied_to_the_rate_of_their_adapter_flip_a_verdict(tmp_path: Path, recorded: bool) -> None:
+    """Older runs have no record of the head's rate, and a report is made again from its cells alone."""
+    write_report(swept_after_a_search(tmp_path / "tied", False, recorded), tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    lines, table = told(read_sweep(tmp_path / "report"))
+    assert lines[0] == f"{B32}: LoRA-32 is better than RandLoRA-6 (heads tied)."
+    assert lines[2].startswith("Heads tied in 1 of 1 pair of methods: a head learned at the rate of its adapter, from ")
+    assert "from 0.004 (RandLoRA-6) to 0.016 (LoRA-32), which was not searched" in lines[2]
+    assert lines[3].endswith("LoRA-32 is better (p = 0.016); heads tied.")
+    assert row_of(table, "RandLoRA-6")["Verdict"].below == "p = 0.016, heads tied"
+    assert (
+        "| **LoRA-32 is better**<br>heads tied |" in text and "LoRA-32 is better than RandLoRA-6 (heads tied)" in page
+    )
+    apart = markdown(build(swept_after_a_search(tmp_path / "apart", True)))
+    assert f"{B32}: RandLoRA-6 is better than LoRA-32." in apart and "tied" not in apart
+
+
+@pytest.mark.parametrize(
+    ("changed", "tied"),
+    [
+        ({}, True),
+        ({"learning_rate": 0.004, "head_learning_rate": 0.004}, False),  # both heads learn at one rate
+        ({"head_learning_rate": 0.3}, True),  # one head of two is enough
+        ({"method": "LinearProbe", "learning_rate": 0.016, "head_learning_rate": 0.016}, True),  # RandLoRA's is tied
+        ({"task": "LinearHeadTask", "head_learning_rate": None}, True),
+    ],
+)
+def test_heads_of_a_pair_are_tied_by_the_rates_of_their_runs(
+    tmp_path: Path, changed: dict[str, Any], tied: bool
+) -> None:
+    rates = {"learning_rate": 0.016, "head_learning_rate": 0.016}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        own = {"LoRA-32": rates | changed, "RandLoRA-6": dict.fromkeys(rates, 0.004)}.get(labels["method"], {})
+        return {"task": "TextClassificationTask"} | own
+
+    sweep = swept(tmp_path, figures, methods={name: METHODS[name] for name in BEST}, tuned=None)
+    assert heads_tied(sweep, B32, ["RandLoRA-6", "LoRA-32"]) is tied
+    runs = sweep.select(method="LoRA-32")["tied"]
+    assert set(runs) == {not changed or changed.get("learning_rate") == 0.004}, "of one method alone"
 
 
 @in_one_item(
