@@ -70,8 +70,7 @@ class Objective(Declared, nn.Module):
         blended_labels: True if the label of a training sample may be fractions of several classes.
         takes_several: True if a sample may have several classes, each with a probability of its own.
         several: True if the samples may have several classes.
-        trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
-        tied_head: True if this head's default learning rate is the adapter's.
+        trained_head, tied_head: True if a head trains beside the backbone, for this adapter; by default at its rate.
         data_module: Dotted path of the class of its data.
         place: Place of its default rate in `Adapter.learning_rates`, unless the image tower alone trains.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
