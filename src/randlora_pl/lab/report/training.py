@@ -50,9 +50,8 @@ def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
 def heads_tied(sweep: Sweep, model: str, methods: Sequence[str]) -> bool:
     """Return True if a head of two methods learned at its adapter's rate, unsearched, and the other's at another."""
     runs = [sweep.select(model=model, method=method) for method in methods]
-    first, second = (
-        {f"{rate:.5g}" for rate in some[HEAD].fillna(some["learning_rate"]).astype(float)} for some in runs
-    )
+    rates = (some[HEAD].astype(float).fillna(some["learning_rate"].astype(float)) for some in runs)
+    first, second = ({f"{rate:.5g}" for rate in each} for each in rates)
     return first != second and any(some["tied"].eq(True).any() for some in runs)
 
 
