@@ -36,6 +36,7 @@ RUN: Mapping[str, str | Mapping[str, str]] = {
     "analyze": {
         **dict.fromkeys(("spectrum", "represent"), "analyze"),
         **dict.fromkeys(("cka", "landscape", "forgetting"), "analyze.models"),
+        "kernel": "analyze.kernel",
     },
     "serve": "serve",
     **dict.fromkeys(("sweep", "tune"), "sweep"),

@@ -1,0 +1,178 @@
+"""Tangent kernels at the start of a training: the alignment of a method's with full fine-tuning's.
+
+With the losses l_i of single samples and the trained numbers theta, the kernel of a method is
+
+    K[i, j] = <dl_i / dtheta, dl_j / dtheta>.
+
+To first order, a step of gradient descent on sample j lowers l_i by the learning rate times K[i, j]. Losses rather than
+outputs are used, because every task has them, and a step follows their gradients. Full fine-tuning of one layer has
+
+    K_full[i, j] = sum over tokens s of i and t of j of <x_s, x_t> <g_s, g_t>,
+
+with the inputs x of the layer and the gradients g of its outputs; the kernels of layers add up. The alignment
+<K, K_full> / (||K|| ||K_full||), not centered, does not depend on scales such as alpha and the learning rate. The error
+at the best scale, min_s ||s K - K_full|| / ||K_full||, is (1 - alignment^2)^(1/2).
+
+A tensor to which its method gives another learning rate counts with this factor. AdamW's division of each number of a
+step by the size of its gradients is not in a kernel.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.operations import adapted_layers, merge, rates_of, report_of
+from randlora_pl.adapters.sites import is_quantized
+from randlora_pl.lab.analysis.figures import colors, footnote, legend, new_figure
+from randlora_pl.lab.analysis.models import gram
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text import byte_size, for_figure
+
+Sample = TypeVar("Sample")
+_BYTES = 4  # of a number of a gradient
+_COLUMNS = 1 << 20  # numbers of a gradient that are float64 at a time
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Tensor to take gradients of, the factor of its learning rate, and what counts of its gradient."""
+
+    tensor: nn.Parameter
+    factor: float = 1.0
+    kept: Callable[[Tensor], Tensor] = lambda gradient: gradient
+
+
+def trained_tensors(model: nn.Module) -> list[Trained]:
+    """Return what a method trains in the layers that it adapts, or refuse one that trains none or has an own optimizer.
+
+    Heads, prompts and tensors that train fully beside the method are left out: full fine-tuning has the same.
+    """
+    adapter, factors = report_of(model).adapter, rates_of(model)
+    if adapter.own_optimizer:
+        raise UserError(f"{adapter.method()} has an optimizer of its own, whose steps no tangent kernel describes.")
+    updates = [each for layer in adapted_layers(model).values() if layer.delta for each in layer.delta.parameters()]
+    candidates = updates if adapter.freezes else model.parameters()
+    trained = dict.fromkeys(each for each in candidates if each.requires_grad)
+    if not trained:
+        raise UserError(f"{adapter.method()} trains no weight of a layer, so full fine-tuning has nothing to compare.")
+    return [Trained(each, factors.get(each, 1.0)) for each in trained]
+
+
+def layer_weights(model: nn.Module) -> list[Trained]:
+    """Return the weights that full fine-tuning of the adapted layers trains; a `UserError` refuses quantized ones."""
+    weights: dict[nn.Parameter, Trained] = {}
+    for path, layer in adapted_layers(model).items():
+        if layer.delta is not None:
+            if is_quantized(layer):
+                raise UserError(f"{path} is quantized, and full fine-tuning cannot train it.")
+            weights[layer.adapted_weight] = Trained(layer.adapted_weight, kept=_adapted_rows(layer))
+    return list(weights.values())
+
+
+def _adapted_rows(layer: AdaptedLayer) -> Callable[[Tensor], Tensor]:
+    """Return the function from a layer's gradient to the rows that have an update, such as q and v of a packed one."""
+    update = layer.delta
+    if not isinstance(update, RowBlocks):
+        return lambda gradient: gradient
+    rows = [slice(*update.rows[name]) for name in update.blocks()]
+    return lambda gradient: torch.cat([layer.swap_layout(gradient)[each] for each in rows])
+
+
+def passes(trained: Sequence[Trained], samples: int, room: int) -> list[list[Trained]]:
+    """Return tensors in groups whose gradients of all samples fit into so many bytes, or refuse a larger one."""
+    largest = max(each.tensor.numel() for each in trained)
+    if samples * largest * _BYTES > room:
+        raise UserError(
+            f"gradients of {samples:,} samples need {byte_size(samples * largest * _BYTES)} for a tensor of "
+            f"{largest:,} numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
+            f"{room // (largest * _BYTES):,}."
+        )
+    groups, left = [list[Trained]()], room
+    for each in trained:
+        need = samples * each.tensor.numel() * _BYTES
+        if need > left:
+            groups.append([])
+            left = room
+        groups[-1].append(each)
+        left -= need
+    return groups
+
+
+def tangent_kernel(
+    loss: Callable[[Sample], Tensor], samples: Sequence[Sample], groups: Sequence[Sequence[Trained]]
+) -> Tensor:
+    """Return the kernel (N, N) of N samples, float64 on the CPU; a zero one, or one that is not finite, is refused.
+
+    Each group of tensors takes a pass over the samples. Afterwards, none of the tensors has ``requires_grad``.
+    """
+    for each in (each for group in groups for each in group):
+        each.tensor.requires_grad_(False)
+    kernel = torch.zeros(len(samples), len(samples), dtype=torch.float64)
+    for group in groups:
+        tensors = [each.tensor.requires_grad_(True) for each in group]
+        parts = [each.kept(each.tensor.detach()) for each in group]
+        held = [part.new_zeros(len(samples), part.numel()) for part in parts]
+        for place, sample in enumerate(samples):
+            value = loss(sample)
+            if value.requires_grad:  # else these tensors have no part in it
+                gradients = torch.autograd.grad(value, tensors, materialize_grads=True)
+                for rows, each, gradient in zip(held, group, gradients, strict=True):
+                    rows[place] = each.kept(gradient).flatten()
+        for each, rows in zip(group, held, strict=True):
+            each.tensor.requires_grad_(False)
+            for columns in rows.split(_COLUMNS, 1):  # type: ignore[no-untyped-call]
+                kernel += each.factor * gram(columns).cpu()
+    if not 0 < float(kernel.norm()) < math.inf:
+        raise UserError("the gradients of the samples are zero or not finite at the start, so nothing can be compared.")
+    return kernel
+
+
+def alignment(one: Tensor, other: Tensor) -> float:
+    """Return <K, L> / (||K|| ||L||) of two kernels (N, N): 1 if they differ by scale only."""
+    return float((one * other).sum() / (one.norm() * other.norm()))
+
+
+def align(
+    model: nn.Module, loss: Callable[[Sample], Tensor], batches: Sequence[Sequence[Sample]], room: int
+) -> tuple[int, list[float]]:
+    """Compare a method at its start with full fine-tuning of the same layers, which starts at the same outputs.
+
+    Args:
+        model: Model in eval mode with a method that was not trained. Its updates are merged afterwards; one that no
+            weight contains is zero at the start, and is disabled.
+        loss: Function from a sample to its loss, a scalar.
+        batches: Samples of each batch.
+        room: Bytes for gradients. What does not fit is refused before any loss is computed.
+
+    Returns:
+        The count of numbers that the method trains, and the alignment in each batch.
+    """
+    trained, most = trained_tensors(model), max(map(len, batches))
+    own = passes(trained, most, room)
+    full = passes(layer_weights(model), most, room) if report_of(model).adapter.freezes else own  # full fine-tuning
+    kernels = [tangent_kernel(loss, samples, own) for samples in batches]
+    merge(model, strict=False)
+    for layer in adapted_layers(model).values():
+        layer.enabled = layer.merged
+    values = [alignment(one, tangent_kernel(loss, batch, full)) for one, batch in zip(kernels, batches, strict=True)]
+    return sum(each.tensor.numel() for each in trained), values
+
+
+def kernel_figure(rows: Sequence[Mapping[str, Any]], about: str) -> Figure:
+    """Plot the alignment of rows of the table against their parameters, with the spread over batches as bars."""
+    figure = new_figure(7.5, 4.6, "Alignment with full fine-tuning at the start")
+    axes = figure.subplots()
+    for row, color in zip(rows, colors([row["method"] for row in rows]).values(), strict=True):
+        place = row["parameters"], row["alignment"], row["spread"]
+        axes.errorbar(*place, fmt="o", capsize=3, color=color, label=for_figure(row["method"]))
+    axes.set(xscale="log", xlabel="trained numbers", ylabel="alignment of the tangent kernels")
+    axes.grid(alpha=0.3)
+    legend(figure, axes, 3)
+    footnote(figure, f"{about}; bars: standard deviation over batches")
+    return figure

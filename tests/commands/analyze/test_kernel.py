@@ -1,0 +1,40 @@
+"""``analyze kernel`` on a finished run of images; `tests/language/test_kernel.py` has texts."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.commands.analyze import kernel
+from tests.support.cli import Run
+
+
+def test_a_run_is_compared_with_full_fine_tuning(run: Run, finished: Path, tmp_path: Path) -> None:
+    done = run("analyze", "kernel", str(finished), "--samples", "4", "--batches", "2", "--output", "out")
+    assert done.code == 0, done.err
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        f"kernel.{end}" for end in ("csv", "json", "png", "svg")
+    }
+    (row,) = csv.DictReader((tmp_path / "out" / "kernel.csv").open())
+    content = json.loads((tmp_path / "out" / "kernel.json").read_text())
+    (own,), values = content["rows"], [float(row[f"batch_{number}"]) for number in (1, 2)]
+    trained = json.loads((finished / "results.json").read_text())["trainable_parameters"]
+    assert int(row["parameters"]) == own["parameters"] == trained and f"{trained:,}" in done.out
+    assert content["samples"] == 4 and values == [own["batch_1"], own["batch_2"]]
+    assert all(0.9 < value < 1 for value in values)  # RandLoRA's first update follows full fine-tuning's
+    assert float(row["alignment"]) == pytest.approx(sum(values) / 2)
+    assert "error at the best scale" in done.out
+
+
+def test_what_is_refused(run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_room", lambda device: 10**6)
+    for words, message in (
+        ((str(finished / "adapter"),), "is not a run folder: it has no config.yaml"),
+        ((str(finished), "--samples", "1"), "--samples is 1: give"),
+        ((str(finished), "--samples", "21"), "trains on 20 samples: give fewer --samples."),
+        ((str(finished), "--samples", "20"), "give at most --samples"),
+    ):
+        refused = run("analyze", "kernel", *words)
+        assert refused.code == 2 and message in refused.err and refused.err.count("\n") <= 2, refused.err
+    assert not (tmp_path / "runs").exists()
