@@ -81,6 +81,8 @@ def shorter(words: list[str]) -> list[str]:
         return [*words, *more]
     if words[:2] == ["analyze", "landscape"]:
         return [*words, "--grid", "3"]
+    if words[:2] == ["analyze", "kernel"]:
+        return [*words, "--samples", "4", "--batches", "1"]
     if words[:2] == ["analyze", "represent"]:
         return [*words, "--ranks", "2", "--sweeps", "1"]
     return words

@@ -75,8 +75,8 @@ def kernel(
 def _align(config: Path, samples: int, batches: int, device: "torch.device") -> tuple[int, list[float]]:
     """Compare the method of a run at its start with full fine-tuning, see `align`.
 
-    The training is set up as ever, with micro-batches of one sample, and ends before its first optimizer step, which
-    has as many as a batch. So an image is compared with the captions of all samples of its batch.
+    The training is set up as ever, with micro-batches of one sample and as many in an optimizer step as in a batch, so
+    that an image is compared with the captions of all of them. It ends before its first step.
     """
     from lightning.pytorch.callbacks import LambdaCallback
 

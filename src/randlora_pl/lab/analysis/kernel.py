@@ -144,8 +144,8 @@ def align(
     """Compare a method at its start with full fine-tuning of the same layers, which starts at the same outputs.
 
     Args:
-        model: Model in eval mode with a method that was not trained. Its updates are merged afterwards; one that no
-            weight contains is zero at the start, and is disabled.
+        model: Model in eval mode with a method that was not trained. Updates that a weight can contain are merged
+            afterwards.
         loss: Function from a sample to its loss, a scalar.
         batches: Samples of each batch.
         room: Bytes for gradients. What does not fit is refused before any loss is computed.
@@ -157,9 +157,7 @@ def align(
     own = passes(trained, most, room)
     full = passes(layer_weights(model), most, room) if report_of(model).adapter.freezes else own  # full fine-tuning
     kernels = [tangent_kernel(loss, samples, own) for samples in batches]
-    merge(model, strict=False)
-    for layer in adapted_layers(model).values():
-        layer.enabled = layer.merged
+    merge(model, strict=False)  # DoRA, for one, has other gradients of the frozen weight than of the effective one
     values = [alignment(one, tangent_kernel(loss, batch, full)) for one, batch in zip(kernels, batches, strict=True)]
     return sum(each.tensor.numel() for each in trained), values
 
