@@ -37,7 +37,7 @@ def kernel(
         randlora-pl analyze kernel runs/texts --samples 8 --device cuda
 
     Args:
-        runs: Run folders. Each model is built anew from config and seed, and the trained adapter is not used
+        runs: Run folders. Each model is built from config and seed, and the trained adapter is not used
         samples: Training samples per batch, whose gradients are compared with each other
         batches: Batches, over which mean and standard deviation are taken
 
