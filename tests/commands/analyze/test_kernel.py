@@ -32,7 +32,7 @@ def test_what_is_refused(run: Run, finished: Path, tmp_path: Path, monkeypatch: 
     for words, message in (
         ((str(finished / "adapter"),), "is not a run folder: it has no config.yaml"),
         ((str(finished), "--samples", "1"), "--samples is 1: give"),
-        ((str(finished), "--samples", "21"), "trains on 20 samples: give fewer --samples."),
+        ((str(finished), "--samples", "21"), "there are 20 training samples, but --samples is 21. Give fewer."),
         ((str(finished), "--samples", "20"), "give at most --samples"),
     ):
         refused = run("analyze", "kernel", *words)

@@ -11,7 +11,7 @@ from randlora_pl.commands import analyze
 from randlora_pl.commands.common import advised, counting, pick_device
 from randlora_pl.run.options.saved_config import check_run, check_run_config
 from randlora_pl.run.session import prepare, start
-from randlora_pl.utils.errors import DryRunEnd, UserError
+from randlora_pl.utils.errors import DryRunEnd, UserError, errors_in
 from randlora_pl.utils.options import Count, Device, Runs, at_least
 from randlora_pl.utils.text import table
 
@@ -97,7 +97,7 @@ def _align(config: Path, samples: int, batches: int, device: "torch.device") -> 
     def measure(*_: object) -> None:
         task, data = app.task.to(device).eval(), app.datamodule
         if (count := int(data.state_dict()["num_samples"])) < samples:
-            raise UserError(f"{config.parent} trains on {count:,} samples: give fewer --samples.")
+            raise UserError(f"there are {count:,} training samples, but --samples is {samples:,}. Give fewer.")
         own = {"micro_batch": 0, "micro_batches": 1}  # each sample encodes the texts itself, with their gradient
         moved = [app.trainer.strategy.batch_to_device(batch) | own for batch in data.train_dataloader()]
         groups = [moved[first : first + samples] for first in range(0, len(moved), samples)]
@@ -105,7 +105,7 @@ def _align(config: Path, samples: int, batches: int, device: "torch.device") -> 
         raise DryRunEnd
 
     app.trainer.callbacks = [LambdaCallback(on_fit_start=measure)]  # type: ignore[attr-defined]
-    with suppress(DryRunEnd):
+    with suppress(DryRunEnd), errors_in(config.parent):
         app.trainer.fit(app.model, app.datamodule)
     return result[0]
 

@@ -55,12 +55,12 @@ def trained_tensors(model: nn.Module) -> list[Trained]:
     """
     adapter, factors = report_of(model).adapter, rates_of(model)
     if adapter.own_optimizer:
-        raise UserError(f"{adapter.method()} has an optimizer of its own, whose steps no tangent kernel describes.")
+        raise UserError(f"{adapter.method()} has an optimizer of its own, whose steps have no kernel. Leave it out.")
     updates = [each for layer in adapted_layers(model).values() if layer.delta for each in layer.delta.parameters()]
     candidates = updates if adapter.freezes else model.parameters()
     trained = dict.fromkeys(each for each in candidates if each.requires_grad)
     if not trained:
-        raise UserError(f"{adapter.method()} trains no weight of a layer, so full fine-tuning has nothing to compare.")
+        raise UserError(f"{adapter.method()} trains no weight of a layer, so it has no kernel. Leave it out.")
     return [Trained(each, factors.get(each, 1.0)) for each in trained]
 
 
@@ -129,7 +129,7 @@ def tangent_kernel(
             for columns in rows.split(_COLUMNS, 1):  # type: ignore[no-untyped-call]
                 kernel += each.factor * gram(columns).cpu()
     if not 0 < float(kernel.norm()) < math.inf:
-        raise UserError("the gradients of the samples are zero or not finite at the start, so nothing can be compared.")
+        raise UserError("the gradients of the samples are zero or not finite at the start. Leave it out.")
     return kernel
 
 
