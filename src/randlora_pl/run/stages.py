@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import AdapterFile, load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.callbacks import HeldLock, PerClass, RunCheckpoint, ZeroShot
+from randlora_pl.run.callbacks import HeldLock, PerClass, RunCheckpoint, WrittenAnswers, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint, planned
 from randlora_pl.run.callbacks.summary import (
     callback_of,
@@ -220,9 +220,10 @@ def _tested(app: App) -> dict[str, Any]:
 
 
 def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
-    """Return the metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
+    """Return the metrics of a test or a validation, and facts of its classes and answers; empty without samples."""
     metrics = run(app.model, app.datamodule, verbose=False)
-    return {**metrics[0], **callback_of(app.trainer, PerClass).facts} if metrics else {}
+    answered = callback_of(app.trainer, WrittenAnswers).facts
+    return {**metrics[0], **callback_of(app.trainer, PerClass).facts, **answered} if metrics else {}
 
 
 def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:

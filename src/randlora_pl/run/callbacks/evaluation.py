@@ -245,11 +245,20 @@ class WrittenAnswers(Callback):
 
     One line per question, in the order of the tests, for any number of processes. Each line has the test, the prompt,
     the generated text, and either the parsed and the correct answer or the references it was scored against.
+
+    Attributes:
+        facts: ``test/right``, as of `PerClass`: which questions were answered correctly, if all are of one test.
     """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, str] = {}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file and print its path."""
         written = getattr(getattr(pl_module, "objective", None), "written", [])
+        right = [record["right"] for record in written if "right" in record]
+        one = len({record["test"] for record in written}) == 1 and 0 < len(right) <= MOST_PACKED
+        self.facts = {"test/right": pack_bits(right)} if one and own_module(pl_module).test_name == "test" else {}
         if written and trainer.is_global_zero:
             file = run_folder(trainer) / "answers.jsonl"
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))
