@@ -58,5 +58,6 @@ def test_nothing_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers:
     warm, *later = [row for row in held if row["step"] >= WARM_UP]
     print(f"RSS {warm['rss'] / 2**20:.1f} MiB after {WARM_UP} steps, most later:", max(r["rss"] for r in later) / 2**20)
     assert max(row["rss"] for row in later) < 1.02 * warm["rss"], [row["rss"] for row in held]
-    for what in ("files", "threads", "processes"):
-        assert max(row[what] for row in later) <= warm[what], [row[what] for row in held]
+    on_the_way = 2 * 2 * workers  # each worker has two batches ready, and a file is open for each of their two tensors
+    for what, more in (("files", on_the_way), ("threads", 0), ("processes", 0)):
+        assert max(row[what] for row in later) <= warm[what] + more, [row[what] for row in held]
