@@ -1,0 +1,80 @@
+"""Show what a rate that nobody tuned costs, by the runs of the sweep `one_rate`.
+
+    python scripts/one_rate.py runs/sweeps/one_rate/report
+
+Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` beside it. The best rate is the
+one with the highest mean on the test images. A rate with a run that failed has no mean. The plateau of a method is the
+row of rates around its best one whose means are within one point of the best mean.
+"""
+
+import argparse
+from pathlib import Path
+
+from pandas import DataFrame, Series, read_csv
+
+from randlora_pl.lab.analysis.figures import colors, new_figure, write_figure
+from randlora_pl.lab.report import Estimate, shown
+from randlora_pl.utils.text import markdown_table
+
+PAPER = {"full fine-tuning": 1e-5}
+"""Rate of Table 8; all other methods have 1e-3."""
+POINT = 1.0
+HEADER = ("data", "method", "best", "rate", "rates within a point", "at the paper's rate", "loss by it", "breaks at")
+
+
+def curves(path: Path) -> DataFrame:
+    """Return test accuracies in percent by data set, method and rate, with a column for each seed."""
+    cells = read_csv(path)
+    cells["method"] = cells["method"].str.rpartition(" at ")[0]
+    return cells.pivot(index=["dataset", "method", "learning_rate"], columns="seed", values="accuracy")
+
+
+def plateau(means: Series) -> list[float]:
+    """Return the rates in a row around the best one whose means are within a point of it."""
+    rates, near = list(means.index), (means >= means.max() - POINT).to_list()  # a rate without a mean is not near
+    low = high = rates.index(means.idxmax())
+    while low and near[low - 1]:
+        low -= 1
+    while high + 1 < len(rates) and near[high + 1]:
+        high += 1
+    return rates[low : high + 1]
+
+
+def summary(runs: DataFrame) -> list[list[str]]:
+    """Return a row of the table for each data set and method."""
+    rows = []
+    for (dataset, method), part in runs.groupby(level=[0, 1], sort=False):
+        every = part.droplevel([0, 1]).sort_index()
+        means, own = every.mean(axis=1, skipna=False), PAPER.get(str(method), 1e-3)
+        best, wide = float(means.idxmax()), plateau(means)
+        estimates = {rate: Estimate(tuple(every.loc[rate])) for rate in (best, own)}
+        lost = Estimate(tuple(every.loc[own] - every.loc[best]))
+        broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
+        within = f"{len(wide)} ({wide[0]:g} to {wide[-1]:g})"
+        fails = f"{broken[0]:g}" if broken else "none tried"
+        paper = f"{shown(estimates[own])} ({own:g})", shown(lost, "+.1f")
+        rows.append([str(dataset), str(method), shown(estimates[best]), f"{best:g}", within, *paper, fails])
+    return rows
+
+
+def main() -> None:
+    """Print the table and draw accuracy against rate, a panel for each data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Folder of the sweep's report.")
+    folder = parser.parse_args().folder
+    runs = curves(folder / "cells.csv")
+    print(*markdown_table(HEADER, summary(runs), left=(0, 1)), sep="\n")
+    datasets, methods = runs.index.unique(0), runs.index.unique(1)
+    figure, color = new_figure(9, 3.6, "Accuracy against the learning rate"), colors(list(methods))
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for method in methods:
+            means = runs.loc[dataset, method].mean(axis=1, skipna=False)
+            axes.plot(means.index, means, marker=".", label=method, color=color[method])
+        axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy, %", title=dataset)
+    panels[0].legend(fontsize=8)
+    write_figure(figure, folder, "one_rate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Plateaus of accuracy against the rate, and what the paper's rate loses."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pandas import Series
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[3] / "scripts" / "one_rate.py"
+    spec = importlib.util.spec_from_file_location("one_rate", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@given(st.lists(st.one_of(st.just(float("nan")), st.floats(85, 90)), min_size=1, max_size=11))
+def test_a_plateau_is_the_longest_row_around_the_best_rate(script: ModuleType, means: list[float]) -> None:
+    if all(mean != mean for mean in means):
+        return
+    best = max(mean for mean in means if mean == mean)
+    place, near = means.index(best), [mean >= best - 1 for mean in means]
+    rows = [range(low, high) for low in range(place + 1) for high in range(place + 1, len(means) + 1)]
+    longest = max((row for row in rows if all(near[index] for index in row)), key=len)
+    assert script.plateau(Series(means, index=[2.0**k for k in range(len(means))])) == [2.0**k for k in longest]
+
+
+def test_a_row_says_what_the_paper_s_rate_loses_and_where_runs_fail(script: ModuleType, tmp_path: Path) -> None:
+    accuracies = {0.001: (80, 82), 0.002: (89, 91), 0.004: (89.5, 89.5), 0.008: (90, "")}
+    lines = [
+        f"clothes,LoRA-32 at {rate:g},{seed},{accuracy},{rate}"
+        for rate, pair in accuracies.items()
+        for seed, accuracy in enumerate(pair, 1)
+    ]
+    (tmp_path / "cells.csv").write_text("\n".join(["dataset,method,seed,accuracy,learning_rate", *lines]))
+    ((*row, lost, breaks),) = script.summary(script.curves(tmp_path / "cells.csv"))
+    assert row[:2] == ["clothes", "LoRA-32"] and row[3:5] == ["0.002", "2 (0.002 to 0.004)"]
+    assert row[2].startswith("90.0 ±") and row[5].startswith("81.0 ±") and row[5].endswith("(0.001)")
+    assert lost.startswith("-9.0 ± 0.0") and breaks == "0.008"
