@@ -165,10 +165,10 @@ def problems(file: AdapterFile, model: nn.Module) -> list[str]:
     except UserError as error:
         return [str(error)]
     mismatches, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
-    if isinstance(file.adapter, BaseWeightMethod):
-        chosen = chosen_tensors(model, file.adapter)
-        return mismatches + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
+        if isinstance(file.adapter, BaseWeightMethod):
+            chosen = chosen_tensors(model, file.adapter, file.targets, beside)
+            return mismatches + _compare(file, _shapes({**chosen, **beside}), statistics)
         sites = choose_beside(model, file.targets, file.adapter, beside).sites
     except UserError as error:
         return [*mismatches, str(error)]

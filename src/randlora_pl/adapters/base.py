@@ -374,7 +374,7 @@ class Adapter(Described):
     own_optimizer = False  # True if the method has an optimizer of its own
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     keeps_base = True  # False if the model's own tensors change
-    freezes = True  # False if the method trains every tensor of the model
+    freezes = True  # False if the method trains whole weights of layers
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     trains_factors = False  # True if an update has two thin factors and trains both as they are, see `FactoredDelta`

@@ -260,14 +260,15 @@ def inject(
     base_hash = hash_weights(model, beside)
     buffers = {name: each.detach().cpu().clone() for name, each in base_buffers(model).items() if not each.is_meta}
     if isinstance(adapter, BaseWeightMethod):
+        chosen, covered = chosen_tensors(model, adapter, targets, beside), Coverage()
         if targets is not None:
-            raise UserError(f"{adapter.method()} chooses its tensors itself. Remove the targets.")
-        chosen = {name: parameter for name, parameter in chosen_tensors(model, adapter).items() if name not in beside}
+            covered = coverage(model, targets, choose_beside(model, targets, adapter, beside), beside)
         model.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
         attach(model, {})  # packed layers
-        report = InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0, notes=adapter.notes(model))
+        rows, notes = _rows(chosen, "tensor"), adapter.notes(model)
+        report = InjectionReport(adapter, targets, rows, 0, 0, notes=notes, coverage=covered)
     else:
         selection = choose_beside(model, targets, adapter, beside)
         sites = selection.sites

@@ -256,17 +256,17 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def set_train_mode(model: nn.Module, mode: bool = True) -> None:
     """Set the mode of trainable modules; frozen layers stay in eval mode, without dropout and with fixed statistics.
 
-    Only updates and fully trained modules change mode; with full fine-tuning all modules do.
+    Only updates and fully trained modules change mode; with full fine-tuning all modules do, unless it has targets.
 
     Examples:
         >>> report = inject(model, LoRA(rank=4, dropout=0.1))
         >>> set_train_mode(model)  # instead of model.train()
     """
-    model.train(mode and _trains_base(model))
+    report = getattr(model, "adapter_report", None)
+    model.train(mode and _trains_base(model) and getattr(report, "targets", None) is None)
     for module in model.modules():
         if isinstance(module, DeltaWeight):
             module.train(mode)
-    report = getattr(model, "adapter_report", None)
     names = {row.layer for row in report.beside} if report is not None else set()
     beside = {id(parameter) for name, parameter in model.named_parameters() if name in names}
     for module in model.modules():

@@ -219,6 +219,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
+def weight_key(model: nn.Module, site: Site) -> str:
+    """Return the state-dict key of a site's weight."""
+    name = "in_proj_weight" if isinstance(model.get_submodule(site.path), nn.MultiheadAttention) else "weight"
+    return f"{site.path}.{name}".lstrip(".")
+
+
 def is_packed_linear(path: str) -> bool:
     """Return True if the name is a linear layer for q, k and v together."""
     return matches(_ROLES["qkv"], path)
@@ -256,10 +262,7 @@ class Blocks:
         self.model, self.sites = model, list(sites)
         self._roots = _roots(model)
         self._ends = _ends(model, self.sites, bool(self._roots))
-        self.layers: set[str] = set()
-        for site in self.sites:
-            packed = isinstance(model.get_submodule(site.path), nn.MultiheadAttention)
-            self.layers.add(f"{site.path}.{'in_proj_weight' if packed else 'weight'}".lstrip("."))
+        self.layers = {weight_key(model, site) for site in self.sites}
 
     def has(self, site: Site) -> bool:
         """Return True if a layer is in a block and not a router of a mixture of experts."""

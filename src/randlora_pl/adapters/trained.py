@@ -18,7 +18,8 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers import AdaptedLayer, unsharded
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import matches
-from randlora_pl.adapters.sites import is_quantized, out_and_in
+from randlora_pl.adapters.select import choose_beside
+from randlora_pl.adapters.sites import is_quantized, out_and_in, weight_key
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.packed import unpacks_itself
 
@@ -170,14 +171,32 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
 Tensors = dict[str, nn.Parameter]
 
 
-def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
-    """Return the model's own tensors that a method trains, by name; tied tensors once. Refuse quantized ones."""
-    split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
-    chosen = {
-        f"{path}{dot}{tensor}": parameter
-        for (path, dot, tensor), parameter in split
-        if adapter.selects(model.get_submodule(path), tensor)
-    }
+def chosen_tensors(
+    model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None = None, beside: Collection[str] = ()
+) -> Tensors:
+    """Return the model's own tensors that a method trains, by name; tied tensors once.
+
+    Args:
+        model: Model without the method.
+        adapter: Method, which chooses among all tensors.
+        targets: Layers whose weights alone train, see `choose_beside`.
+        beside: Names of fully trained tensors beside the method, which it leaves.
+
+    Raises:
+        UserError: A tensor is quantized; the method takes no targets; or a target is a part of a weight or fails.
+    """
+    own = {name: parameter for name, parameter in model.named_parameters() if name not in beside}
+    if targets is None:
+        split = [name.rpartition(".") for name in own]
+        keys = {"".join(name) for name in split if adapter.selects(model.get_submodule(name[0]), name[2])}
+    elif not adapter.takes_targets:
+        raise UserError(f"{adapter.method()} chooses its tensors itself. Remove the targets.")
+    else:
+        sites = choose_beside(model, targets, adapter, beside).sites
+        if rows := [site.shape.layer for site in sites if site.block]:
+            raise UserError(f"{adapter.method()} trains whole weights, and {rows[0]} is rows of one. Set qkv instead.")
+        keys = {weight_key(model, site) for site in sites}
+    chosen = {name: parameter for name, parameter in own.items() if name in keys}
     _refuse_quantized(chosen, adapter.method(), "Choose a method that adds to the weights, such as RandLoRA.")
     return chosen
 

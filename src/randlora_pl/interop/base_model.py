@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, adapter_file, delta_weights, load_adapter, operations, trained
 from randlora_pl.adapters.random_bases import WeightShape
-from randlora_pl.adapters.sites import Site, find_sites
+from randlora_pl.adapters.sites import Site, find_sites, weight_key
 from randlora_pl.language import offline
 from randlora_pl.models import ImageTower, ModelIdentity, catalog, library_of, load_clip, load_vit
 from randlora_pl.tasks.losses import check_numbers
@@ -331,12 +331,6 @@ def interpolate(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
     if scale in (0, 1) or not base.is_floating_point():
         return base if scale == 0 else tuned
     return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
-
-
-def weight_key(part: nn.Module, site: Site) -> str:
-    """Return the state-dict key of a site's weight."""
-    name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
-    return f"{site.path}.{name}".lstrip(".")
 
 
 def rows_of(weight: Tensor, site: Site) -> Tensor:

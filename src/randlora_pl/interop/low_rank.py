@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, adapter_file, derived, inject, operations, random_bases, save_load
 from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.select import select
-from randlora_pl.adapters.sites import Site, find_sites
+from randlora_pl.adapters.sites import Site, find_sites, weight_key
 from randlora_pl.interop import base_model, merge
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors, disk_size, scratch_folder
@@ -146,10 +146,10 @@ def _layers_of(
     sites = find_sites(part)
     named = [site for site in sites if site.shape.layer in names]
     whole = {site.path for site in named if not site.block}
-    elsewhere = {site.path for site in sites if not site.block and base_model.weight_key(part, site) in updated}
+    elsewhere = {site.path for site in sites if not site.block and weight_key(part, site) in updated}
     whole |= elsewhere - {site.path for site in named}
     chosen = [site for site in sites if (site.path in whole) != bool(site.block) and (not site.block or site in named)]
-    outside = sorted(updated - {base_model.weight_key(part, site) for site in chosen})
+    outside = sorted(updated - {weight_key(part, site) for site in chosen})
     if unknown := set(outside) - part.state_dict().keys():
         raise UserError(
             f"{first.path} belongs to the image tower alone, and {len(unknown)} updated tensors are elsewhere "
@@ -172,7 +172,7 @@ def _layers_of(
 
 def _rows(total: base_model.State, part: nn.Module, site: Site) -> Tensor:
     """Return a site's update, (out, in), its block of a packed weight, or zeros without an update."""
-    update = total.get(base_model.weight_key(part, site))
+    update = total.get(weight_key(part, site))
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
     return base_model.rows_of(update, site)

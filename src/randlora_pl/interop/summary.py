@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from randlora_pl.adapters import AdapterFile, derived, trained
+from randlora_pl.adapters import AdapterFile, derived
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.interop.base_model import State, layer_updates, load_base, site_weights
 from randlora_pl.prompts import CoOp, PromptLearner
@@ -67,7 +67,7 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         part = load_base(file).part
         if isinstance(file.adapter, BaseWeightMethod):
-            weights = {name: value.detach() for name, value in trained.chosen_tensors(part, file.adapter).items()}
+            weights = {name: value.detach() for name, value in part.named_parameters()}
         else:
             weights = site_weights(part, file.layers)
     except UserError as error:

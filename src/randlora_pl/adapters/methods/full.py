@@ -33,6 +33,7 @@ class BaseWeightMethod(Adapter):
     group = "whole"
     trains_base, keeps_base = True, False
     decays = True  # False if the method trains without weight decay
+    takes_targets = False  # True if targets leave it their weights alone
 
     def count(self, shape: WeightShape) -> int:
         """Return 0; the report of an injection counts the model's own tensors."""
@@ -54,6 +55,8 @@ class BaseWeightMethod(Adapter):
 class FullFineTuning(BaseWeightMethod):
     """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5).
 
+    With targets only the weights of their layers train, and no bias: those that an adapter would add to.
+
     Examples:
         >>> report = inject(model, FullFineTuning())
         >>> report.trainable == report.total
@@ -61,7 +64,7 @@ class FullFineTuning(BaseWeightMethod):
     """
 
     learning_rates = (1e-5, 1e-5, 1e-5)  # Table 8
-    freezes = False
+    freezes, takes_targets = False, True
     untrained = "images"  # the method of models on images that are only tested: it adds nothing to their layers
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
