@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+import yaml
 
-from randlora_pl.adapters import FullFineTuning, SHiRA, inject
+from randlora_pl.adapters import FullFineTuning, SHiRA, inject, make_optimizer, merge_and_unload
 from randlora_pl.language import CausalLMTask
 from randlora_pl.language.prompt_sets import read_items, read_training
 from randlora_pl.utils.errors import UserError
@@ -170,8 +172,32 @@ def test_a_run_records_which_pairs_were_written_exactly(
     assert results["val/loss"] > 0  # of the pairs that it learns
 
 
-def test_full_fine_tuning_of_the_sweep_s_layers_trains_their_weights_alone() -> None:
-    """In a model with tied embeddings; two steps equal those of SHiRA with every place, 10 (40 + ...) / but rounding."""
+def test_full_fine_tuning_of_the_sweep_s_layers_is_shira_with_every_place() -> None:
+    """Two steps of AdamW, in a decoder with tied embeddings, which no target selects."""
+    sweep = yaml.safe_load((Path(__file__).parents[2] / "configs/sweeps/dictionary.yaml").read_text())
+    (pattern,) = sweep["set"]["model.targets"]
+    targets, ends = [pattern.replace("16|18|20", "1")], []
+    config = {"hidden_size": 24, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    for adapter in (FullFineTuning(), SHiRA(rank=12)):  # 12 (24 + 24) is 24 x 24
+        torch.manual_seed(0)
+        config |= {"vocab_size": 50, "tie_word_embeddings": True, "initializer_range": 0.2}
+        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).double()
+        tokens = torch.arange(24).view(2, 12)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        assert inject(model, adapter, targets).trainable == 3 * 24 * 24
+        optimizer = make_optimizer(model, lr=0.1, eps=1e-4, weight_decay=0.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+        ends.append(merge_and_unload(model).state_dict())
+    changed = {name for name, value in before.items() if not torch.equal(value, ends[0][name])}
+    assert changed == {f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
+    with pytest.raises(UserError, match="shares its weight"):
+        inject(model, FullFineTuning(), ["lm_head"])
+
+
 @pytest.mark.slow
 def test_counts_of_the_installed_dictionary() -> None:
     """Version 2022.04.21 of the package."""

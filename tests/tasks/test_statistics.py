@@ -17,8 +17,8 @@ Make = Callable[..., Any]
 MODEL = "test_resnet.r160_in1k"
 
 
-def make(adapter: Any) -> LinearHeadTask:
-    return LinearHeadTask(MODEL, "random", adapter=adapter, img_size=32, learning_rate=1e-2)
+def make(adapter: Any, targets: list[str] | None = None) -> LinearHeadTask:
+    return LinearHeadTask(MODEL, "random", adapter=adapter, targets=targets, img_size=32, learning_rate=1e-2)
 
 
 def state(task: Objective) -> dict[str, Tensor]:
@@ -45,6 +45,17 @@ def test_a_resumed_run_ends_with_the_same_statistics(trainer: Make, digits: Make
     for name, value in base_buffers(fresh.model).items():
         if "running" in name:  # not in the checkpoint, so those of the base
             assert torch.equal(base_buffers(resumed.model)[name], value)
+
+
+def test_full_fine_tuning_of_targets_resumes_and_lets_statistics_rest(
+    trainer: Make, digits: Make, tmp_path: Path
+) -> None:
+    whole, resumed = (make(FullFineTuning(), ["conv"]) for _ in range(2))
+    trainer(callbacks=[SaveAt(tmp_path / "a", 1)]).fit(AdaptationModule(whole), digits(steps=3, batch_size=4))
+    trainer().fit(AdaptationModule(resumed), digits(steps=3, batch_size=4), ckpt_path=tmp_path / "a", weights_only=True)
+    one, other = state(whole), state(resumed)
+    assert one.keys() == {f"backbone.{row.layer}" for row in whole.report.rows} | {"head.weight"} and len(one) == 15
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_statistics_of_a_frozen_base_rest(trainer: Make, digits: Make) -> None:
