@@ -86,12 +86,19 @@ def import_words() -> str:
 
 
 PACKAGE = "randlora_pl"
+LAB = f"{PACKAGE}.lab."
+"""Start of the import paths of classes that are found by them like those of a user, and need no ``--import``."""
 Kind = TypeVar("Kind", bound=object)
 
 
+def is_outside(path: str) -> bool:
+    """Return True if an import path is of a user or another package, or of `lab`, which other rooms do not know."""
+    return not path.startswith(f"{PACKAGE}.") or path.startswith(LAB)
+
+
 def is_own(kind: type) -> bool:
-    """Return True if a class belongs to a user or another package."""
-    return kind.__module__.partition(".")[0] != PACKAGE
+    """Return True if a class belongs to a user or another package, or to `lab`."""
+    return is_outside(f"{kind.__module__}.")
 
 
 def path_of(kind: type) -> str:
@@ -162,7 +169,7 @@ class Registry:
             kind = getattr(there, name, None)
             if kind is None:
                 raise UserError(f"The module {module} has no {self.what} {name}.")
-        if kind is None and path in _entry_paths(self.group, tuple(sys.path)):
+        if kind is None and (path.startswith(LAB) or path in _entry_paths(self.group, tuple(sys.path))):
             kind = getattr(import_or_refuse(module, f"The entry point {path}"), name, None)
         if kind is None and not module:
             raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
@@ -197,8 +204,8 @@ METHODS, TASKS = Registry("adapters", "method"), Registry("tasks", "task")
 
 
 def is_registered(path: str) -> bool:
-    """Return True if an import path is of a registered class or of an entry point."""
-    return path in METHODS.paths() or path in TASKS.paths()
+    """Return True if an import path is of a registered class, of an entry point or of `lab`."""
+    return path.startswith(LAB) or path in METHODS.paths() or path in TASKS.paths()
 
 
 def path_by_name(name: str) -> str | None:

@@ -158,6 +158,8 @@ RIGHT = "test/right"
 """Column with the test samples that were classified correctly, packed."""
 METRIC = "data/metric"
 """Column with the metric of labelled texts: ``acc``, ``matthews`` or ``pearson``."""
+SCORE = "score"
+"""Metric of tasks without classes: a share of at most 1, which is a mean over the test samples."""
 CORRELATIONS = {"pearson": "Pearson × 100", "matthews": "Matthews × 100"}
 """Metrics of labelled texts other than accuracy, and how reports show them."""
 
@@ -234,6 +236,8 @@ class Sweep:
     @property
     def measured(self) -> str:
         """Return the name of what the tests measure in percent."""
+        if SCORE in {*self.finished[METRIC]}:
+            return SCORE
         return "accuracy or correlation" if self.metrics else "accuracy"
 
     def by_seed(self, key: Key) -> dict[int, float]:

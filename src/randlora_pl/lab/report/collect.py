@@ -22,6 +22,7 @@ from randlora_pl.lab.report.cells import (
     METRIC,
     NOT_RUN,
     RIGHT,
+    SCORE,
     TEST,
     ReportPlan,
     Sweep,
@@ -245,14 +246,15 @@ def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str],
                 metrics["fit_seconds"] = sum(seconds)
         else:
             metrics |= read_curves(cell)
-        if (metric := metrics.get("metric")) is not None:
+        if (metric := metrics.get("metric")) not in (None, SCORE):
             raise UserError(
                 f"cells/{cell.name} has the metric {metric} of {metrics.get('task')}, and a report compares accuracies "
                 "and correlations. Use randlora-pl compare RUN RUN."
             )
-        # what counts where that is not the accuracy is a correlation
-        correlation = "test/score" in metrics
-        accuracy = _percent(metrics, "test/score", -1) if correlation else _percent(metrics, "test/acc")
+        metrics |= {METRIC: SCORE} if metric == SCORE else {}
+        # what counts where that is not the accuracy is a correlation, or a share that may be below 0
+        scored, least = f"test/{SCORE}" in metrics, -math.inf if metric else -1
+        accuracy = _percent(metrics, f"test/{SCORE}", least) if scored else _percent(metrics, "test/acc")
         zeroshot = _percent(metrics, "zeroshot/acc")
         if place["budget"] == ZERO_SHOT:
             accuracy = zeroshot if accuracy is None else accuracy

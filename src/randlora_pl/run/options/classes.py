@@ -18,7 +18,7 @@ from randlora_pl.language.catalog import TASKS as TEXT_TASKS
 from randlora_pl.run import TIMEOUT
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.options import Positive
-from randlora_pl.utils.own_classes import import_or_refuse, is_registered, named_modules, path_by_name
+from randlora_pl.utils.own_classes import import_or_refuse, is_outside, is_registered, named_modules, path_by_name
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def class_name(option: str, typed: object, key: str = "") -> str | None:
     Raises:
         UserError: The class is unknown; near names are suggested.
     """
-    if re.fullmatch(r"\w+(\.\w+)+", str(typed)) and not str(typed).startswith("randlora_pl."):
+    if re.fullmatch(r"\w+(\.\w+)+", str(typed)) and is_outside(str(typed)):
         return None
     short = str(typed).rpartition(".")[2]
     if option == "model" and own_task(short):  # without importing all the others
@@ -214,8 +214,7 @@ def task_of(path: str) -> "type[Objective] | None":
     Args:
         path: Name or import path. A task from outside is imported already, or is an entry point.
     """
-    inside = "." not in path or path.startswith("randlora_pl.")
-    if inside and (task := own_task(path.rpartition(".")[2])):
+    if ("." not in path or not is_outside(path)) and (task := own_task(path.rpartition(".")[2])):
         return task
     path = path_by_name(path) or path
     module, _, name = path.rpartition(".")
