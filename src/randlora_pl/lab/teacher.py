@@ -40,7 +40,8 @@ def planted(weight: Tensor, values: Tensor, size: float, seed: int, layer: str) 
     """
     left, right = (_directions(seed, f"{layer} {side}", rows, len(values)) for side, rows in enumerate(weight.shape))
     scale = size * weight.double().norm() / values.norm()
-    return (left * (scale * values) @ right.T).to(weight)
+    update: Tensor = left * (scale * values) @ right.T
+    return update.to(weight)
 
 
 def _directions(seed: int, name: str, rows: int, columns: int) -> Tensor:
@@ -62,7 +63,7 @@ def learned_spectra(path: str, layers: Sequence[str]) -> list[Tensor]:
     """Return the singular values of the updates of a full fine-tuning, of these layers if it changed any of them.
 
     Raises:
-        UserError: There is no adapter, another method trained it, or it changed no matrix.
+        UserError: An adapter is missing, another method trained it, or it changed no matrix.
     """
     from randlora_pl.lab.analysis.weights import layer_spectrum, matrix_updates  # matplotlib takes its time
 
@@ -96,8 +97,8 @@ class TeacherTask(ImageTask):
     loss_note = "the squared distance of unit features to the teacher's: 0 is a perfect student"
 
     spectrum: str = "flat"
-    """Singular values of the planted update: ``flat``, ``i^-0.5``, ``i^-1``, or those of a run or an adapter of full
-    fine-tuning, as the mean over its layers."""
+    """Singular values of the planted update: ``flat``, ``i^-0.5``, ``i^-1``, or a run or an adapter of full
+    fine-tuning, whose mean over the layers is taken."""
     size: Annotated[float, Positive] = 0.1
     """Frobenius norm of the planted update, relative to the norm of each weight."""
     teacher_seed: Annotated[int, NotNegative] = 0
@@ -122,7 +123,7 @@ class TeacherTask(ImageTask):
         return student
 
     def build_on(self, other: ImageTask) -> None:
-        """Make the teacher, whoever built the student."""
+        """Make the teacher for a student that is built."""
         self.build()
 
     def teacher(self, base: nn.Module) -> nn.Module:

@@ -87,7 +87,7 @@ def import_words() -> str:
 
 PACKAGE = "randlora_pl"
 LAB = f"{PACKAGE}.lab."
-"""Start of the import paths of classes that are found by them like those of a user, and need no ``--import``."""
+"""Start of the import paths of classes that are found by them, like a user's own, and need no ``--import``."""
 Kind = TypeVar("Kind", bound=object)
 
 
