@@ -134,7 +134,7 @@ def test_a_fit_lowers_the_loss_on_unseen_images_and_loads_again(tmp_path: Path) 
 
 def test_wrong_spectra_and_sizes_are_refused(refused: Refused, tmp_path: Path) -> None:
     words = ("fit", "--config", "tiny_clip", "--model", PATH, "--data.steps", "1")
-    assert "'bad' is neither a folder nor one of flat, i^-0.5, i^-1" in refused(*words, "--model.spectrum", "bad")
+    assert "'bad': give flat, i^-0.5, i^-1 or a run" in refused(*words, "--model.spectrum", "bad")
     with pytest.raises(UserError, match="a positive number"):
         TeacherTask("tiny", size=0.0)
     lora = built(LoRA(rank=2)).save(tmp_path / "lora")
@@ -143,7 +143,7 @@ def test_wrong_spectra_and_sizes_are_refused(refused: Refused, tmp_path: Path) -
     unchanged = built(FullFineTuning()).save(tmp_path / "unchanged")
     with pytest.raises(UserError, match="changes no matrix"):
         built(spectrum=str(unchanged))
-    with pytest.raises(UserError, match=r"spectrum.*absent"):
+    with pytest.raises(UserError, match="absent"):
         built(spectrum=str(tmp_path / "absent"))
 
 

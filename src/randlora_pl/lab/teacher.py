@@ -4,8 +4,7 @@ With the singular values s of the spectrum, and orthonormal U and V, each adapte
 
     W = W0 + size ||W0||_F U diag(s) V^T / ||s||.
 
-So its update has full rank, the norm ``size`` relative to the weight's, and directions that no method knows. A student
-that starts at W0 shows how much of such an update a method learns from images, whose labels are not used.
+A student that starts at W0 shows how much of such an update a method learns from images, without their labels.
 """
 
 import copy
@@ -20,12 +19,13 @@ from torchmetrics import MeanMetric, Metric
 from randlora_pl.adapters import read_adapter
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.adapters.select import select
-from randlora_pl.interop.base_model import rows_of, weight_key
+from randlora_pl.adapters.sites import weight_key
+from randlora_pl.interop.base_model import rows_of
 from randlora_pl.models import ImageTower, load_clip
 from randlora_pl.tasks.images import ImageTask, normalize
 from randlora_pl.tasks.measures import LOSS, Measure
 from randlora_pl.utils import rng
-from randlora_pl.utils.errors import UserError, brief, errors_in
+from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.options import NotNegative, Positive
 
 POWERS = {"flat": 0.0, "i^-0.5": -0.5, "i^-1": -1.0}
@@ -35,8 +35,7 @@ POWERS = {"flat": 0.0, "i^-0.5": -0.5, "i^-1": -1.0}
 def planted(weight: Tensor, values: Tensor, size: float, seed: int, layer: str) -> Tensor:
     """Return the update of a weight (out, in) with given relative singular values (min(out, in),), in its dtype.
 
-    Seed and layer alone select the directions. One thread computes them in float64, so that all processes of all runs
-    have the same bits.
+    Seed and layer select the directions, which have the same bits in all processes that compute with one thread.
     """
     left, right = (_directions(seed, f"{layer} {side}", rows, len(values)) for side, rows in enumerate(weight.shape))
     scale = size * weight.double().norm() / values.norm()
@@ -48,8 +47,8 @@ def _directions(seed: int, name: str, rows: int, columns: int) -> Tensor:
     """Return random orthonormal columns (rows, columns), float64, uniform over all such matrices."""
     normal = draw(seed, f"teacher {name}", 1, rows, columns, Distribution("normal"), torch.device("cpu"))[0].double()
     basis, triangle = torch.linalg.qr(normal)
-    signed: Tensor = basis * triangle.diagonal().sign()
-    return signed
+    directions: Tensor = basis * triangle.diagonal().sign()
+    return directions
 
 
 def mean_spectrum(spectra: Sequence[Tensor], count: int) -> Tensor:
@@ -60,11 +59,7 @@ def mean_spectrum(spectra: Sequence[Tensor], count: int) -> Tensor:
 
 
 def learned_spectra(path: str, layers: Sequence[str]) -> list[Tensor]:
-    """Return the singular values of the updates of a full fine-tuning, of these layers if it changed any of them.
-
-    Raises:
-        UserError: An adapter is missing, another method trained it, or it changed no matrix.
-    """
+    """Return the singular values of the updates of a full fine-tuning, of these layers if it has any of them."""
     from randlora_pl.lab.analysis.weights import layer_spectrum, matrix_updates  # matplotlib takes its time
 
     file = read_adapter(path)
@@ -81,12 +76,7 @@ def learned_spectra(path: str, layers: Sequence[str]) -> list[Tensor]:
 class TeacherTask(ImageTask):
     """Makes an image tower follow a teacher: a copy of it with a planted update of full rank in the adapted layers.
 
-    The loss of an image is the squared distance of the student's features to the teacher's, both of unit length.
-
-    Examples:
-        >>> from randlora_pl.lab.teacher import TeacherTask
-        >>> task = TeacherTask("tiny", adapter=RandLoRA(rank=6), spectrum="i^-0.5")
-        >>> make_trainer().fit(AdaptationModule(task), ImageData(dataset="digits", steps=2))
+    The loss of an image is the squared distance of both towers' features, of unit length as CLIP compares them.
     """
 
     measures = (Measure("score", "share learned"), LOSS)
@@ -109,8 +99,7 @@ class TeacherTask(ImageTask):
         path = Path(self.spectrum)
         if self.spectrum not in POWERS and path.name == self.spectrum and not path.exists():
             raise UserError(
-                f"--model.spectrum {brief(self.spectrum)} is neither a folder nor one of {', '.join(POWERS)}. Set one "
-                "of these, or the folder of a run of full fine-tuning."
+                f"--model.spectrum {brief(self.spectrum)}: give {', '.join(POWERS)} or a run of full fine-tuning."
             )
         self._towers: tuple[nn.Module, ...] = ()  # a tuple hides them from optimizers, counts and checkpoints
 
@@ -118,30 +107,22 @@ class TeacherTask(ImageTask):
         """Load the student, and make the teacher and the base model of copies."""
         clip = load_clip(self.name, self.pretrained, seed=self.teacher_seed)
         student, self.identity = ImageTower(clip.model), clip.identity
-        base = copy.deepcopy(student).eval().requires_grad_(False)
-        self._towers = self.teacher(base), base
+        base, teacher = (copy.deepcopy(student).eval().requires_grad_(False) for _ in range(2))
+        sites, state = select(teacher, self.targets, split=False), teacher.state_dict()  # the same for all methods
+        layers = [site.shape.layer for site in sites]
+        spectra = [] if self.spectrum in POWERS else learned_spectra(self.spectrum, layers)
+        with rng.seeded(0):  # one thread
+            for site in sites:
+                weight = rows_of(state[weight_key(teacher, site)], site)  # a view
+                places = torch.arange(1, min(weight.shape) + 1, dtype=torch.float64)
+                values = mean_spectrum(spectra, len(places)) if spectra else places ** POWERS[self.spectrum]
+                weight += planted(weight, values, self.size, self.teacher_seed, site.shape.layer)
+        self._towers = teacher, base
         return student
 
     def build_on(self, other: ImageTask) -> None:
         """Make the teacher for a student that is built."""
         self.build()
-
-    def teacher(self, base: nn.Module) -> nn.Module:
-        """Return a copy of a tower with the planted update in its layers to adapt, which no method changes."""
-        teacher = copy.deepcopy(base)
-        sites, state = select(teacher, self.targets, split=False), teacher.state_dict()
-        spectra = []
-        if self.spectrum not in POWERS:
-            with errors_in("--model.spectrum"):
-                spectra = learned_spectra(self.spectrum, [site.shape.layer for site in sites])
-        with rng.seeded(0):  # one thread
-            for site in sites:
-                weight = rows_of(state[weight_key(teacher, site)], site)  # a view
-                count = min(weight.shape)
-                values = torch.arange(1, count + 1, dtype=torch.float64) ** POWERS.get(self.spectrum, 0.0)
-                values = mean_spectrum(spectra, count) if spectra else values
-                weight += planted(weight, values, self.size, self.teacher_seed, site.shape.layer)
-        return teacher
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return the loss of each image (b, 1), in an evaluation with the base model's beside it, (b, 2)."""
