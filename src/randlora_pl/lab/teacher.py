@@ -33,10 +33,7 @@ POWERS = {"flat": 0.0, "i^-0.5": -0.5, "i^-1": -1.0}
 
 
 def planted(weight: Tensor, values: Tensor, size: float, seed: int, layer: str) -> Tensor:
-    """Return the update of a weight (out, in) with given relative singular values (min(out, in),), in its dtype.
-
-    Seed and layer select the directions, which have the same bits in all processes that compute with one thread.
-    """
+    """Return the update (out, in) of a weight with relative singular values; in one thread it has the same bits."""
     left, right = (_directions(seed, f"{layer} {side}", rows, len(values)) for side, rows in enumerate(weight.shape))
     scale = size * weight.double().norm() / values.norm()
     update: Tensor = left * (scale * values) @ right.T

@@ -86,8 +86,7 @@ def import_words() -> str:
 
 
 PACKAGE = "randlora_pl"
-LAB = f"{PACKAGE}.lab."
-"""Start of the import paths of classes that are found by them, like a user's own, and need no ``--import``."""
+LAB = f"{PACKAGE}.lab."  # its classes are found by their import paths, like a user's own, without --import
 Kind = TypeVar("Kind", bound=object)
 
 
