@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_looking(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = dict(shown(TEXT))
-    assert len(LOOKING) == 6
+    assert len(LOOKING) == 5
     for command in (line.removeprefix("randlora-pl ") for line in LOOKING):
         run(command)
         out = capsys.readouterr().out

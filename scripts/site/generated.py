@@ -234,6 +234,7 @@ SOUGHT = {
     "prompts.md": ["qlora", "quantize", "llama"],
     "compared_with_peft.md": ["peft"],
     "several_machines.md": ["multi-node", "slurm", "torchrun"],
+    "faq.md": ["imbalanced", "transparent", "multi-label", "gguf", "vllm", "license"],
     "troubleshooting.md": ["memory", "oom", "nan", "401"],
 }
 """Words that readers search for, and the page that comes first."""
@@ -264,7 +265,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         markdown = markdown.replace(
             "`randlora-pl COMMAND --help`", "[`randlora-pl COMMAND --help`](command_options.md)"
         )
-    if folder == "methods" and name != "index.md":
+    if folder == "methods" and name not in ("index.md", "learned_prompts.md"):
         page.meta["tags"] = [name.removesuffix(".md")]
         if name == "lora.md":  # otherwise a search finds loraxs first, because rare words count more
             page.meta["search"] = {"boost": 10}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from randlora_pl.language.chat import read_conversations
 from randlora_pl.language.prompt_sets import read_training
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import marked
@@ -56,6 +57,10 @@ def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pyt
     exec(compile(next(block for block in blocks_of("prompts") if "alpaca" in block), "prompts.md", "exec"), {})
     written, _ = read_training("jsonl", Path("MINE"), 0)
     assert written == [("Add.\n2 and 2\n", "4"), ("Greet.\n", "Hello")]
+
+
+def test_the_forty_chats_are_conversations() -> None:
+    assert len(read_conversations(ROOT / "docs" / "ferry", "train")) == 40
 
 
 def test_the_extras_are_those_of_the_package() -> None:

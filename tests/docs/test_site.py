@@ -93,6 +93,8 @@ SEARCHED = {
     "python": "python",
     "lora": "methods/lora",
     "memory": "troubleshooting",
+    "imbalanced": "faq",
+    "gguf": "faq",
 }
 """Words, and the page that a search finds first; `test_site_browser` types some of them."""
 

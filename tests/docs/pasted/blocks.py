@@ -143,7 +143,8 @@ MADE: dict[str, Callable[[Path], object]] = {
 
 def capitals(blocks: list[str]) -> set[str]:
     """The words in CAPITALS that stand for the reader's own files."""
-    words = re.findall(r"(?<![\w$./-])[A-Z]{3,}(?:\.[a-z]+)?(?![\w=])", re.sub(r"#.*", "", "".join(blocks)))
+    commands = re.sub(r"<<'(\w+)'\n.*?^\1$", "", "".join(blocks), flags=re.S | re.M)  # without code between EOF and EOF
+    words = re.findall(r"(?<![\w$./-])[A-Z]{3,}(?:\.[a-z]+)?(?![\w=])", re.sub(r"#.*", "", commands))
     return {word for word in words if word not in ("USER", "NAME")}
 
 
