@@ -8,6 +8,7 @@ from statistics import fmean, harmonic_mean
 
 import pytest
 import torch
+from pandas import read_csv
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.commands.main import main
@@ -158,6 +159,20 @@ def test_sizes_of_sweeps_of_language_models(name: str) -> None:
 @in_one_item("name", sorted(SWEEPS.keys() - set(TEXTS)))
 def test_sizes_of_sweeps_of_images(name: str) -> None:
     check_sizes(name)
+
+
+def test_alignments_of_kernels_are_those_of_their_file() -> None:
+    values = read_csv(DOCS / "kernels_tiny_clip.csv")
+    seeds = values.groupby(["method", "trained", "seed"])["alignment"].mean().groupby(["method", "trained"])
+    told = {
+        (row[0].replace("`", ""), row[1]): row[2]
+        for row in rows_of(PAGES["docs/analyses.md"], "| method | trained numbers")[1:]
+    }
+    means, spreads = seeds.mean(), seeds.std()
+    assert told == {
+        (name, f"{trained:,}"): f"{mean:.4f} ± {spreads[name, trained]:.4f}" for (name, trained), mean in means.items()
+    }
+    assert seeds.size().eq(3).all()
 
 
 @pytest.mark.slow
