@@ -70,7 +70,7 @@ def test_every_method_is_in_its_group() -> None:
     assert f"| Methods | [{counted}](methods/index.md)" in PAGES["docs/compared_with_peft.md"]
 
 
-PAGE = PAGES["docs/results_json.md"]
+PAGE = PAGES["docs/reference.md"].partition("\n## Environment variables\n")[0]
 
 
 def test_keys_of_a_run_are_explained(run: Run, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ NEEDS = {
     "methods/autolora": (),
     "methods/galore": (),
     "prompt_tuning": (),
-    "stages": (),
 }
 """Pages with blocks of Python, and the packages that these need."""
 

@@ -137,7 +137,7 @@ def test_the_variables_are_those_that_the_program_reads() -> None:
         found |= set(re.findall(r"[\"'](RANDLORA_[A-Z_]+)[\"']", path.read_text(encoding="utf-8")))
     own = ("RUN_FOLDER", "FROM_ADAPTER", "SWEEP_PARENT")  # between the program's processes
     internal = {f"RANDLORA_PL_{name}" for name in own}
-    assert set(re.findall(r"`(RANDLORA_[A-Z_]+)`", PAGES["docs/environment.md"])) == found - internal
+    assert set(re.findall(r"`(RANDLORA_[A-Z_]+)`", PAGES["docs/reference.md"])) == found - internal
 
 
 def test_pages_fetch_nothing_and_leave_equations_to_the_browser(site: Path) -> None:
