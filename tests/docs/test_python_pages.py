@@ -48,6 +48,14 @@ def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytes
     assert not any(re.match(r"\.\.\.", line) for block in blocks_of(page) for line in block.splitlines())
 
 
+def test_packed_attention_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft", reason="the page is about PEFT")
+    (block,) = blocks_of("packed_attention")
+    (shown,) = re.findall(r"```text\n(.*?)```", PAGES["docs/packed_attention.md"], flags=re.S)
+    exec(compile(block, "packed_attention.md", "exec"), {})
+    assert capsys.readouterr().out == shown
+
+
 def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("MINE").mkdir()
