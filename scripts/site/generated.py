@@ -233,7 +233,7 @@ SOUGHT = {
     "logging.md": ["wandb", "tensorboard", "mlflow"],
     "prompts.md": ["qlora", "quantize", "llama"],
     "compared_with_peft.md": ["peft"],
-    "several_machines.md": ["multi-node", "slurm", "torchrun"],
+    "many_devices.md": ["multi-node", "slurm", "torchrun"],
     "faq.md": ["imbalanced", "transparent", "multi-label", "gguf", "vllm", "license"],
     "troubleshooting.md": ["memory", "oom", "nan", "401"],
 }

@@ -12,7 +12,7 @@ import pytest
 from randlora_pl.commands.main import main
 from tests.docs.pages import PAGES, ROOT, joined
 
-PAGE = PAGES["docs/several_machines.md"]
+PAGE = PAGES["docs/many_devices.md"]
 TRIAL = next(
     line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S) for line in joined(block) if "=two" in line
 )
