@@ -18,7 +18,6 @@ from tests.support.products import marked
 NEEDS = {
     "python": ("transformers",),
     "from_peft": ("peft",),
-    "from_loralib": (),
     "methods/autolora": (),
     "methods/galore": (),
     "prompt_tuning": (),
