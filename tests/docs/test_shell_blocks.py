@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the blocks are for bash, and their server forks"),
 ]
-TYPED = {"docs/adapter_files.md": "load_digits", "docs/your_own_data.md": ""}
+TYPED = {"docs/your_own_data.md": ""}
 """Pages whose code writes the files that their commands read, and what is in that code."""
 GIVEN = {
     "docs/adapter_files.md": """
