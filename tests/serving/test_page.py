@@ -16,7 +16,7 @@ from tests.serving.folder import write
 from tests.serving.server import Running
 from tests.support.browser import NEEDED, contrast, opened_browser
 
-pytestmark = NEEDED
+pytestmark = [NEEDED, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

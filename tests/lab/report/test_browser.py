@@ -15,7 +15,7 @@ from tests.lab.report.advised import COMMANDS, FULL, HIRA, LORA, PROBE, near, st
 from tests.support.browser import NEEDED, contrast, opened_browser, set_screen
 from tests.support.products import marked
 
-pytestmark = NEEDED
+pytestmark = [NEEDED, pytest.mark.slow]
 
 BOXES = """
 const kinds = "h1, h2, p:not(.hidden), li, .scroll, figure svg, figcaption";

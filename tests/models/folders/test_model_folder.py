@@ -108,6 +108,7 @@ def test_repositories_of_the_hub_are_the_same_models(hub: FakeHub, clips: Path, 
     assert load_clip("hf-hub:ann/clip").identity == clip.identity
 
 
+@pytest.mark.slow
 def test_repositories_name_their_tokenizer_and_open_clip_takes_no_revision(hub: FakeHub, clips: Path) -> None:
     config = json.loads((clips / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "ann/clip"
