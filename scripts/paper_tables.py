@@ -2,10 +2,10 @@
 
     python scripts/paper_tables.py
 
-A gain is in points over LoRA-32 on the same data set and budget. The gains of two methods share LoRA's noise, which
+A gain is in points over LoRA-32 on the same dataset and budget. The gains of two methods share LoRA's noise, which
 correlates them by itself. So the correlations of NoLA's and VeRA's gains are beside RandLoRA's. The accuracies of the
-pretrained models are from another source (`zero_shot` in published.csv), which has other test images of some data sets
-and lacks two data sets of ViT-L/14.
+pretrained models are from another source (`zero_shot` in published.csv), which has other test images of some datasets
+and lacks two datasets of ViT-L/14.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ from randlora_pl.utils.text import markdown_table
 
 BUDGETS = ("1-shot", "2-shot", "4-shot", "16-shot", "50%", "100%")
 TABLES = (11, 12, 13, 14)
+METHODS = ("RandLoRA", "NoLA", "VeRA")
 
 
 @dataclass(frozen=True)
 class Gains:
-    """Gains over LoRA-32 of one table, with a row for each data set.
+    """Gains over LoRA-32 of one table, with a row for each dataset.
 
     Attributes:
-        below: Data sets on which LoRA-32 is below the pretrained model; None where its accuracies are not known.
+        below: Datasets on which LoRA-32 is below the pretrained model; None where its accuracies are not known.
     """
 
     model: str
@@ -39,7 +40,7 @@ class Gains:
 
     @property
     def easy(self) -> DataFrame:
-        """Data sets on which NoLA, whose update has rank 1, equals or beats LoRA-32."""
+        """Datasets on which NoLA, whose update has rank 1, equals or beats LoRA-32."""
         return self.points[self.points["NoLA"] > -1e-9]
 
     @property
@@ -49,7 +50,7 @@ class Gains:
         return 100 * float(self.easy["RandLoRA"].sum()) / total if total > 0 else None
 
     def correlation(self, method: str) -> float:
-        """Return the correlation over data sets of a method's gain with the gain of full fine-tuning."""
+        """Return the correlation over datasets of a method's gain with the gain of full fine-tuning."""
         return float(np.corrcoef(self.points[method], self.points["FT"])[0, 1])
 
 
@@ -74,7 +75,6 @@ def row(one: Gains) -> list[str]:
     return [one.model, one.budget or "all", *figures, *(f"{one.correlation(m):+.2f}" for m in METHODS)]
 
 
-METHODS = ("RandLoRA", "NoLA", "VeRA")
 HEADER = ["Model", "Data", "RandLoRA's gain", "Full fine-tuning's gain", "Share where NoLA is not below LoRA-32"]
 HEADER += ["LoRA-32 below pretrained", *(f"Correlation: {method}" for method in METHODS)]
 

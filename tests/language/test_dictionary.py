@@ -1,7 +1,6 @@
 """Word pairs of a dictionary in the format of dictd, written here; and those of Debian's, where it is installed."""
 
 import gzip
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -18,12 +17,12 @@ from randlora_pl.language.prompt_sets import read_items, read_training
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text import unpack_bits
 from tests.support.cli import Run
+from tests.support.scripts import load_script
 
 from .small import typed
 from .test_cli import SMALL
 
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-script: Any = importlib.import_module("offline_dictionary")
+script = load_script("offline_dictionary")
 
 WORDS = """apple tree=Apfelbaum|red wine=Rotwein|old town=Altstadt|bee=Biene|to-do list=Aufgabenliste
 cat's eye=Katzenauge|bread roll=Brötchen|brush=Bürste|butter dish=Butterdose|candle=Kerze|castle=Burg

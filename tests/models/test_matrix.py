@@ -1,6 +1,5 @@
 """The table of all architectures: rows counted by hand, its counts in the docs, and the installed versions."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -13,6 +12,7 @@ import pytest
 
 from randlora_pl.models.catalog import matrix
 from tests.support.cli import Run
+from tests.support.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "model_matrix.md").read_text(encoding="utf-8")
@@ -20,11 +20,7 @@ ROWS = {(row["library"], row["name"]): row for row in matrix()}
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("model_matrix", ROOT / "scripts" / "model_matrix.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("model_matrix")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The shipped tiny CLIP: its file, its tokenizer, the figures of its model card, and the script that made it."""
 
 import gzip
-import importlib.util
 import json
 import re
 import struct
@@ -21,18 +20,14 @@ from torch import Tensor
 
 from randlora_pl.models.catalog import TINY_TAG
 from randlora_pl.models.clip import TINY_CONFIG, build_tiny, tiny_tokenizer
+from tests.support.scripts import load_script
 
 FILES = resources.files("randlora_pl.models") / "tiny"
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_tiny_clip.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_clip", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pretrain_tiny_clip")
 
 
 @pytest.fixture

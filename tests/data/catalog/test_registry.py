@@ -18,6 +18,7 @@ from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.validate import _read_classnames, class_names
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
+from tests.support.scripts import load_script
 
 
 def test_listing_imports_nothing_heavy() -> None:
@@ -227,12 +228,7 @@ def test_missing_classnames_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    path = Path(__file__).parents[3] / "scripts" / "write_split_indices.py"
-    spec = importlib.util.spec_from_file_location("write_split_indices", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("write_split_indices")
 
 
 def shipped(name: str) -> Any:

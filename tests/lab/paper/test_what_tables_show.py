@@ -1,27 +1,19 @@
 """Figures that pages quote of the paper's tables, and one of them counted by hand."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 
 import pytest
 
 from randlora_pl.lab.paper import cells
+from tests.support.scripts import load_script
 
 B32, L14, H14, DINO = 11, 12, 13, 14
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[3] / "scripts" / "paper_tables.py"
-    spec = importlib.util.spec_from_file_location("paper_tables", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its types
-    spec.loader.exec_module(module)
-    return module
+    return load_script("paper_tables")
 
 
 def test_a_share_is_what_a_loop_over_the_cells_counts(script: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """Plateaus of accuracy against the rate, and what the paper's rate loses."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -9,15 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pandas import Series
 
+from tests.support.scripts import load_script
+
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[3] / "scripts" / "one_rate.py"
-    spec = importlib.util.spec_from_file_location("one_rate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("one_rate")
 
 
 @given(st.lists(st.one_of(st.just(float("nan")), st.floats(85, 90)), min_size=1, max_size=11))
