@@ -1,21 +1,20 @@
-"""The README's pictures and numbers, from docs/measured.json.
+"""The README's pictures and numbers, from docs/measured.json and committed runs.
 
 Usage, from the checkout; each step on its own:
 
     randlora-pl bench train --rounds 3 --methods full lora randlora randlora-low randlora-hadamard randlora-ternary \\
         peft-lora peft-randlora
     python scripts/readme_pictures.py --steps runs/bench-train/TIME/bench.json
-    randlora-pl analyze spectrum runs/lora runs/randlora runs/full --output spectrum      (the runs of docs/analyses.md)
-    python scripts/readme_pictures.py --spectrum spectrum/spectrum.json
-    python scripts/readme_pictures.py          after docs/measured.json was edited
+    python scripts/readme_pictures.py          after docs/measured.json or what the picture shows was renewed
 
-The options take numbers over into docs/measured.json, with the commit, and --steps its table into docs/speed.md. Then
-docs/hero.svg and docs/hero-dark.svg are drawn, and the numbers in the sentences of README and pages are replaced.
+--steps takes numbers over into docs/measured.json, with the commit, and its table into docs/speed.md. The pictures
+docs/hero*.svg show the output on docs/packed_attention.md and the runs in docs/results/evidence. Numbers in README
+and pages are replaced.
 """
 
 import argparse
+import csv
 import json
-import math
 import re
 import subprocess
 from collections.abc import Iterable
@@ -28,21 +27,18 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MEASURED = DOCS / "measured.json"
 SHOWN = {
-    "peft-randlora": "PEFT RandLoRA",
-    "randlora": "RandLoRA",
-    "lora": "LoRA",
-    "randlora-hadamard": "RandLoRA, hadamard",
+    "full fine-tuning": "Full fine-tuning",
+    "HiRA": "HiRA",
+    "LoRA": "LoRA",
+    "DoRA": "DoRA",
+    "RandLoRA-6": "RandLoRA",
 }
-"""Methods of the bars, from above."""
-POINTS = 60
-"""Points of a curve of singular values."""
-SMALLEST = 1e-7
-"""Below it a relative singular value is rounding of float32."""
+"""Methods of the evidence on images, by name of the sweep."""
 
 LIGHT = {"back": "#ffffff", "text": "#1f2328", "soft": "#59636e", "grid": "#d1d9e0", "edge": "#d1d9e0"}
-LIGHT |= {"full": "#59636e", "lora": "#0969da", "randlora": "#bc4c00", "peft": "#8c959f"}
+LIGHT |= {"plain": "#0969da", "randlora": "#bc4c00", "right": "#1a7f37", "wrong": "#cf222e"}
 DARK = {"back": "#0d1117", "text": "#e6edf3", "soft": "#9198a1", "grid": "#2a3038", "edge": "#3d444d"}
-DARK |= {"full": "#9198a1", "lora": "#4493f8", "randlora": "#f0883e", "peft": "#656c76"}
+DARK |= {"plain": "#4493f8", "randlora": "#f0883e", "right": "#3fb950", "wrong": "#f85149"}
 
 
 def commit() -> str:
@@ -76,33 +72,6 @@ def steps_of(bench: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def spectrum_of(adapters: list[dict[str, Any]]) -> dict[str, Any]:
-    """The part `spectrum`: rank of the update, and medians over layers of the relative singular values."""
-    found = {}
-    shared = set.intersection(*({layer["layer"] for layer in one["layers"]} for one in adapters))
-    for one in adapters:
-        rows = [layer["singular_values"] for layer in one["layers"] if layer["layer"] in shared]
-        columns = zip(*map(relative, rows), strict=True)
-        found[one["adapter"]] = {
-            "parameters": one["parameters"],
-            "rank": round(one["mean"]["rank"], 1),
-            "full_rank": round(one["mean"]["full_rank"], 1),
-            "singular_values": [float(f"{median(column):.3g}") for column in columns],
-        }
-    return {"commit": commit(), "adapters": found}
-
-
-def relative(values: list[float]) -> list[float]:
-    """Singular values relative to the largest, at `POINTS` places from the first to the last."""
-    found = []
-    for point in range(POINTS):
-        place = point / (POINTS - 1) * (len(values) - 1)
-        low = min(math.floor(place), len(values) - 2)
-        between = values[low] + (place - low) * (values[low + 1] - values[low])
-        found.append(max(between / values[0], SMALLEST))
-    return found
-
-
 def filled(page: str, sentence: str, *numbers: str) -> str:
     """Replace the numbers of one sentence of a page, where the sentence has ``#``."""
     parts = (r"\s+".join(map(re.escape, part.split(" "))) for part in sentence.split("#"))
@@ -117,26 +86,20 @@ def filled(page: str, sentence: str, *numbers: str) -> str:
 
 def sentences(measured: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     """The sentences with measured numbers, by page: ``#`` for each number, then the numbers."""
-    methods, quick, adapters = measured["steps"]["methods"], measured["quickstart"], measured["spectrum"]["adapters"]
+    methods, quick = measured["steps"]["methods"], measured["quickstart"]
     spreads, ratios = [], {}
     for name in ("randlora", "randlora-hadamard", "lora"):
         least, ratios[name], most = (f"{number:.2f}" for number in methods[name]["of_peft"])
         spreads += [ratios[name], f"{least}..{most}"]
-    times = [f"{methods[name]['seconds'][1]:.1f}" for name in ("lora", "randlora-hadamard")]
     before, after = f"{quick['zeroshot']:.1f}", f"{quick['test']:.1f}"
-    by_name = {name.partition(" ")[0]: one for name, one in adapters.items()}
-    ours, theirs = by_name["RandLoRA"], by_name["LoRA"]
-    rank, full, other = (f"{number:.0f}" for number in (ours["rank"], ours["full_rank"], theirs["rank"]))
+    off = f"{differences()['PEFT, attn'][1]:.2f}"
     return {
         "README.md": [
+            ("LoRA's outputs are off by # there", off),
             ("takes # (#) of the time of PEFT's RandLoRA, and # (#) with hadamard bases", *spreads[:4]),
-            ("LoRA takes # s, hadamard # s", *times),
             ("# s on two CPU cores", str(quick["seconds"])),
             ("# % of the digits are right before the training, # % after it", before, after),
             ("The # % is below chance", before),
-            ("update has rank #, RandLoRA's has rank # of # with as many parameters", other, rank, full),
-            ("The update has rank # of # with # parameters", rank, full, f"{ours['parameters']:,}"),
-            ("LoRA with # has rank #", f"{theirs['parameters']:,}", other),
         ],
         "docs/compared_with_peft.md": [
             ("| RandLoRA-6 | # |", ratios["randlora"]),
@@ -192,91 +155,115 @@ def line(x1: float, y1: float, x2: float, y2: float, stroke: str, width: float =
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{stroke}" stroke-width="{width:g}" fill="none"/>'
 
 
-def curves(spectrum: dict[str, Any], ink: dict[str, str]) -> Iterable[str]:
-    """The left panel: singular values of the updates, on a logarithmic axis."""
-    left, right, top, bottom = 92, 560, 104, 340
-    by_name = {name.partition(" ")[0]: one for name, one in spectrum["adapters"].items()}
-    lora, randlora, full = (by_name[name] for name in ("LoRA", "RandLoRA", "FullFineTuning"))
-    yield text(36, 46, "Full rank with LoRA's number of parameters", ink["text"], 22, bold=True)
-    yield text(36, 72, "Singular values of the update, relative to the largest", ink["soft"])
-    for power in range(0, -8, -1):
-        y = top + (bottom - top) * power / -7
-        if power % 2 == 0:
-            yield line(left, y, right, y, ink["grid"])
-            yield text(left - 10, y + 5, "1" if power == 0 else f"1e{power}", ink["soft"], 13, "end")
-    for one, color, width in ((full, "full", 2.5), (lora, "lora", 3.5), (randlora, "randlora", 3.5)):
-        values = one["singular_values"]
-        points = [
-            f"{left + (right - left) * n / (len(values) - 1):.1f} {top + (bottom - top) * math.log10(value) / -7:.1f}"
-            for n, value in enumerate(values)
-        ]
-        dash = ' stroke-dasharray="7 5"' if color == "full" else ""
-        yield f'<path d="M{"L".join(points)}" fill="none" stroke="{ink[color]}" stroke-width="{width}"{dash}/>'
-    yield text(right - 4, top + 20, f"full fine-tuning, {full['parameters']:,} parameters", ink["full"], 15, "end")
-    words = (
-        f"RandLoRA, {randlora['parameters']:,} parameters: rank {randlora['rank']:.0f} of {randlora['full_rank']:.0f}"
+def differences() -> dict[str, list[float]]:
+    """Largest differences to the exact output on packed attention, by line of docs/packed_attention.md's output."""
+    (output,) = re.findall(
+        r"```text\n(difference to .*?)```", (DOCS / "packed_attention.md").read_text("utf-8"), flags=re.S
     )
-    yield text(left + 60, top + 112, words, ink["randlora"], 16, bold=True)
-    words = f"LoRA, {lora['parameters']:,} parameters: rank {lora['rank']:.0f}"
-    yield text(left + 60, bottom - 16, words, ink["lora"], 16, bold=True)
-    yield text((left + right) / 2, bottom + 26, "index of the singular value / full rank", ink["soft"], 13, "middle")
-    yield text(36, 402, "Tiny CLIP on digits, median over 30 layers", ink["soft"], 13)
+    lines = re.findall(r"^(\w+(?:, attn)?) ((?: +\d\.\d{3}){2,3})$", output, flags=re.M)
+    return {name: [float(number) for number in numbers.split()] for name, numbers in lines}
 
 
-def bars(steps: dict[str, Any], ink: dict[str, str]) -> Iterable[str]:
-    """The right panel: seconds of a training step, with the least and the greatest."""
-    left, right, top = 800, 1000, 108
-    shown = {name: steps["methods"][name] for name in SHOWN}
-    longest = max(one["seconds"][2] for one in shown.values())
-    yield text(640, 46, "A faster training step than PEFT's RandLoRA", ink["text"], 22, bold=True)
-    yield text(640, 72, "Seconds per step of ViT-B/32 with 64 images", ink["soft"])
-    for number, (name, one) in enumerate(shown.items()):
-        y = top + 60 * number
-        color = ink["peft" if name.startswith("peft") else "randlora" if "rand" in name else "lora"]
-        least, middle, most = (left + (right - left) * value / longest for value in one["seconds"])
-        yield f'<rect x="{left}" y="{y}" width="{middle - left:.1f}" height="34" rx="3" fill="{color}"/>'
-        yield line(least, y + 17, most, y + 17, ink["text"], 1.5)
-        yield from (line(x, y + 11, x, y + 23, ink["text"], 1.5) for x in (least, most))
-        yield text(left - 12, y + 23, SHOWN[name], ink["text"], 16, "end")
-        ratio = one["of_peft"] if "rand" in name else None
-        words = f"{one['seconds'][1]:.1f} s" + (f", {ratio[1]:.2f} of PEFT's" if ratio else "")
-        yield text(most + 10, y + 23, words, ink["text"], 16, bold=bool(ratio))
-    yield text(640, 402, f"{steps['machine']}, commit {steps['commit']}; no GPU was measured", ink["soft"], 13)
+def packed(ink: dict[str, str]) -> Iterable[str]:
+    """The left panel: who computes W0 + dW on the attention of open_clip."""
+    seen = differences()
+    yield text(36, 50, "Exact on open_clip's packed attention", ink["text"], 22, bold=True)
+    yield text(36, 78, "Largest difference of the outputs to a model with W0 + ΔW", ink["soft"])
+    for x, words in ((190, "randlora-pl"), (370, "PEFT 0.21")):
+        yield text(x, 124, words, ink["text"], 17, bold=True)
+    yield line(36, 140, 566, 140, ink["grid"])
+    for number, name in enumerate(("LoRA", "DoRA", "VeRA", "RandLoRA")):
+        y = 178 + 52 * number
+        ours, theirs = seen[name][1], seen.get("PEFT, attn" if name == "LoRA" else "")
+        yield text(36, y, name, ink["text"], 18)
+        yield text(190, y, f"✓ {ours:.3f}", ink["right" if ours < 5e-4 else "wrong"], 18, bold=True)
+        yield text(370, y, f"✗ {theirs[1]:.3f}" if theirs else "✗ stops with an error", ink["wrong"], 18, bold=True)
+    yield text(
+        36, 390, "One block of open_clip's ViT. Run the script of docs/packed_attention.md to see it.", ink["soft"], 13
+    )
 
 
-def hero(measured: dict[str, Any], ink: dict[str, str]) -> str:
-    """The picture on top of the README."""
+def evidence() -> dict[str, tuple[float, float, int, float]]:
+    """Mean accuracy and its interval in %, trained parameters, and seconds of a fit relative to LoRA, by method."""
+    with (DOCS / "results" / "evidence" / "summary.csv").open(encoding="utf-8") as file:
+        means = {row["method"]: row for row in csv.DictReader(file) if row["dataset"] == "(average)"}
+    with (DOCS / "results" / "evidence" / "cells.csv").open(encoding="utf-8") as file:
+        runs = [row for row in csv.DictReader(file) if row["method"] in SHOWN]
+    seconds = {(row["method"], row["dataset"], row["seed"]): float(row["fit_seconds"]) for row in runs}
+    return {
+        name: (
+            float(means[name]["mean"]),
+            float(means[name]["ci95"]),
+            int(means[name]["trainable_parameters"]),
+            median(value / seconds["LoRA", *cell] for (method, *cell), value in seconds.items() if method == name),
+        )
+        for name in SHOWN
+    }
+
+
+def methods(ink: dict[str, str]) -> Iterable[str]:
+    """The right panel: accuracy, size and time of five methods."""
+    left, right, low, high = 770, 950, 68.0, 71.5
+    yield text(640, 50, "22 methods under one protocol", ink["text"], 22, bold=True)
+    yield text(640, 78, "Five of them: mean of 8 image datasets, 95 % interval of 5 seeds", ink["soft"])
+    for x, words in ((left, "accuracy, %"), (1005, "trained"), (1110, "time")):
+        yield text(x, 124, words, ink["text"], 17, bold=True)
+    yield line(640, 140, 1164, 140, ink["grid"])
+    for number, (name, (mean, interval, trained, seconds)) in enumerate(evidence().items()):
+        y = 174 + 43 * number
+        least, middle, most = (
+            left + (right - left) * (x - low) / (high - low) for x in (mean - interval, mean, mean + interval)
+        )
+        color = ink["randlora" if name.startswith("RandLoRA") else "plain"]
+        yield text(640, y, SHOWN[name], ink["text"], 17)
+        yield line(least, y - 6, most, y - 6, color, 3)
+        yield f'<circle cx="{middle:.1f}" cy="{y - 6}" r="6" fill="{color}"/>'
+        yield text(middle, y - 17, f"{mean:.1f}", ink["text"], 13, "middle")
+        yield text(1005, y, f"{trained:,}", ink["text"], 16)
+        yield text(1110, y, f"{seconds:.2f}", ink["text"], 16)
+    yield text(
+        640, 390, "A small CLIP, rates searched by one rule; time of a run relative to LoRA, on a CPU", ink["soft"], 13
+    )
+
+
+def hero(ink: dict[str, str], narrow: bool = False) -> str:
+    """The picture on top of the README, with one panel below the other if it is narrow."""
+    width, height = (604, 840) if narrow else (1200, 420)
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1200 420" width="1200" height="420" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img" '
         'font-family="-apple-system, BlinkMacSystemFont, Segoe UI, Noto Sans, Helvetica, Arial, sans-serif">',
-        "<title>Rank of the update, and seconds of a training step</title>",
-        f'<rect x="1" y="1" width="1198" height="418" rx="10" fill="{ink["back"]}" stroke="{ink["edge"]}"/>',
-        *curves(measured["spectrum"], ink),
-        line(604, 28, 604, 392, ink["grid"]),
-        *bars(measured["steps"], ink),
-        "</svg>",
+        "<title>Exactness on packed attention; accuracy, size and time of five methods</title>",
+        f'<rect x="1" y="1" width="{width - 2}" height="{height - 2}" rx="10" '
+        f'fill="{ink["back"]}" stroke="{ink["edge"]}"/>',
+        *packed(ink),
+        line(36, 420, 566, 420, ink["grid"]) if narrow else line(604, 28, 604, 392, ink["grid"]),
+        '<g transform="translate(-604 420)">' if narrow else "<g>",
+        *methods(ink),
+        "</g></svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def pictures() -> dict[str, str]:
+    """The pictures by name in docs/."""
+    inks, shapes = {"": LIGHT, "-dark": DARK}, {"": False, "-narrow": True}
+    return {f"hero{shape}{ink}.svg": hero(inks[ink], shapes[shape]) for shape in shapes for ink in inks}
 
 
 def main() -> None:
     """Take over new numbers, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=Path)
-    parser.add_argument("--spectrum", type=Path)
     typed = parser.parse_args()
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for name, file, reduce in (("steps", typed.steps, steps_of), ("spectrum", typed.spectrum, spectrum_of)):
-        if file:
-            measured[name] = reduce(json.loads(file.read_text(encoding="utf-8")))
-    if missing := sorted(set(SHOWN) - set(measured["steps"]["methods"])):
-        raise SystemExit(f"{typed.steps} has no {', '.join(missing)}; nothing was written.")
     if typed.steps:
+        measured["steps"] = steps_of(json.loads(typed.steps.read_text(encoding="utf-8")))
         page, table = DOCS / "speed.md", typed.steps.with_name("table.md").read_text(encoding="utf-8")
         page.write_text(with_table(page.read_text(encoding="utf-8"), table), encoding="utf-8")
     write(measured)
-    for name, ink in (("hero.svg", LIGHT), ("hero-dark.svg", DARK)):
-        (DOCS / name).write_text(hero(measured, ink), encoding="utf-8")
+    for name, picture in pictures().items():
+        (DOCS / name).write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
