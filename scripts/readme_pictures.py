@@ -90,14 +90,17 @@ def sentences(measured: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     spreads, ratios = [], {}
     for name in ("randlora", "randlora-hadamard", "lora"):
         least, ratios[name], most = (f"{number:.2f}" for number in methods[name]["of_peft"])
-        spreads += [ratios[name], f"{least}..{most}"]
+        spreads += [ratios[name], least, most]
     before, after = f"{quick['zeroshot']:.1f}", f"{quick['test']:.1f}"
-    off = f"{differences()['PEFT, attn'][1]:.2f}"
+    effect, off, _ = (f"{number:.2f}" for number in differences()["PEFT, attn"])
     return {
         "README.md": [
-            ("LoRA's outputs are off by # there", off),
-            ("takes # (#) of the time of PEFT's RandLoRA, and # (#) with hadamard bases", *spreads[:4]),
-            ("# s on two CPU cores", str(quick["seconds"])),
+            ("outputs are off by #, where the whole update changes them by #", off, effect),
+            (
+                "takes # times as long as with PEFT's RandLoRA (range # to #), and # with hadamard bases (# to #)",
+                *spreads[:6],
+            ),
+            ("in # s on two CPU cores", str(quick["seconds"])),
             ("# % of the digits are right before the training, # % after it", before, after),
             ("The # % is below chance", before),
         ],
@@ -168,7 +171,7 @@ def packed(ink: dict[str, str]) -> Iterable[str]:
     """The left panel: who computes W0 + dW on the attention of open_clip."""
     seen = differences()
     yield text(36, 50, "Exact on open_clip's packed attention", ink["text"], 22, bold=True)
-    yield text(36, 78, "Largest difference of the outputs to a model with W0 + ΔW", ink["soft"])
+    yield text(36, 78, "Largest error of an output, against a model with ΔW added to W0", ink["soft"])
     for x, words in ((190, "randlora-pl"), (370, "PEFT 0.21")):
         yield text(x, 124, words, ink["text"], 17, bold=True)
     yield line(36, 140, 566, 140, ink["grid"])
@@ -204,7 +207,7 @@ def evidence() -> dict[str, tuple[float, float, int, float]]:
 def methods(ink: dict[str, str]) -> Iterable[str]:
     """The right panel: accuracy, size and time of five methods."""
     left, right, low, high = 770, 950, 68.0, 71.5
-    yield text(640, 50, "22 methods under one protocol", ink["text"], 22, bold=True)
+    yield text(640, 50, "22 methods, compared fairly", ink["text"], 22, bold=True)
     yield text(640, 78, "Five of them: mean of 8 image datasets, 95 % interval of 5 seeds", ink["soft"])
     for x, words in ((left, "accuracy, %"), (1005, "trained"), (1110, "time")):
         yield text(x, 124, words, ink["text"], 17, bold=True)
@@ -222,7 +225,7 @@ def methods(ink: dict[str, str]) -> Iterable[str]:
         yield text(1005, y, f"{trained:,}", ink["text"], 16)
         yield text(1110, y, f"{seconds:.2f}", ink["text"], 16)
     yield text(
-        640, 390, "A small CLIP, rates searched by one rule; time of a run relative to LoRA, on a CPU", ink["soft"], 13
+        640, 390, "Small CLIP; same search of learning rates; time of a run on a CPU, relative to LoRA", ink["soft"], 13
     )
 
 
