@@ -29,7 +29,9 @@ from randlora_pl.utils.own_classes import path_of
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Refused, Run
 
-MODULE, NUMBER, *_ = re.findall(r"```python\n(.*?)```", PAGES["docs/own_methods.md"], flags=re.S)
+BOTH = PAGES["docs/method_in_20_lines.md"] + PAGES["docs/own_methods.md"]
+METHOD, _, TASK, NUMBER, *_ = re.findall(r"```python\n(.*?)```", BOTH, flags=re.S)
+MODULE = METHOD + TASK
 TYPED = (
     *("--model", "mine.FocalTask", "--model.gamma", "1.5", "--model.adapter", "mine.RankOne"),
     *("--model.adapter.scale", "2", "--model.learning_rate", "0.1", "--trainer.callbacks", "mine.Announce"),
