@@ -265,7 +265,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         markdown = markdown.replace(
             "`randlora-pl COMMAND --help`", "[`randlora-pl COMMAND --help`](command_options.md)"
         )
-    if folder == "methods" and name not in ("index.md", "learned_prompts.md"):
+    if folder == "methods" and name not in ("index.md", "learned_prompts.md", "published_prompts.md"):
         page.meta["tags"] = [name.removesuffix(".md")]
         if name == "lora.md":  # otherwise a search finds loraxs first, because rare words count more
             page.meta["search"] = {"boost": 10}

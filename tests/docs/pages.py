@@ -11,12 +11,13 @@ PAGES = {
     for path in [
         *sorted(DOCS.glob("*.md")),
         *sorted(DOCS.glob("methods/*.md")),
+        *sorted(DOCS.glob("results/*.md")),
         *sorted(DOCS.glob("api/*.md")),
         *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "CODE_OF_CONDUCT")),
     ]
 }
 
-RESULTS = [path.name for path in sorted(DOCS.glob("results/*"))]
+RESULTS = [path.parent.name for path in sorted(DOCS.glob("results/*/index.html"))]
 """Folders of committed reports."""
 
 MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing"}

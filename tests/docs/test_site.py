@@ -111,7 +111,7 @@ def test_a_search_finds_the_page_of_that_name(site: Path, word: str, name: str) 
 
 def test_results_come_last_in_a_search(site: Path) -> None:
     boosts = {entry["location"].partition("#")[0]: entry.get("boost", 1) for entry in entries_of(site)}
-    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.glob("results/*/*.md")}
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.glob("results/**/*.md")}
     assert {name for name, boost in boosts.items() if boost == 0.5} == pages
 
 
