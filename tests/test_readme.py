@@ -18,7 +18,6 @@ import peft
 import pytest
 import timm
 import torch
-import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
@@ -291,10 +290,3 @@ def test_new_numbers_go_into_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_shows_what_is_left(output: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     assert importlib.import_module("terminal_picture").on_screen(output) == lines
-
-
-def test_citation() -> None:
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert [author["name"] for author in cited["authors"]] == ["The randlora-pl contributors"]
-    assert {"cff-version", "message", "title"} <= set(cited) and "2502.00987" in str(cited["references"])
-    assert "https://arxiv.org/abs/2502.00987" in TEXT

@@ -89,10 +89,9 @@ WORDS = {
     r"verbs?": "command",
 }
 """Words that the field does not use, and what it says."""
-CHANGELOG = "CHANGELOG.md"
 VERDICTS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/results/*/verdict.md"))]
 PROSE = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in VERDICTS}
-TEXTS = {name: sentences_of(text) for name, text in PROSE.items() if name != CHANGELOG}
+TEXTS = {name: sentences_of(text) for name, text in PROSE.items()}
 
 
 HELP = {name: help_sentences(text) for name, text in help_pages().items()}
