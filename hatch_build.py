@@ -27,8 +27,10 @@ def readme(text: str, repository: str, tag: str) -> str:
     text = re.sub(rf'\b(src|srcset)="(?!{ELSEWHERE})', rf'\1="{repository}/raw/{tag}/', text)
     text = re.sub(rf"(!\[[^\]]*\]\()(?!{ELSEWHERE})", rf"\1{repository}/raw/{tag}/", text)
     text = re.sub(rf"((?<!!)\[[^\]]*\]\()(?!{ELSEWHERE})", rf"\1{repository}/blob/{tag}/", text)
-    clone = f"git clone --branch {tag} {repository} randlora-pl\ncd randlora-pl"
-    return text.replace("Paste this in the checkout of this repository:\n\n```sh\n", f"Paste this:\n\n```sh\n{clone}\n")
+    clone = f"git clone --branch {tag} {repository} randlora-pl\ncd randlora-pl\n"
+    text = re.sub(r'```sh\n(?=.*"\.\[test\]")', rf"\g<0>{clone}", text)
+    text = re.sub(r" in the checkout( of this repository)?", "", text)
+    return re.sub(r'pip install ("?)\.(?!\[test)(?=[\s`\[])', r"pip install \1randlora-pl", text)
 
 
 class CustomMetadataHook(MetadataHookInterface):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from randlora_pl import __version__
+from randlora_pl.utils.errors import install
 from tests.docs.pages import PAGES, ROOT, links_of
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -54,9 +55,13 @@ def test_page_of_a_published_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         kind, path = re.fullmatch(rf"/(raw|blob)/v{re.escape(__version__)}/([^#]+)(?:#.*)?", file).groups()  # type: ignore[union-attr]
         assert (ROOT / path).is_file() and (kind == "raw") == path.endswith(".svg"), file
     assert {place.partition(":")[0] for place in places if place[0] != "#"} == {"https"}
-    first, *others = blocks_of(made["description"])
+    first, *others, last = blocks_of(made["description"])
     clone = f"git clone --branch v{__version__} {home} randlora-pl\ncd randlora-pl\n"
-    assert [first.removeprefix(clone), *others] == blocks_of(readme) and first.startswith(clone)
+    own = [first.replace("install randlora-pl ", "install . "), *others, last.removeprefix(clone)]
+    assert own == blocks_of(readme) and first not in own and last not in own
+    assert "checkout" not in made["description"] and '`pip install "randlora-pl[' in made["description"]
+    monkeypatch.syspath_prepend(str(tmp_path / "made"))
+    assert install("onnx") == "pip install 'randlora-pl[onnx]'"
 
 
 def test_page_of_a_package_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +70,8 @@ def test_page_of_a_package_without_a_repository(tmp_path: Path, monkeypatch: pyt
     assert "project_url" not in made and known and addresses_of(made["description"]) == known
     assert "·\n[Python](#use-it-from-python)" in made["description"] and "<" not in made["description"].split("##")[0]
     assert blocks_of(made["description"]) == blocks_of(PAGES["README.md"])
+    monkeypatch.setattr("sys.path", [str(tmp_path / "made")])
+    assert install("onnx") == "pip install '.[onnx]' in the checkout"
 
 
 def test_metadata() -> None:

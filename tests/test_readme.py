@@ -82,6 +82,12 @@ def photos(folder: Path, count: int = 3) -> Path:
     return folder
 
 
+def shortened(command: str) -> list[str]:
+    """Options for a short training without weights from a hub."""
+    tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
+    return [*SHORT, "--model.pretrained", "random", *sum(tiny, ())]
+
+
 def run(command: str, *more: str) -> None:
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     assert main([*shlex.split(command), *more]) == 0, command
@@ -156,9 +162,9 @@ def test_fit(
         photos(mine / name, 20)
     texts(mine)
     chats(tmp_path / "chats")
-    tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
+    options = [*shortened(command), "--run.root", str(tmp_path / "runs")]
     command = command.replace("DIR", shlex.quote(str(mine))).replace("CHATS", shlex.quote(str(tmp_path / "chats")))
-    run(command, *SHORT, "--model.pretrained", "random", *sum(tiny, ()), "--run.root", str(tmp_path / "runs"))
+    run(command, *options)
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/2*/results.json")
     assert (results.parent / "adapter" / "adapter.safetensors").exists()

@@ -68,11 +68,15 @@ def test_blocks_of_shell_can_be_pasted(name: str) -> None:
 
 
 def test_extras_are_installed_from_the_checkout() -> None:
-    """The package is on no index: ``pip install randlora-pl`` would fetch nothing, or something else."""
+    """The package is on no index: ``pip install randlora-pl`` would fetch nothing, or something else.
+
+    `install` of utils/errors.py alone has its name, for the package of an owner who has published it.
+    """
     files = [path for folder in ("src", "docs", "configs", "notebooks") for path in (ROOT / folder).rglob("*.*")]
     texts = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".ipynb", ".jinja", ".html")]
     wrong = re.compile(r"""pip install (-\S+ )*\\?["']?randlora-pl""")
-    assert len(texts) > 300 and not [path for path in texts if wrong.search(path.read_text(encoding="utf-8"))]
+    found = [path.name for path in texts if wrong.search(path.read_text(encoding="utf-8"))]
+    assert len(texts) > 300 and found == ["errors.py"]
     assert wrong.search("pip install -U 'randlora-pl[onnx]'") and not wrong.search("pip install '.[onnx]'")
 
 

@@ -1,28 +1,26 @@
-"""The page on a method of one's own, run unchanged in an empty folder with the built wheel, away from the checkout.
+"""What is built, installed in an empty folder away from the checkout: README and the page on a method run unchanged.
 
-`.ci/run` installs the wheel into the environment of the tests, so that there is nothing to build there. Elsewhere the
-wheel is built into a new environment, which sees the packages of this one. This needs hatchling, from a package index.
+Wheel and source distribution are built. Each is installed into a new environment, which sees the packages of this one.
 """
 
 import os
 import re
+import shlex
 import subprocess
 import sys
-import sysconfig
 import venv
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-import randlora_pl
 from tests.docs.pages import PAGES, ROOT
+from tests.test_readme import FITS, PYTHON, SHELL, SHORT, TASKS, chats, photos, shortened, texts
 
 PAGE = PAGES["docs/method_in_20_lines.md"]
 FILES = dict(re.findall(r"Save this as `(\S+)`:\n\n```python\n(.*?)```", PAGE, flags=re.S))
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.S | re.M)
 PRINTED, REPORTED = re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.S | re.M)
-NO_INDEX = r"(No matching distribution found|Could not find a version|Could not install|No module named).*hatchling"
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install . && "
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,25 +28,25 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the programs of an environment that has the wheel."""
-    if Path(randlora_pl.__file__).is_relative_to(sysconfig.get_path("purelib")):
-        return Path(sys.executable).parent
-    folder = tmp_path_factory.mktemp("new")
+@pytest.fixture(scope="module", params=["wheel", "sdist"])
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs of an environment that has the wheel, or the source distribution."""
+    folder = tmp_path_factory.mktemp(request.param)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", request.param, "-d", str(folder / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = (folder / "dist").iterdir()
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
     seen = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "tests.pth").write_text("\n".join(seen) + "\n", encoding="utf-8")
-    options = ["--no-deps", "--force-reinstall", "--retries", "1"]
-    options += ["--no-build-isolation"] if find_spec("hatchling") else []
-    install = [str(python), "-m", "pip", "install", *options, str(ROOT)]
-    done = subprocess.run(install, capture_output=True, text=True, env=away(folder / "bin"))
-    if done.returncode and (reason := re.search(NO_INDEX, done.stdout + done.stderr)):
-        pytest.skip(f"the wheel needs hatchling to be built, and a package index for it: {reason[0]}")
+    options = ["--no-deps", "--ignore-installed", "--no-index", "--no-build-isolation"]
+    install = [str(python), "-m", "pip", "install", *options, str(built)]
+    done = subprocess.run(install, capture_output=True, text=True, cwd=folder, env=away(folder / "bin"))
     assert done.returncode == 0, done.stdout + done.stderr
+    found = pasted("python -c 'import randlora_pl; print(randlora_pl.__file__)'", folder, folder / "bin").stdout
+    assert Path(found.strip()).is_relative_to(packages)
     return folder / "bin"
 
 
@@ -66,8 +64,6 @@ def pasted(block: str, folder: Path, programs: Path) -> subprocess.CompletedProc
 
 
 def test_the_page_runs_with_the_wheel_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
-    where = pasted("python -c 'import randlora_pl; print(randlora_pl.__file__)'", tmp_path, programs).stdout.strip()
-    assert where.endswith("__init__.py") and not Path(where).is_relative_to(ROOT / "src"), where
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     for number, block in enumerate(BLOCKS):
@@ -79,3 +75,27 @@ def test_the_page_runs_with_the_wheel_in_an_empty_folder(programs: Path, tmp_pat
     (tmp_path / "mine.py").write_text(FILES["mine.py"].replace("torch.zeros", "torch.ones"), encoding="utf-8")
     broken = pasted(BLOCKS[0], tmp_path, programs)
     assert broken.returncode == 1 and broken.stderr.endswith(REPORTED), broken.stderr
+
+
+def test_the_readme_runs_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    photos(tmp_path / "PHOTOS")
+    for name in ("cat", "dog"):
+        photos(tmp_path / "DIR" / name, 20)
+    texts(tmp_path / "DIR")
+    chats(tmp_path / "CHATS")
+    (tmp_path / ".venv").symlink_to(programs.parent)
+    (quickstart,), after = SHELL[0], SHELL[1]
+    blocks = [quickstart.removeprefix(INSTALL), "\n".join(after), *(f"python - <<'END'\n{one}\nEND" for one in PYTHON)]
+    assert blocks[0].startswith(".venv/bin/randlora-pl fit ")
+    for command in TASKS:
+        more = shortened(command) if command in FITS else SHORT if command.startswith("fit ") else []
+        blocks.append(shlex.join(["randlora-pl", *shlex.split(command), *more]))
+    for block in blocks:
+        if " serve " in block:  # until it answers
+            block = f"coproc {block} --port 0 2>&1; grep -m 1 'Ready: ' <&${{COPROC[0]}}; kill $COPROC_PID; wait"
+        elif " compare-methods " in block:  # a test runs all of it, in minutes
+            block += " --dry-run --model.pretrained random"
+        done = pasted(block, tmp_path, programs)
+        assert done.returncode == 0, f"{block}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
+    made = ("my-adapter", "merged.safetensors", "predictions.csv", "demo.onnx")
+    assert all((tmp_path / name).exists() for name in made)

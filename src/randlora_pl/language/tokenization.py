@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.offline import source_of
 from randlora_pl.language.prompt_sets import Sample
-from randlora_pl.utils.errors import UserError, first_line, log, near
+from randlora_pl.utils.errors import UserError, first_line, install, log, near
 from randlora_pl.utils.weights_files import asking_hub, no_code_of_others
 
 
 def need_transformers() -> None:
     """Raise an error with the command that installs the extra if it is missing."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("Language models need the package transformers: pip install '.[language]' in the checkout")
+        raise UserError(f"Language models need the package transformers: {install('language')}")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from randlora_pl.run.parallel.launch import Launch, broadcast_decision, meeting_
 from randlora_pl.run.run_folder import FILE, acquire, holder, lease_on, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, Progress, SweepFolder
 from randlora_pl.sweep.plan import Cell
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line, full_disk
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line, full_disk, install
 from randlora_pl.utils.files import disk_errors, read_mapping, write_text
 from randlora_pl.utils.machine import usable_cores
 from randlora_pl.utils.own_classes import named_modules
@@ -425,7 +425,7 @@ def slurm(
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--launcher slurm needs submitit: pip install '.[slurm]' in the checkout") from error
+        raise UserError(f"--launcher slurm needs submitit: {install('slurm')}") from error
     parameters: dict[str, Any] = {}
     for word in options:
         key, equals, value = word.partition("=")

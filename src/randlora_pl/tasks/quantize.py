@@ -11,7 +11,7 @@ from torch import nn
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.sites import Blocks, find_sites, owners_of, reader_of
 from randlora_pl.adapters.trained import PLAIN_HASH, hash_weights
-from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.errors import UserError, first_line, install
 from randlora_pl.utils.packed import stored_bytes
 from randlora_pl.utils.text import byte_size
 
@@ -25,7 +25,7 @@ def check_quantize(form: str | None, adapter: Adapter) -> None:
         what = f"{adapter.method()} needs room for weights of full size"
         raise UserError(f"--model.quantize {form}: {what}. Choose RandLoRA, or remove the option.")
     if form in FORMS and importlib.util.find_spec("torchao") is None:
-        raise UserError(f"--model.quantize {form} needs torchao: pip install '.[torchao]' in the checkout")
+        raise UserError(f"--model.quantize {form} needs torchao: {install('torchao')}")
 
 
 def build_quantized(

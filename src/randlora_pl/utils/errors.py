@@ -12,6 +12,15 @@ log = logging.getLogger("randlora_pl")
 """The log of the application, whose warnings the user reads, too."""
 
 
+def install(extra: str) -> str:
+    """Return the command that installs an extra: of a published package by its name, else in the checkout."""
+    from importlib.metadata import distributions
+
+    if any("Project-URL" in one.metadata for one in distributions(name="randlora-pl")):
+        return f"pip install 'randlora-pl[{extra}]'"
+    return f"pip install '.[{extra}]' in the checkout"
+
+
 class UserError(Exception):
     """A mistake of the user, printed in one or two lines without a traceback.
 

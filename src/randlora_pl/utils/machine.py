@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import platformdirs
 
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, install
 
 
 def usable_cores() -> int:
@@ -54,9 +54,5 @@ def check_onnx_packages() -> None:
     Raises:
         UserError: A package is missing.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
-            "--to torch needs only PyTorch."
-        )
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--to onnx needs {', '.join(missing)}: {install('onnx')}. Or use --to torch.")

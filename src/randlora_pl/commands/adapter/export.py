@@ -66,7 +66,7 @@ def export(
           peft      A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS, HiRA,
                     SHiRA, OFT on linear layers
           lora      A plain LoRA adapter, by truncated singular value decomposition of each update
-          onnx      The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
+          onnx      The merged model as an ONNX file with class names (extra `onnx`)
           torch     The merged model as a torch.export program (.pt2)
           adapter   Our own format in another dtype, as a folder or one .safetensors file
 

@@ -20,7 +20,7 @@ from randlora_pl.data.catalog import CAPTION_COLUMNS, CLASS_COLUMNS, SEVERAL, SP
 from randlora_pl.data.readers import Samples, class_order, numbers_of, source_split
 from randlora_pl.data.readers.label_sets import check_joined, classes_in, classified, known_classes, labelled
 from randlora_pl.data.sources import SKIP, EncodedImages, FileImages, absent
-from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, log, near
+from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line, install, log, near
 from randlora_pl.utils.files import parse_json
 
 KINDS = (".csv", ".tsv", ".txt", ".parquet")
@@ -173,7 +173,7 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
     try:
         from pyarrow import parquet, types
     except ImportError as error:
-        raise UserError(f'{path} needs the package pyarrow: pip install ".[parquet]" in the checkout') from error
+        raise UserError(f"{path} needs the package pyarrow: {install('parquet')}") from error
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -322,8 +322,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     try:
         from datasets import Image, disable_progress_bars
     except ImportError as error:
-        how = 'pip install ".[hf]" in the checkout'
-        raise UserError(f"--data.dataset hf needs the package datasets ({error}): {how}") from error
+        raise UserError(f"--data.dataset hf needs the package datasets ({error}): {install('hf')}") from error
     if not sys.stderr.isatty():
         disable_progress_bars()
     labels: dict[str, list[list[str]]] = {}
@@ -432,7 +431,7 @@ def load_split(root: Path, home: Path | list[Path]) -> Any:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise UserError(f'{root} needs datasets ({error}): pip install ".[hf]" in the checkout') from error
+        raise UserError(f"{root} needs datasets ({error}): {install('hf')}") from error
     try:
         if isinstance(home, Path):
             return load_from_disk(str(home))

@@ -27,7 +27,7 @@ from randlora_pl.language.tokenization import IGNORED, RANDOM, Encoded, collate,
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.measures import ACCURACY, LOSS, Measure
 from randlora_pl.tasks.quantize import FORMS
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, install
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class CausalLMTask(TextTask):
             # The linear layers stay modules, so that they can be adapted. Liger's loss is not used: `token_losses`
             # needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
             if importlib.util.find_spec("liger_kernel") is None:
-                raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
+                raise UserError(f"--model.liger needs liger-kernel: {install('liger')}")
             cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             device = cuda if self.run.precision is None else self.run.device
             if device.type != "cuda":

@@ -46,7 +46,7 @@ from randlora_pl.run.options.compose import (
     read_config,
     short_name,
 )
-from randlora_pl.utils.errors import UserError, brief, near, shorten
+from randlora_pl.utils.errors import UserError, brief, install, near, shorten
 from randlora_pl.utils.files import parse_yaml
 from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
@@ -130,7 +130,7 @@ def check_loggers(names: str | list[str]) -> None:
     """
     for name in names if isinstance(names, list) else [names]:
         if (package := LOGGERS.get(name)) and find_spec(package) is None:
-            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
+            raise UserError(f"--run.logger {name} needs a package: {install(package)}")
 
 
 Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
