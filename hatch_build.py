@@ -29,7 +29,7 @@ def readme(text: str, repository: str, tag: str) -> str:
     text = re.sub(rf"((?<!!)\[[^\]]*\]\()(?!{ELSEWHERE})", rf"\1{repository}/blob/{tag}/", text)
     clone = f"git clone --branch {tag} {repository} randlora-pl\ncd randlora-pl\n"
     text = re.sub(r'```sh\n(?=.*"\.\[test\]")', rf"\g<0>{clone}", text)
-    text = re.sub(r" in the checkout( of this repository)?", "", text)
+    text = re.sub(r" in the checkout\b", "", text).replace("--data.root docs/ferry", "--data.root CHATS")
     return re.sub(r'pip install ("?)\.(?!\[test)(?=[\s`\[])', r"pip install \1randlora-pl", text)
 
 
