@@ -25,7 +25,10 @@ HEADER = ("data", "method", "best", "rate", "rates within a point", "at the pape
 def curves(path: Path) -> DataFrame:
     """Return test accuracies in percent by data set, method and rate, with a column for each seed."""
     cells = read_csv(path)
-    cells["method"] = cells["method"].str.rpartition(" at ")[0]
+    if open_ := int((~cells["state"].isin(("finished", "failed"))).sum()):
+        raise SystemExit(f"{path}: {open_} runs are not finished. Finish them: randlora-pl sweep one_rate")
+    parts = cells["method"].str.rpartition(" at ")  # the column of rates has none of a run that failed
+    cells = cells.assign(method=parts[0], learning_rate=parts[2].astype(float))
     return cells.pivot(index=["dataset", "method", "learning_rate"], columns="seed", values="accuracy")
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,13 +28,25 @@ def test_a_run_is_compared_with_full_fine_tuning(run: Run, finished: Path, tmp_p
     assert "error at the best scale" in done.out
 
 
+def test_no_sample_is_in_the_batches_twice(run: Run, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def align(model: Any, loss: Any, samples: Any, *sizes: int) -> tuple[int, list[float]]:
+        seen.extend(int(each["index"]) for each in samples)
+        return 1, [0.5] * 4
+
+    monkeypatch.setattr("randlora_pl.lab.analysis.kernel.align", align)
+    assert run("analyze", "kernel", str(finished), "--samples", "5").code == 0
+    assert sorted(seen) == [*range(20)]
+
+
 def test_what_is_refused(run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_room", lambda device: 10**6)
     for words, message in (
         ((str(finished / "adapter"),), "is not a run folder: it has no config.yaml"),
         ((str(finished), "--samples", "1"), "--samples is 1: give"),
-        ((str(finished), "--samples", "21"), "there are 20 training samples, but --samples is 21. Give fewer."),
-        ((str(finished), "--samples", "20"), "give at most --samples"),
+        ((str(finished), "--samples", "6"), "4 batches of 6 are more than the 20 training samples. Give fewer."),
+        ((str(finished), "--samples", "5"), "give at most --samples"),
     ):
         refused = run("analyze", "kernel", *words)
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") <= 2, refused.err

@@ -1,7 +1,7 @@
 """Tangent kernels against closed forms and token by token, and what has none."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_a_method_and_full_fine_tuning_start_at_the_same_losses(adapter: Adapter
     model = attending()
     before = torch.stack([loss() for loss in losses_of(model)]).detach()
     inject(model, adapter.replace(seed=0) if not adapter.nested() else adapter, targets=["fc1", "fc2"])
-    _, values = align(model, call, [losses_of(model), losses_of(model, 3)], ROOM)
+    _, values = align(model, call, losses_of(model, 8), 4, 2, ROOM)
     torch.testing.assert_close(torch.stack([loss() for loss in losses_of(model)]), before, rtol=1e-4, atol=1e-4)
     assert len(values) == 2 and all(0.1 < value < 0.9999 for value in values)
 
@@ -150,7 +150,7 @@ def test_a_method_and_full_fine_tuning_start_at_the_same_losses(adapter: Adapter
 def test_full_fine_tuning_is_aligned_with_itself_and_others_have_no_kernel() -> None:
     model = attending()
     inject(model, FullFineTuning())
-    assert align(model, call, [losses_of(model)], ROOM) == (
+    assert align(model, call, losses_of(model), 4, 1, ROOM) == (
         sum(each.numel() for each in model.parameters()),
         [pytest.approx(1.0)],
     )
@@ -162,22 +162,26 @@ def test_full_fine_tuning_is_aligned_with_itself_and_others_have_no_kernel() -> 
         model = attending()
         inject(model, adapter)
         with pytest.raises(UserError, match=message):
-            align(model, call, [losses_of(model)], ROOM)
+            align(model, call, losses_of(model), 4, 1, ROOM)
 
 
-def test_samples_that_do_not_fit_are_refused_by_count_before_any_loss() -> None:
+def test_samples_that_do_not_fit_are_refused_by_count_before_any_is_read() -> None:
+    """Their gradients, and the kernels of three batches, of full fine-tuning and of a product."""
     model = attending()
     inject(model, LoRA(rank=1), targets=["fc1"])
 
-    def computed() -> Tensor:
+    def read() -> Iterator[Callable[[], Tensor]]:
         raise AssertionError
+        yield
 
-    with pytest.raises(UserError, match=r"5 samples need 1.9 kB for a tensor of 96 numbers.*at most --samples 2\.$"):
-        align(model, call, [[computed] * 5], 2 * 96 * 4)
+    for room, most in ((4 * 96 * 3 + 8 * 5 * 3**2 - 1, 2), (4 * 96 * 3 + 8 * 5 * 3**2, 3)):
+        told = rf"5 samples need 2.9 kB .* a tensor of 96 numbers.*at most --samples {most}\.$"
+        with pytest.raises(UserError, match=told):
+            align(model, call, read(), 5, 3, room)
 
 
 def test_zero_gradients_have_no_alignment() -> None:
     model = attending()
     inject(model, LoRA(rank=1), targets=["fc1"])
     with pytest.raises(UserError, match="zero or not finite"):
-        align(model, call, [[lambda: torch.zeros(())] * 2], ROOM)
+        align(model, call, [lambda: torch.zeros(())] * 2, 2, 1, ROOM)

@@ -28,14 +28,19 @@ def test_a_plateau_is_the_longest_row_around_the_best_rate(script: ModuleType, m
 
 
 def test_a_row_says_what_the_paper_s_rate_loses_and_where_runs_fail(script: ModuleType, tmp_path: Path) -> None:
-    accuracies = {0.001: (80, 82), 0.002: (89, 91), 0.004: (89.5, 89.5), 0.008: (90, "")}
+    """`cells.csv` has no rate of a failed run, also where all runs of a rate failed."""
+    accuracies = {0.001: (80, 82), 0.002: (89, 91), 0.004: (89.5, 89.5), 0.008: ("", ""), 0.016: (90, "")}
     lines = [
-        f"clothes,LoRA-32 at {rate:g},{seed},{accuracy},{rate}"
+        f"clothes,LoRA-32 at {rate:g},{seed},{accuracy}," + (f"{rate},finished" if accuracy else ",failed")
         for rate, pair in accuracies.items()
         for seed, accuracy in enumerate(pair, 1)
     ]
-    (tmp_path / "cells.csv").write_text("\n".join(["dataset,method,seed,accuracy,learning_rate", *lines]))
-    ((*row, lost, breaks),) = script.summary(script.curves(tmp_path / "cells.csv"))
+    file, header = tmp_path / "cells.csv", "dataset,method,seed,accuracy,learning_rate,state"
+    file.write_text("\n".join([header, *lines]))
+    ((*row, lost, breaks),) = script.summary(script.curves(file))
     assert row[:2] == ["clothes", "LoRA-32"] and row[3:5] == ["0.002", "2 (0.002 to 0.004)"]
     assert row[2].startswith("90.0 ±") and row[5].startswith("81.0 ±") and row[5].endswith("(0.001)")
     assert lost.startswith("-9.0 ± 0.0") and breaks == "0.008"
+    file.write_text("\n".join([header, *lines, "clothes,LoRA-32 at 0.032,1,,,not run"]))
+    with pytest.raises(SystemExit, match="1 runs are not finished"):
+        script.curves(file)

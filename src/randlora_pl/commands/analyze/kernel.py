@@ -87,7 +87,7 @@ def _align(config: Path, samples: int, batches: int, device: "torch.device") -> 
     # Options about speed and memory are left out, because full fine-tuning needs plain weights in float32.
     for name in ("frozen_dtype", "quantize", "torch_compile", "gradient_checkpointing", "liger"):
         command.config["model"]["init_args"].pop(name, None)
-    command.config["data"] |= {"batch_size": 1, "epochs": None, "steps": batches}
+    command.config["data"] |= {"batch_size": 1, "epochs": None, "steps": batches, "sampling": "epochs"}
     devices = 1 if device.index is None else [device.index]
     where = {"accelerator": device.type, "devices": devices, "enable_progress_bar": False}
     command.config["trainer"] = where | {"accumulate_grad_batches": samples}
@@ -96,12 +96,14 @@ def _align(config: Path, samples: int, batches: int, device: "torch.device") -> 
 
     def measure(*_: object) -> None:
         task, data = app.task.to(device).eval(), app.datamodule
-        if (count := int(data.state_dict()["num_samples"])) < samples:
-            raise UserError(f"there are {count:,} training samples, but --samples is {samples:,}. Give fewer.")
+        if (count := int(data.state_dict()["num_samples"])) < samples * batches:  # else one is in a batch twice
+            raise UserError(
+                f"{batches} batches of {samples:,} are more than the {count:,} training samples. Give fewer."
+            )
         own = {"micro_batch": 0, "micro_batches": 1}  # each sample encodes the texts itself, with their gradient
-        moved = [app.trainer.strategy.batch_to_device(batch) | own for batch in data.train_dataloader()]
-        groups = [moved[first : first + samples] for first in range(0, len(moved), samples)]
-        result.append(align(task.model, lambda batch: task.sample_losses(batch)[0].sum(), groups, _room(device)))
+        moved = (app.trainer.strategy.batch_to_device(batch) | own for batch in data.train_dataloader())
+        sizes = samples, batches, _room(device)
+        result.append(align(task.model, lambda batch: task.sample_losses(batch)[0].sum(), moved, *sizes))
         raise DryRunEnd
 
     app.trainer.callbacks = [LambdaCallback(on_fit_start=measure)]  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ step by the size of its gradients is not in a kernel.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ from randlora_pl.utils.text import byte_size, for_figure
 
 Sample = TypeVar("Sample")
 _BYTES = 4  # of a number of a gradient
-_COLUMNS = 1 << 20  # numbers of a gradient that are float64 at a time
+_NUMBERS = 1 << 23  # of gradients that are float64 at a time
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,23 @@ def _adapted_rows(layer: AdaptedLayer) -> Callable[[Tensor], Tensor]:
     return lambda gradient: torch.cat([layer.swap_layout(gradient)[each] for each in rows])
 
 
-def passes(trained: Sequence[Trained], samples: int, room: int) -> list[list[Trained]]:
-    """Return tensors in groups whose gradients of all samples fit into so many bytes, or refuse a larger one."""
+def passes(trained: Sequence[Trained], samples: int, room: int, kernels: int = 0) -> list[list[Trained]]:
+    """Return tensors in groups whose gradients of all samples fit into so many bytes, beside so many kernels."""
     largest = max(each.tensor.numel() for each in trained)
-    if samples * largest * _BYTES > room:
+    needs = [count * (largest * _BYTES + 8 * kernels * count) for count in range(samples + 1)]
+    if needs[-1] > room:
         raise UserError(
-            f"gradients of {samples:,} samples need {byte_size(samples * largest * _BYTES)} for a tensor of "
-            f"{largest:,} numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
-            f"{room // (largest * _BYTES):,}."
+            f"{samples:,} samples need {byte_size(needs[-1])} for kernels and gradients of a tensor of {largest:,} "
+            f"numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
+            f"{bisect_right(needs, room) - 1:,}."
         )
-    groups, left = [list[Trained]()], room
+    whole = left = room - 8 * kernels * samples**2
+    groups = [list[Trained]()]
     for each in trained:
         need = samples * each.tensor.numel() * _BYTES
         if need > left:
             groups.append([])
-            left = room
+            left = whole
         groups[-1].append(each)
         left -= need
     return groups
@@ -126,7 +129,7 @@ def tangent_kernel(
                     rows[place] = each.kept(gradient).flatten()
         for each, rows in zip(group, held, strict=True):
             each.tensor.requires_grad_(False)
-            for columns in rows.split(_COLUMNS, 1):  # type: ignore[no-untyped-call]
+            for columns in rows.split(max(1, _NUMBERS // len(samples)), 1):  # type: ignore[no-untyped-call]
                 kernel += each.factor * gram(columns).cpu()
     if not 0 < float(kernel.norm()) < math.inf:
         raise UserError("the gradients of the samples are zero or not finite at the start. Leave it out.")
@@ -139,7 +142,7 @@ def alignment(one: Tensor, other: Tensor) -> float:
 
 
 def align(
-    model: nn.Module, loss: Callable[[Sample], Tensor], batches: Sequence[Sequence[Sample]], room: int
+    model: nn.Module, loss: Callable[[Sample], Tensor], samples: Iterable[Sample], size: int, batches: int, room: int
 ) -> tuple[int, list[float]]:
     """Compare a method at its start with full fine-tuning of the same layers, which starts at the same outputs.
 
@@ -147,18 +150,24 @@ def align(
         model: Model in eval mode with a method that was not trained. Updates that a weight can contain are merged
             afterwards.
         loss: Function from a sample to its loss, a scalar.
-        batches: Samples of each batch.
-        room: Bytes for gradients. What does not fit is refused before any loss is computed.
+        samples: Samples of all batches.
+        size: Samples per batch.
+        batches: Number of batches.
+        room: Bytes for gradients and kernels. What does not fit is refused before any sample is read.
 
     Returns:
         The count of numbers that the method trains, and the alignment in each batch.
     """
-    trained, most = trained_tensors(model), max(map(len, batches))
-    own = passes(trained, most, room)
-    full = passes(layer_weights(model), most, room) if report_of(model).adapter.freezes else own  # full fine-tuning
-    kernels = [tangent_kernel(loss, samples, own) for samples in batches]
+    trained = trained_tensors(model)
+    kernels = batches + 2  # each batch's, full fine-tuning's and a product
+    own = full = passes(trained, size, room, kernels)
+    if report_of(model).adapter.freezes:  # else it is full fine-tuning itself
+        full = passes(layer_weights(model), size, room, kernels)
+    every = list(samples)
+    groups = [every[first : first + size] for first in range(0, len(every), size)]
+    ours = [tangent_kernel(loss, group, own) for group in groups]
     merge(model, strict=False)  # DoRA, for one, has other gradients of the frozen weight than of the effective one
-    values = [alignment(one, tangent_kernel(loss, batch, full)) for one, batch in zip(kernels, batches, strict=True)]
+    values = [alignment(one, tangent_kernel(loss, group, full)) for one, group in zip(ours, groups, strict=True)]
     return sum(each.tensor.numel() for each in trained), values
 
 
