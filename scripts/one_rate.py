@@ -50,13 +50,12 @@ def summary(runs: DataFrame) -> list[list[str]]:
         every = part.droplevel([0, 1]).sort_index()
         means, own = every.mean(axis=1, skipna=False), PAPER.get(str(method), 1e-3)
         best, wide = float(means.idxmax()), plateau(means)
-        estimates = {rate: Estimate(tuple(every.loc[rate])) for rate in (best, own)}
-        lost = Estimate(tuple(every.loc[own] - every.loc[best]))
+        own_mean, lost = Estimate(tuple(every.loc[own])), Estimate(tuple(every.loc[own] - every.loc[best]))
         broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
         within = f"{len(wide)} ({wide[0]:g} to {wide[-1]:g})"
+        figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{shown(own_mean)} ({own:g})"]
         fails = f"{broken[0]:g}" if broken else "none tried"
-        paper = f"{shown(estimates[own])} ({own:g})", shown(lost, "+.1f")
-        rows.append([str(dataset), str(method), shown(estimates[best]), f"{best:g}", within, *paper, fails])
+        rows.append([str(dataset), str(method), *figures, shown(lost, "+.1f"), fails])
     return rows
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.derived import signs_of
 from randlora_pl.adapters.random_bases import Bases, WeightShape
-from randlora_pl.adapters.sites import find_sites
+from randlora_pl.adapters.sites import find_sites, weight_key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Positive
 
@@ -356,11 +356,8 @@ def projected_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     aside |= {id(getattr(head, "weight", None))}
     weights: dict[str, nn.Parameter] = {}
-    for path in dict.fromkeys(site.path for site in find_sites(model)):
-        layer = model.get_submodule(path)
-        tensor = "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
-        weight: nn.Parameter = getattr(layer, tensor)
-        name = f"{path}.{tensor}".lstrip(".")
+    for name in dict.fromkeys(weight_key(model, site) for site in find_sites(model)):
+        weight = model.get_parameter(name)
         if weight.requires_grad and id(weight) not in aside and name not in beside:
             weights[name] = weight
             aside.add(id(weight))  # a shared weight once

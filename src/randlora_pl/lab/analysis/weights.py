@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, LoRA, RandLoRA
 from randlora_pl.adapters.derived import Spectrum, spectrum, truncate
 from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.adapters.select import match_budget
-from randlora_pl.adapters.sites import is_conv1d, out_and_in
-from randlora_pl.interop.base_model import layer_updates, load_base
+from randlora_pl.adapters.sites import find_sites, weight_key
+from randlora_pl.interop.base_model import layer_updates, load_base, rows_of
 from randlora_pl.lab.analysis.figures import FULL, colors, footnote, legend, new_figure
 from randlora_pl.utils.errors import errors_in
 from randlora_pl.utils.text import for_figure
@@ -328,15 +328,9 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
     changes = layer_updates(file)
     if not file.adapter.trains_base:
         return changes
-    base = load_base(file)
-    updates: dict[str, Tensor] = {}
-    for path, module in base.submodule_for(file).named_modules():
-        packed = isinstance(module, nn.MultiheadAttention)
-        if packed and (key := f"{path}.in_proj_weight") in changes:
-            updates[f"{path}.in_proj"] = changes[key]
-        elif out_and_in(module) and (key := f"{path}.weight") in changes:
-            updates[path] = changes[key].T if is_conv1d(module) else changes[key].flatten(1)
-    return updates
+    part = load_base(file).submodule_for(file)
+    whole = {weight_key(part, site): site for site in find_sites(part) if not site.block}
+    return {site.shape.layer: rows_of(changes[key], site) for key, site in whole.items() if key in changes}
 
 
 def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:

@@ -376,13 +376,12 @@ def _about_heads(sweep: Sweep, tied: Sequence[Versus], pairs: str) -> list[str]:
     methods = {method for one in tied for method in (one.first, one.second)}
     runs = sweep.finished[sweep.finished["tied"].eq(True) & sweep.finished["method"].isin(methods)]
     rates = dict(zip(runs["method"], runs["learning_rate"], strict=True))
-    low, high = (
-        f"{rates[method]:g} ({method})" for method in (end(rates, key=rates.__getitem__) for end in (min, max))
-    )
+    low, high = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
     return [
         f"{TIED.capitalize()} in {len(tied)} of {pairs} of methods: a head learned at the rate of its adapter, from "
-        f"{low} to {high}, which was not searched for it. So a difference between methods is also one between their "
-        "heads. To search both rates, add head_learning_rate to tune.search, and run randlora-pl sweep CONFIG --tune."
+        f"{rates[low]:g} ({low}) to {rates[high]:g} ({high}), which was not searched for it. So a difference between "
+        "methods is also one between their heads. To search both rates, add head_learning_rate to tune.search, and run "
+        "randlora-pl sweep CONFIG --tune."
     ]
 
 
