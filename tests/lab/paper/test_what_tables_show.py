@@ -40,6 +40,12 @@ def test_the_figures_that_pages_quote(script: ModuleType) -> None:
     assert correlations == [[0.97, -0.13, -0.36], [0.97, -0.6, -0.46], [0.86, 0.44, -0.44]]
     whole = [script.gains(number, "100%") for number in (B32, L14, H14)]
     assert [round(one.mean("RandLoRA"), 2) for one in whole] == [2.17, 0.93, 0.62]
+    large = {number: [script.gains(number, budget) for budget in script.BUDGETS] for number in (L14, H14)}
+    shares = {number: sorted(round(one.share) for one in large[number]) for number in large}
+    assert [(least, most) for least, *_, most in shares.values()] == [(16, 27), (16, 59)]
+    assert sorted(round(one.mean("RandLoRA"), 2) for one in large[L14])[::5] == [0.90, 2.33]
+    ratios = [one.mean("RandLoRA") / one.mean("FT") for one in (large[L14][0], *large[H14][:3])]
+    assert all(2.8 < ratio < 4.8 for ratio in ratios), "about 3 to 5"
     few = [script.gains(DINO, budget) for budget in script.BUDGETS[:3]]
     assert all(one.mean(method) < 0 and one.share is None for one in few for method in ("RandLoRA", "FT"))
     assert script.gains(H14).below is None and script.row(few[0])[:2] == ["DINOv2-ViT-B/14", "1-shot"]
