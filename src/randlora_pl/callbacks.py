@@ -21,7 +21,7 @@ class AdapterCheckpoint(Callback):
 
     For a LightningModule that calls `inject` on a model of its own. Everything else stays in its checkpoints, which
     Lightning writes as before, also with several processes and FSDP2. They load strictly into a module with the same
-    base model, seed and adapter, by ``ckpt_path`` and ``load_from_checkpoint``. Another base model is refused. The
+    base model, seed and adapter, by ``ckpt_path`` and ``load_from_checkpoint``. Another base model is an error. The
     state of a method's procedure (AdaLoRA) is in them, too, if the module starts it in ``on_train_start``. From the
     start of a run, ``state_dict()`` of the LightningModule has no frozen part. The one of the adapted model is whole.
 

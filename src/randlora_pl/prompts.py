@@ -1,4 +1,4 @@
-"""Prompt learners: learned tokens in the place of words, and beside the patches of an image.
+"""Prompt learners: learned tokens in place of words, and next to the patches of an image.
 
 Examples:
     >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
@@ -33,7 +33,7 @@ class PromptLearner(Described):
         learns: True if it has something to train.
         starts_pretrained: True if it begins as a prompt of words, so that a test before the training is one of the
             pretrained model.
-        class_specific: True if each class has tokens of its own, so that it cannot name other classes.
+        class_specific: True if each class has tokens of its own, so that it cannot describe other classes.
     """
 
     visual: ClassVar[bool] = False
@@ -202,7 +202,7 @@ class _FixedPrompts(Prompts):
 
 
 class CoOp(PromptLearner):
-    """Context optimization: M learned tokens in the place of "a photo of a" (Zhou et al., arXiv 2109.01134).
+    """Context optimization: M learned tokens in place of "a photo of a" (Zhou et al., arXiv 2109.01134).
 
     The prompt of class c is ``[start] v_1 .. v_M name_c . [end]``. M d numbers train, 2,048 for CLIP-ViT-B with four
     tokens; class-specific ones C M d. After training, class features are constant, so prediction costs nothing more.
@@ -218,7 +218,7 @@ class CoOp(PromptLearner):
     position: text.Position = "end"
     """Place of the class name: at the ``end``, in the ``middle`` of the context, or at the ``front``."""
     class_specific: bool = False
-    """Learn a context for each class. It names no other classes then."""
+    """Learn a context for each class. It predicts no other classes then."""
 
     @property
     def starts_pretrained(self) -> bool:  # type: ignore[override]
@@ -281,7 +281,7 @@ class _ContextPrompts(Prompts):
         if self.tokens.dim() == 3 and len(classnames) != len(self.tokens):
             raise UserError(
                 f"class-specific prompts were learned for {len(self.tokens)} classes, these are {len(classnames)}. "
-                "Train with --model.prompts.class_specific false to name other classes."
+                "Train with --model.prompts.class_specific false to predict other classes."
             )
         learned = [number if number < self.tokens.shape[-2] else -1 for number in range(len(self._words))]
         pairs = list(zip(self._words, learned, strict=True))

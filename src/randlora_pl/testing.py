@@ -89,7 +89,7 @@ def check_adapter(method: Adapter | type[Adapter], *, width: int = 64, skip: Col
                 findings = contract.findings(skip)
             except UserError as refusal:
                 refused = str(refusal)
-                log.warning("%s refuses %s, where it is not checked: %s", adapter.method(), layer, refused)
+                log.warning("%s refuses %s, so it is not checked there: %s", adapter.method(), layer, refused)
                 continue
             ran |= dict.fromkeys(findings)
             for name, text in findings.items():
@@ -322,7 +322,7 @@ class Contract:
         if not self.adapter.fixed:
             with suppress(UserError):
                 adapters.merge(model)
-                yield "the merge is not refused, and no weight has the update. Set fixed = False in the update, too."
+                yield "the merge raises no error, and no weight has the update. Set fixed = False in the update, too."
             return
         x, before, updates = inputs(model), state(model), adapters.delta_weights(model)
         unmerged = model(x)

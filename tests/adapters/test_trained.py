@@ -75,7 +75,7 @@ def test_a_trained_head_goes_into_a_model_with_another_fresh_head(
     other = net(head=1)
     with torch.no_grad():
         other[2].weight.add_(1)
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="different weights"):
         load_adapter(other, tmp_path / "a")
     with pytest.raises(UserError, match=r"4\.bias"):
         load_adapter(net(classes=7), tmp_path / "a")

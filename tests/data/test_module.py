@@ -203,9 +203,9 @@ def test_resume_within_a_step_is_refused_and_other_plans_are_reported(
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(), ckpt_path=tmp_path / "3.ckpt")
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(), ckpt_path=tmp_path / "4.ckpt")
-        assert "another sample order" not in caplog.text
+        assert "a different sample order" not in caplog.text
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(seed=1), ckpt_path=tmp_path / "4.ckpt")
-    assert "the resumed run has another sample order than its checkpoint: seed 0 -> 1" in caplog.text
+    assert "the resumed run has a different sample order than its checkpoint: seed 0 -> 1" in caplog.text
 
 
 def test_finished_run_has_nothing_left(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.support.products import in_one_item
         ({"dataset": "folder"}, r"'folder' needs --data.root: --data.root FOLDER \(CLASS/IMAGE"),
         ({"dataset": "pairs", "root": "a.csv", "shots": 2}, "captions have none. Use --data.fraction"),
         ({"shots": 0}, "shots is 0. Set a whole number from 1"),
-        ({"shots": 4, "fraction": 0.5}, "exclude each other"),
+        ({"shots": 4, "fraction": 0.5}, "cannot be combined"),
         ({"fraction": 0.0}, "Set a number between 0 and 1"),
         ({"train_split": "ful"}, "Did you mean 'full'"),
         (
@@ -26,7 +26,7 @@ from tests.support.products import in_one_item
             "--data.split coop: digits does not have this split. Remove the option",
         ),
         ({"dataset": "pairs", "root": "a.csv", "classes": "new"}, "captions have none. Remove it"),
-        ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 exclude each other"),
+        ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 cannot be combined"),
         ({"min_batches_per_epoch": -1}, "a whole number from 0"),
         ({"resize": "squish"}, "Did you mean 'squash'"),
         ({"resize": "pad"}, "unknown. Known: model, shortest, longest, squash"),

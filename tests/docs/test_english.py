@@ -1,5 +1,6 @@
-"""Plain English on the pages and in the help: the field's words, short sentences, few semicolons."""
+"""Plain English on the pages, in help and messages: the field's words, short sentences, few semicolons."""
 
+import ast
 import json
 import re
 from collections.abc import Iterable
@@ -87,8 +88,18 @@ WORDS = {
     r"data sets?": "dataset",
     r"shipped": "bundled",
     r"verbs?": "command",
+    r"(?<!`)(?<!ran )(?<!form )(?<!form: )beside(?!:)(?! itself)": "next to, alongside, with, other than",
+    r"(is|are|was|were) refused": "you get an error, raises UserError",
+    r"(that|which|it|each|message|error|line|page|run|config|option) names": "has, contains, gives",
+    r"planned draws": "a run is one pass",
+    r"shown without its minimum": "above the minimum",
+    r"(are|is) of (texts|images)|exclude each other": "are texts, cannot be combined",
 }
-"""Words that the field does not use, and what it says."""
+"""Words that the field does not use, and what it says.
+
+Exceptions: the value `beside` of ``--from-form``, the method that keeps a LoRA beside itself, and programs that ran
+beside others.
+"""
 VERDICTS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/results/*/verdict.md"))]
 PROSE = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in VERDICTS}
 TEXTS = {name: sentences_of(text) for name, text in PROSE.items()}
@@ -117,6 +128,30 @@ def test_pages_are_in_plain_english(name: str) -> None:
 @in_one_item("name", HELP)
 def test_help_is_in_plain_english(name: str) -> None:
     assert not faults(HELP[name])
+
+
+def written_in(source: str) -> tuple[list[str], list[str]]:
+    """The docstrings of a module, those of its options included, and the messages of its errors and of the log."""
+    docstrings, messages = [], []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.append(node.value.value)
+        elif isinstance(node, ast.Call) and re.search(r"Error$|^log\.|^warn", ast.unparse(node.func)):
+            texts = [argument for argument in node.args if isinstance(argument, ast.Constant | ast.JoinedStr)]
+            messages += [re.sub(r"\{[^}]*\}", "x", ast.unparse(text).strip("f'\"")) for text in texts]
+    return docstrings, messages
+
+
+def test_docstrings_and_messages_are_in_plain_english() -> None:
+    wrong, count = [], 0
+    for path in (ROOT / "src").rglob("*.py"):
+        docstrings, messages = written_in(path.read_text(encoding="utf-8"))
+        count += len(messages)
+        found = [fault for text in docstrings for fault in faults(sentences_of(text))]
+        found = [fault for fault in found if not re.match(r"\d+ words|semicolon", fault)]  # equations and lists
+        found += [fault for text in messages for fault in faults(sentences_of(text))]
+        wrong += [f"{path.name}: {fault}" for fault in found]
+    assert count > 900 and not wrong
 
 
 @in_one_item("name", [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))])

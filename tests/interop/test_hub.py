@@ -202,7 +202,7 @@ def test_a_model_takes_an_adapter_by_the_name_of_its_repository(
         ):
             with pytest.raises((UserError, FileNotFoundError), match=message):
                 load_adapter(network(0), name)
-    with pytest.raises(UserError, match="it was trained on other weights"):
+    with pytest.raises(UserError, match="it was trained on different weights"):
         load_adapter(network(1), "ann/one")
     with pytest.raises(UserError, match=r"ann/none does not exist here: .* has no model ann/none"):
         load_adapter(network(0), "ann/none")

@@ -121,7 +121,7 @@ USES: dict[str, Callable[[Path], object]] = {
         (
             "MaPLe",
             "merge",
-            "visual prompts are inputs, no weight can hold them. Predict and serve take the adapter",
+            "visual prompts are inputs, no weight can hold them. Predict and serve accept the adapter",
         ),
         ("CoOp+DePT", "merge", "DePT adds the logits of two heads, which no library does."),
         ("CoCoOp", "merge", "CoCoOp has other class features for each image, so it has no head."),

@@ -117,7 +117,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "a positive number, not 0" in fit("--model.adam_eps", "0")
     for dataset, task in (("rte", ""), ("jsonl", "CausalLMTask or ")):
         said = refused("fit", "--data.dataset", dataset)
-        assert f"is of texts: it needs --model {task}TextClassificationTask." in said
+        assert f"is a dataset of texts: it needs --model {task}TextClassificationTask." in said
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     bad = tmp_path / "bad"
     bad.mkdir()

@@ -61,7 +61,7 @@ def test_there_and_back(run: Run, refused: Refused, tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "peft" / "task.json").read_text())
     saved["arguments"]["seed"] = 1
     (tmp_path / "peft" / "task.json").write_text(json.dumps(saved))
-    assert "was trained on other weights" in refused(*words, "no")
+    assert "was trained on different weights" in refused(*words, "no")
 
 
 def test_an_adapter_that_peft_trained(run: Run, tmp_path: Path) -> None:

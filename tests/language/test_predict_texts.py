@@ -333,7 +333,7 @@ def test_files_that_are_wrong_are_told(refused: Refused, repeater: Path, critic:
         (tmp_path / name).write_bytes(content)
         assert message in said(name)
     assert "nowhere.txt does not exist" in said("nowhere.txt")
-    assert "is a folder: name its files" in said(".")
+    assert "is a folder: give its files" in said(".")
     assert "'text' (or 'text_a' and 'text_b') is missing" in said("less.jsonl", critic)
     (tmp_path / "pair.jsonl").write_text('{"text_a": "a", "text_b": "b"}\n')
     assert "was trained on single texts: give records with text" in said("pair.jsonl", critic)

@@ -240,7 +240,7 @@ class Holding(LoRA):
         (lambda: type("Local", (LoRA,), {})(rank=1), "top level"),
         (lambda: Nowhere.Inner(rank=1), "top level"),
         (lambda: type("Main", (LoRA,), {"__module__": "__main__"})(rank=1), "the main program"),
-        (lambda: Changing(strength=2.0, rank=1), "another adapter when it is made again"),
+        (lambda: Changing(strength=2.0, rank=1), "a different adapter when it is rebuilt"),
         (lambda: Holding(place=Path("x"), rank=1), "options that a file cannot hold"),
     ],
 )

@@ -70,7 +70,7 @@ REFUSED = {
     "damaged": (422, "damaged or was changed"),
     "tower": (422, "another part or size"),
     "other": (422, "another base model, open_clip ViT-B-32"),
-    "texts": (422, "is of texts"),
+    "texts": (422, "not texts like"),
     "plain": (422, "has no classes"),
     "empty": (404, "the server has no adapter 'empty'"),
     "link": (404, "no adapter"),

@@ -70,8 +70,8 @@ def test_a_method_has_other_options_in_some_cases() -> None:
     with pytest.raises(UserError, match=r"methods.staged.first: Unknown option --model.adapter.rnak"):
         cells_of(methods=wrong_first, budgets=[1, 2])
     for wrong, said in (
-        ([{"budgets": [3]}], "cases has '3-shot', which is none of the budgets"),
-        ([{"datasets": ["digit"]}], "which is none of the datasets. Did you mean 'digits'"),
+        ([{"budgets": [3]}], "cases has '3-shot', which is not one of the budgets"),
+        ([{"datasets": ["digit"]}], "which is not one of the datasets. Did you mean 'digits'"),
         ([{"sets": {}}], "cases has no key 'sets'"),
         ([{"set": {"data.stepz": 1}}], "Did you mean"),
         ({"budgets": [2]}, "give a list"),
@@ -284,7 +284,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"baselines": "pixels"}, "baselines is 'pixels': give true or false"),
         ({"notes": "a remark"}, "notes is 'a remark': give a list"),
         ({"pairs": ["LoRA-4"]}, "pairs[0] is 'LoRA-4': give a list"),
-        ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is none of the trained methods. Did you mean"),
+        ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is not one of the trained methods. Did you mean"),
         ({"pairs": [["LoRA-4", "LoRA-4"]]}, "pairs has 'LoRA-4' with itself"),
         ({"models": {"a": {"config": ["quickstart", {"data": 1}]}}}, "models.a.config[1] is {'data': 1}"),
         ({"methods": {"LoRA": {"adapter": "LoRA", "models": {"tiny": 1}}}}, "LoRA.models is {'tiny': 1}: give a text"),

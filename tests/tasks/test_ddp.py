@@ -168,7 +168,7 @@ def test_a_local_loss_is_that_of_each_rank_alone(results: Results) -> None:
 def test_ranks_that_start_from_other_weights_are_refused(results: Results) -> None:
     alone, first, second = results("unequal")
     assert alone == ""
-    assert "process 1 of 2 starts from other weights than process 0" in first
+    assert "process 1 of 2 has different weights from process 0" in first
     assert first == second
 
 

@@ -95,7 +95,7 @@ def test_a_task_trains_is_saved_and_loaded_on_both_bases(
     other = LinearHeadTask("tiny", "random", seed=1)
     other.set_classes(task.classnames, task.templates)
     model, _ = build_quantized(other.build, "int8", CPU, "float32")
-    with pytest.raises(UserError, match="trained on other weights"):
+    with pytest.raises(UserError, match="trained on different weights"):
         load_adapter(model, tmp_path / "adapter")
 
 

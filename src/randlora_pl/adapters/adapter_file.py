@@ -38,7 +38,7 @@ class _State:
     updates: dict[str, nn.Parameter]
     own: dict[str, nn.Parameter]  # trainable parameters of the model itself
     kept: dict[str, Tensor]
-    trained: list[str] | None  # patterns of the fully trained tensors beside the adapter, for `inject`
+    trained: list[str] | None  # patterns of the fully trained tensors alongside the adapter, for `inject`
     base_hash: str  # of the base model without these tensors; "" if it is unknown
 
     @property
@@ -199,7 +199,7 @@ def _base_problem(file: AdapterFile, here: str) -> list[str]:
     base = file.config.get("base_model", {})
     there = base.get("weights_sha256_sampled")
     if here and there and here != there:
-        return [f"it was trained on other weights ({base_words(base) or 'base'} {there[:12]}, this model {here[:12]})"]
+        return [f"it was trained on different weights ({base_words(base) or 'base'} {there[:12]}, model: {here[:12]})"]
     return []
 
 

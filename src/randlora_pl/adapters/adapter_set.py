@@ -247,7 +247,7 @@ class AdapterSet:
             if len(distinct) > 1 and name is not None and self._loaded[name].own:
                 raise UserError(
                     f"{name!r} ({self._loaded[name].report.adapter.method()}) changes the model's own tensors, so one "
-                    f"batch cannot have other adapters beside it. Keep its head outside the model, or use it alone: "
+                    f"batch cannot have other adapters as well. Keep its head outside the model, or use it alone: "
                     f"adapters.use({name!r})."
                 )
         if any(module.training for module in {*self.model.modules()} - update_modules(self.model)):

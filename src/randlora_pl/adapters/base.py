@@ -41,7 +41,7 @@ class PeftForm:
         kernels: Factors A and B that PEFT has for convolutions, too, as four-dimensional tensors.
         convolutions: True if PEFT's updates of convolutions can be imported.
         packed: True if weights of ``nn.MultiheadAttention`` and blocks of packed weights have a form.
-        starts: Values of ``init_lora_weights``, beside true and false, that have no effect after the training.
+        starts: Values of ``init_lora_weights``, besides true and false, that have no effect after the training.
         when: Condition on PEFT's config, if methods share the ``peft_type``; the one without it gets the others.
     """
 
@@ -167,7 +167,7 @@ class Procedure:
         self.ran = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the model: tensors, and values of plain Python."""
+        """Return what a resumed run needs besides the model: tensors, and values of plain Python."""
         return {}
 
     def state_size(self) -> int:
@@ -207,7 +207,7 @@ class DeltaWeight(nn.Module):
         kept: Names of persistent buffers without a gradient that belong to the result, such as a mask. Files and
             checkpoints store them like the trained tensors.
         indexes: Buffers that are distinct and ascending places in a flat tensor, with the number of its entries. A file
-            with others is refused.
+            with other places raises an error.
         fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
             definition then, and `change` raises an error.
         uses_weight: False if `change` has no use for W0, which a quantized layer then does not unpack.

@@ -6,7 +6,7 @@ update, and each one of a convolution, is applied to the samples that have it by
 A layer must find the rows of each sample in its input: windows may be folded into the batch, the batch may be the
 second dimension, and the text tower of a classifier has none. So the first call of a model with inputs of a shape is
 preceded by two of the base model, with one sample and with two. The dimension that grows contains the samples, and the
-rows of the first sample stay in their places. An input for which this is not true is refused.
+rows of the first sample stay in their places. An input for which this is not true raises an error.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence

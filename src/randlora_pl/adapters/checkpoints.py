@@ -65,7 +65,7 @@ def complete_state(model: nn.Module, state: MutableMapping[str, Any], prefix: st
         one, two = (mark[number * _DIGEST : (number + 1) * _DIGEST] for mark in (there, here))
         if one != two and any(one) and any(two):
             what = f"{part} {one.hex()[:12]}, this module has {two.hex()[:12]}"
-            raise UserError(f"the checkpoint was trained with other {what}. {mend}")
+            raise UserError(f"the checkpoint was trained with different {what}. {mend}")
     forget_computed(model)
     stored = _stored_names(model)
     for name, tensor in model.state_dict().items():  # which unmerges

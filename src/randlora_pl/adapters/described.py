@@ -75,7 +75,7 @@ class Described(metaclass=NamedOptions):
         return [leaf for each in self.nested() for leaf in each.leaves()] or [self]
 
     def exchanged(self, old: Self, new: Self) -> Self:
-        """Return a copy with ``new`` in the place of ``old``, which is one of the `leaves`."""
+        """Return a copy with ``new`` in place of ``old``, which is one of the `leaves`."""
         if self is old:
             return new
         names = self.nested_options()
@@ -138,4 +138,4 @@ def make(
     except UserError as error:
         raise UserError(f"{source}: {error.what.removesuffix('.')}; {hint}.") from None
     except Exception as error:  # a class of a user may raise anything
-        raise UserError(f"{source}: {method} does not take these options ({' '.join(str(error).split())}).") from None
+        raise UserError(f"{source}: {method} does not accept these options ({' '.join(str(error).split())}).") from None

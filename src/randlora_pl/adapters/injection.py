@@ -139,7 +139,7 @@ _log = logging.getLogger("randlora_pl")
 class LayerRow:
     """Adapted weight: layer, kind (``linear``, ``conv``, ``qkv``, ``q`` ...), shape (out, in), trainable parameters.
 
-    A fully trained tensor has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
+    A fully trained tensor has its own name and shape, and the kind ``tensor``, or ``trained`` alongside an adapter.
     """
 
     layer: str
@@ -169,7 +169,7 @@ class InjectionReport:
         base_hash: Sampled SHA-256 of the weights before adaptation, without the tensors of ``trained``.
         notes: Notes for the user.
         stored_bases: Bases from a file, if no seed generates them.
-        trained: Patterns of fully trained tensors beside the adapter, or None.
+        trained: Patterns of fully trained tensors alongside the adapter, or None.
         beside: Tensors that match these patterns.
         frozen_heads: Linear layers that look like a new head and are frozen (`trained.frozen_outputs`).
         buffers: The model's own buffers before injection, on the CPU.
@@ -243,7 +243,7 @@ def inject(
             conv``, each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices if
             the model has them; otherwise all linear layers of the blocks, or their convolutions if they have no linear
             layer.
-        trained: Regular expressions over names of modules or tensors to train fully beside the adapter, such as a new
+        trained: Regular expressions over names of modules or tensors to train fully with the adapter, such as a new
             head. Adapter files store them, and the base may have other values. They are not adapted.
 
     Returns:
@@ -325,11 +325,11 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     Raises:
         UserError: An option has a pattern that matches no layer or a size that is too large for one; bases and
             trainable parameters together have more than four times the values of the model; or a quantized layer
-            would have factors as large as its weight, in full precision, beside it.
+            would have factors as large as its weight, in full precision, in addition to it.
     """
     shapes = [site.shape for site in sites]
     _check_patterns(adapter, [shape.layer for shape in shapes])
-    # An invalid rank, or an adapter that is much larger than its model, is refused before memory is allocated.
+    # An invalid rank, or an adapter much larger than its model, is an error before memory is allocated.
     size, total = count_parameters(adapter, shapes), sum(parameter.numel() for parameter in model.parameters())
     most = max(1 << 27, 4 * total)  # 0.5 GB in float32 are always allowed
     if size <= most and (random_tensors := adapter.bases(shapes, torch.device("meta"))) is not None:

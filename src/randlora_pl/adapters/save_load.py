@@ -73,7 +73,7 @@ def _write_contents(path: Path, contents: Contents) -> None:
             move(part / path.name, path)
         return
     if path.exists() and (not path.is_dir() or {e.name for e in path.iterdir()} - {TENSORS, CONFIG, BASES}):
-        raise UserError(f"{path} contains other files than an adapter, so nothing was written. Choose a new folder.")
+        raise UserError(f"{path} contains more than an adapter, so nothing was written. Choose a new folder.")
     with atomic_folder(path) as part:
         (part / CONFIG).write_text(text)
         save_tensors(contents.tensors, part / TENSORS)
@@ -285,10 +285,10 @@ def check_loads_again(adapter: Adapter) -> None:
         text = json.dumps(described)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: options that a file cannot hold ({error}). Use numbers, texts and lists.") from None
-    again = make({path_of(kind): kind for kind in kinds}, json.loads(text), f"{name}, made again from its options")
+    again = make({path_of(kind): kind for kind in kinds}, json.loads(text), f"{name}, rebuilt from its options")
     if json.dumps(again.describe()) != text:
         raise UserError(
-            f"{name} is another adapter when it is made again from its options, {brief(described['options'])}. "
+            f"{name} is a different adapter when it is rebuilt from its options, {brief(described['options'])}. "
             "Keep each option as it was given."
         )
 
@@ -308,7 +308,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     contents = _read_contents(file.path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
     if odd := find_not_finite(tensors):
-        raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Take float32 or bfloat16.")
+        raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Use float32 or bfloat16.")
     with disk_errors(path):
         _write_contents(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
     return disk_size(path)

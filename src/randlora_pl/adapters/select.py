@@ -165,7 +165,7 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
         named, every, paper = _default(sites, blocks)
         if not named | every:
             raise UserError(
-                f"{type(model).__name__} has no layer besides its stem and its head. Name the layers to adapt, for "
+                f"{type(model).__name__} has no layer except its stem and its head. Name the layers to adapt, for "
                 f"example --model.targets '[{re.escape(sites[-1].shape.layer)}]'."
             )
     else:
@@ -296,7 +296,7 @@ def _split_tower(target: str) -> tuple[str | None, str]:
 
 
 def _in_tower(path: str, tower: str | None, sites: list[Site]) -> bool:
-    """Return True if a module is in a tower; open_clip's text tower is at the top level, beside ``visual``."""
+    """Return True if a module is in a tower; open_clip's text tower is at the top level, next to ``visual``."""
     if tower is None:
         return True
     if tower == "text" and not any(site.path.startswith("text.") for site in sites):

@@ -245,7 +245,7 @@ def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int
 # Modules that no default selects: stems, patch embeddings, classifiers and language heads.
 _ENDS = r"\w*stem\w*|patch_embed\w*|heads?|head_dist|(?:pre_)?classifier\w*|lm_head|embed_out|[Aa]ux\w*"
 _GATE, _EXPERTS = r"gate|gating|wg|\w+_gate", r"\w*experts?(?:_\d+)?"
-"""Linear layer that chooses the experts of a mixture, and the modules beside it by which it is known."""
+"""Linear layer that chooses the experts of a mixture, and the modules next to it that identify it."""
 
 
 class Blocks:
@@ -355,7 +355,7 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
         other = not isinstance(module, nn.Conv2d) and own.forward is not nn.Linear.forward
         if other and not is_conv1d(module) and not is_quantized(module):
             return Obstacle(
-                "forward of its own", f"{layer} is a {own.__name__} with a forward of its own; an update would not act."
+                "forward of its own", f"{layer} is a {own.__name__} with its own forward: an update has no effect."
             )
         if "weight" not in dict(module.named_parameters(recurse=False)):
             return Obstacle(

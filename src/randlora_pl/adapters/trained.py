@@ -1,6 +1,6 @@
 """State of an adapted model: its own tensors that train, kept buffers, and the hash of the weights that stay.
 
-Own tensors train by the method, or by the user beside an adapter. Kept buffers are those that training changes without
+Own tensors train by the method, or alongside an adapter by choice. Kept buffers are those that training changes without
 a gradient, of two kinds. Buffers of an update are named in `DeltaWeight.kept` and always stored. Buffers of the model
 are statistics such as the running mean of BatchNorm, which change if a module of the base is in training mode. They are
 stored if they differ from their values at injection. The hash does not depend on adapters, merged or not.
@@ -180,7 +180,7 @@ def chosen_tensors(
         model: Model without the method.
         adapter: Method, which chooses among all tensors.
         targets: Layers whose weights alone train, see `choose_beside`.
-        beside: Names of fully trained tensors beside the method, which it leaves.
+        beside: Names of fully trained tensors alongside the method, which it leaves.
 
     Raises:
         UserError: A tensor is quantized; the method takes no targets; or a target is a part of a weight or fails.
@@ -208,7 +208,7 @@ def _refuse_quantized(tensors: Tensors, chooser: str, mend: str) -> None:
 
 
 def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
-    """Return the tensors that train fully beside an adapter, by name; tied tensors once.
+    """Return the tensors that train fully alongside an adapter, by name; tied tensors once.
 
     Args:
         model: Model, with or without an adapter.

@@ -1,4 +1,4 @@
-"""Measure the speed of this machine. Everything compared is timed in turns, in one run."""
+"""Measure the speed of this machine. Everything compared is timed interleaved, in one run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,7 +102,7 @@ def train(
     targets: Sequence[str] = (),
     timing: Timing = Timing(rounds=5),
 ) -> int:
-    """Time whole training steps of full fine-tuning and of adapters, in turns.
+    """Time whole training steps of full fine-tuning and of adapters, interleaved.
 
     The weights and the data are random.
 
@@ -151,7 +151,7 @@ def train(
     adapted = " ".join(targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({adapted})")
-    print(f"{len(names)} methods, {timing.rounds} rounds in turns")
+    print(f"{len(names)} methods, {timing.rounds} interleaved rounds")
     about: dict[str, Any] = {
         "command": words.command("bench train", "--output"),
         "machine": facts,
@@ -261,7 +261,7 @@ def adapters(
             text.append(report.markdown(f"{what}, on {here}: {sweep}", header, rows, typed))
             shown.append(table(header, rows))
         remark = (
-            f"Cells: milliseconds of a forward and a backward pass (median of {timing.rounds} rounds in turns), "
+            f"Cells: milliseconds of a forward and a backward pass (median of {timing.rounds} interleaved rounds), "
             "relative to full fine-tuning, memory kept for the backward pass (on a GPU: the allocator's peak)."
         )
         write_text(folder / TABLE, "\n".join([*text, remark + "\n"]))

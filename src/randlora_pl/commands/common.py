@@ -263,7 +263,7 @@ def _mean(values: Sequence[Any]) -> str:
 
 
 def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:
-    """Return one option with its explanation, wrapped beside it.
+    """Return one option with its explanation, wrapped next to it.
 
     Args:
         name: The option as the user types it.
@@ -327,12 +327,12 @@ def check_file(path: Path, overwrite: bool | None = None) -> None:
     """Refuse an output as `check_output` does, and one that cannot be a file."""
     check_output(path, overwrite)
     if path.exists() and not path.is_file():
-        raise UserError(f"--output: {path} is a folder or a device; name a file.")
+        raise UserError(f"--output: {path} is a folder or a device; give a file.")
     check_parent(path)
 
 
 def pick_device(name: str) -> "torch.device":
-    """Return a device of this machine; ``auto`` selects the fastest one, others are refused if they do not exist."""
+    """Return a device of this machine; ``auto`` selects the fastest one, others raise an error if they do not exist."""
     import torch
 
     there = ["cuda"] if torch.cuda.is_available() else []

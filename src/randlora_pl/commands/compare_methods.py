@@ -75,7 +75,7 @@ def compare_methods(
     return Comparison(description, of_run, tree, same, options, output, seconds, margin).run()
 
 
-_BASE = "Name one: --config clip_vitb32. All: randlora-pl config list"
+_BASE = "Choose one: --config clip_vitb32. List them: randlora-pl config list"
 _FRESH = "Every method starts from the pretrained model. Remove it."
 _REPLACED = {
     "resume": "Run the same command again to resume.",
@@ -94,7 +94,7 @@ def _check_words(base: Sequence[str], others: Sequence[str]) -> None:
     for word, name in names.items():
         for replaced, instead in _REPLACED.items():
             if f"{name}.".startswith(f"{replaced}."):
-                raise UserError(f"compare-methods does not take {word}.", instead)
+                raise UserError(f"compare-methods does not accept {word}.", instead)
         if "." not in name and name != "model":
             Command("compare-methods", compare_methods).parser().error(f"unrecognized arguments: {word}")
     if not base and "model.name" not in names.values():
@@ -137,7 +137,7 @@ def described(typed: list[str], methods: Sequence[str], name: str, seeds: Sequen
     members("--methods", methods, labels, f"methods of {name}")
     kept = [label for label in labels if label in methods or not methods]
     if len(kept) < 2:
-        raise UserError("A comparison needs two methods.", f"Name two or more of them: {', '.join(labels)}")
+        raise UserError("A comparison needs two methods.", f"Choose two or more of them: {', '.join(labels)}")
     if not getattr(task_of(str(tree["model"]["class_path"])), "trained_head", False):  # a new head cannot be tested
         kept += [label for label in grid.methods if is_zero_shot(label)]
     arguments, data = tree["model"].get("init_args", {}), tree.get("data", {})

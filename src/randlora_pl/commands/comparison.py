@@ -70,7 +70,7 @@ class Comparison:
         job, own, file = self.search(None, timing.TIERS[0].tries), self.description, self.folder / COMPARISON
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         if there - {TIMING} and COMPARISON not in there:
-            raise UserError(f"{self.folder} is not empty and holds no comparison. Name another folder by --output.")
+            raise UserError(f"{self.folder} is not empty and has no comparison. Choose another folder with --output.")
         jobs.check(job)
         SweepFolder(self.folder).check(plan(own), [f"model.{rate}" for rate in RATES])
         sizes, (place,) = Sizes.of(plan(self.trained)[0]), own.datasets
@@ -171,7 +171,7 @@ class Comparison:
             if folder.state(cell) == FAILED:
                 method, reason = cell.labels.method, str(folder.failure(cell).get("reason")).rstrip(".")
                 others = shlex.join(label for label in one.methods if label != method)
-                hint = f"Leave it out: --methods {others}. Or mend it, and add --retry-failed."
+                hint = f"Leave it out: --methods {others}. Or fix it, and add --retry-failed."
                 raise UserError(f"{method} cannot be trained: {reason}.", hint)
         done = {cell.labels.method: results for cell in cells if (results := folder.results(cell))}
         whole = spent(done.values())

@@ -257,7 +257,7 @@ def check(
     """
     check_names("data check", names, all)
     if fast and every_image:
-        raise UserError("data check: --fast and --every-image exclude each other. Remove one")
+        raise UserError("data check: --fast and --every-image cannot be combined. Remove one")
     known = [row for row in CATALOG.values() if not row.own and (split == "default" or row.coop is not None)]
     chosen = [catalog.with_split(row, split) for row in [find_images(name) for name in names] or known]
     folder = checked_root(root, chosen, "data check")

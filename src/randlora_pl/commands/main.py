@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        args: The words behind ``randlora-pl``; by default the words of the command line.
+        args: The words after ``randlora-pl``; by default the words of the command line.
 
     Returns:
         The exit code: 0, or 2 if the user must change something, 1 if another process was lost, 130

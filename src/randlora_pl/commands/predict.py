@@ -39,17 +39,17 @@ class PredictOptions:
     """Options of predictions.
 
     Attributes:
-        adapter: Adapter folders, .safetensors files or runs. They know their base model, class names and prompts.
+        adapter: Adapter folders, .safetensors files or runs. They store base model name, class names and prompts.
             Without NAME, the part of the path that differs is used.
         weights: Merge the adapters into one model with these weights. All adapters must have the same classes. With one
             adapter, its weight scales its update.
         images: Image files, and folders to search.
-        classnames: Other classes than the adapter's, one name per line. Only prompts (PromptTask) can name them.
+        classnames: Other classes than the adapter's, one name per line. Only prompts (PromptTask) can predict them.
         texts: .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt, text, or
             text_a and text_b, or .jsonl with messages. Labels, completions and last answers are ignored.
         output: CSV file to write, or - to print it.
         top_k: Number of classes listed per image or text (default: 5).
-        max_new_tokens: Most tokens to generate per prompt (default: as in training).
+        max_new_tokens: Maximum number of tokens to generate per prompt (default: as in training).
         beams: Number of beams of the search, 1 is greedy (default: as in training).
         precision: tf32: faster products on NVIDIA GPUs from 2020 or later. bf16: as in training with bf16-mixed, which
             also halves the memory of a language model.
@@ -286,7 +286,7 @@ def classify(options: PredictOptions) -> PredictionTable:
         names = names_in(options.classnames)
         for name, task in tasks.items():
             if not task.names_others:
-                raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
+                raise UserError(f"--classnames: only a PromptTask can predict other classes, not {name}. Remove it.")
             task.set_classes(names, task.templates)
     _check_outputs(tasks, {(task.has_classes, task.answer, task.several) for task in tasks.values()})
     _refuse(options, [] if next(iter(tasks.values())).has_classes else ["top_k"])

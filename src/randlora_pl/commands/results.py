@@ -21,7 +21,7 @@ FIRST = (
     *("trainable_parameters", "adapter_parameters", "total_parameters", "adapter_bytes", "checkpoint_bytes"),
     *("fit_seconds", "images_per_second", "peak_memory_bytes", "device", "precision", "version", "git_commit"),
 )
-"""Results that are shown even if they are equal, in this order, behind the metrics that count."""
+"""Results that are shown even if they are equal, in this order, after the metrics that count."""
 
 _OPTIONS = (
     *("model", "model.name", "model.pretrained", "model.adapter", "model.prompts", "data.dataset", "data.shots"),
@@ -46,7 +46,7 @@ def compare(runs: Runs = (), *, json: Json = False) -> int:
         raise UserError("compare: give two runs, such as runs/lora runs/randlora. See: randlora-pl compare --help")
     same = [folder for n, folder in enumerate(runs) if folder.resolve() in {f.resolve() for f in runs[:n]}]
     if same:
-        raise UserError(f"compare: {same[0]} is there twice.")
+        raise UserError(f"compare: {same[0]} is given twice.")
     problems: list[str] = []
     names = _short_names(runs)
     configs = [_config(folder, problems) for folder in runs]

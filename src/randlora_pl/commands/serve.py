@@ -125,7 +125,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     """Return the public facts of a server, from the description of its adapter; of this machine the device.
 
     Raises:
-        UserError: The adapter is of texts, or has no class names.
+        UserError: The adapter was trained on texts, or has no class names.
     """
     from randlora_pl.serving.on_demand import check_classes
 

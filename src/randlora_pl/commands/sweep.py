@@ -137,7 +137,7 @@ class TuneOptions(CellOptions, SearchOptions):
 def tune(words: Words) -> int:
     """Search the learning rate, and any other option, of each method of a sweep on validation samples.
 
-    Test samples are not read. A trained head has a rate of its own, which is searched in turns with the adapter's. All
+    Test samples are not read. A trained head has its own rate, which is searched alternately with the adapter's. All
     methods have equal numbers of candidates, each with one seed, and the best four run with all seeds. Of those within
     one standard error of the best, the lowest rates are chosen. Run the same command again to resume. It writes all
     results (tuning.md and .json) and a config with the chosen rates (tuned.yaml).
@@ -406,7 +406,7 @@ def _margins(report: Tree) -> list[str]:
 
 
 def config_text(description: SweepConfig, head: str) -> str:
-    """Return a description as a config: comments, then an entry a line; the provenance of its rates lies beside it."""
+    """Return a description as a config: comments, then an entry a line; the provenance of its rates is next to it."""
     lines = [head.rstrip("\n")] if head else []
     for key, value in (description.content() | {"tuned": FILE}).items():
         if key in ("models", "methods", "datasets") and isinstance(value, dict):

@@ -127,13 +127,13 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
     file = find_config(config)
     content = read_config(file)
     with errors_in(file):
-        if isinstance(named := content.get("tuned"), str):  # a file beside it, or a bundled one
+        if isinstance(named := content.get("tuned"), str):  # a file next to it, or a bundled one
             places = [file.parent / named, config_folder() / "sweeps" / named]
             tuned = next((place for place in places if place.is_file()), places[0])
             try:
                 content["tuned"] = checked(parse_json(tuned.read_text(encoding="utf-8")), str(tuned))
             except (OSError, ValueError, RecursionError) as error:
-                raise UserError(f"tuned: {tuned} cannot be read ({error}). Name the {FILE} of a search.") from error
+                raise UserError(f"tuned: {tuned} cannot be read ({error}). Give the {FILE} of a search.") from error
         return file, SweepConfig.from_content(content)
 
 
@@ -155,7 +155,7 @@ def choose(job: Job, choices: Sequence[str] = (), part: str | None = None) -> No
     """Choose the cells by the words of ``--only`` and the ``--shard``; but for a dry run, their datasets must be there.
 
     Raises:
-        UserError: No cell is left, or a dataset is missing; one message names all of them.
+        UserError: No cell is left, or a dataset is missing; one message lists all of them.
     """
     job.chosen = shard(only(job.cells, choices), part)
     job.absent, job.sources = _absent(job.chosen)
@@ -247,7 +247,7 @@ def check(job: Job) -> None:
 
 
 def _check_devices(job: Job, cells: Sequence[Cell]) -> None:
-    """Refuse cells on several devices where they cannot run."""
+    """Refuse cells on several devices if they cannot run."""
     if job.search is not None and job.search.pruner and cells:
         raise UserError("--pruner needs cells on one device. Remove it, or trainer.devices.")
     if getattr(job.typed, "launcher", "local") == "slurm":

@@ -184,7 +184,7 @@ class PlannedData(Declared, LightningDataModule):
         """Check length, worker processes and balance of a run; ``without_classes`` names labels other than classes."""
         if self.epochs is not None and self.steps is not None:
             raise UserError(
-                f"--data.epochs {self.epochs} and --data.steps {self.steps} exclude each other. Set only one of them"
+                f"--data.epochs {self.epochs} and --data.steps {self.steps} cannot be combined. Set only one of them"
             )
         most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
         if self.num_workers is not None and self.num_workers > most:
@@ -283,7 +283,7 @@ class PlannedData(Declared, LightningDataModule):
         now = self.state_dict()
         changed = [f"{name} {state_dict.get(name)} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
         if changed and state_dict:
-            log.warning("the resumed run has another sample order than its checkpoint: %s", ", ".join(changed))
+            log.warning("the resumed run has a different sample order than its checkpoint: %s", ", ".join(changed))
 
     # -- for subclasses
 

@@ -233,7 +233,7 @@ def find(name: str) -> DatasetSpec:
 
 
 def table_in(folder: Path) -> Path | None:
-    """Return the table that lies in a folder beside its images, None if there is none."""
+    """Return the table that is in a folder next to its images, None if there is none."""
     return next((folder / name for name in TABLES if folder.is_dir() and (folder / name).is_file()), None)
 
 

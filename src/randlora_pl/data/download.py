@@ -277,7 +277,7 @@ def unpack(
                     file.write(content)
             return 1
     except (HostileError, tarfile.FilterError) as error:
-        raise UserError(f"{archive} was refused: {error}") from error
+        raise UserError(f"{archive} was not unpacked: {error}") from error
     except _DAMAGED as error:
         raise UserError(f"{archive} is damaged and was not unpacked: {error or type(error).__name__}") from error
     except OSError as error:

@@ -63,7 +63,7 @@ class ImageData(PlannedData):
     fraction: Annotated[float, Share] | None = None
     """Train on this fraction of the images, between 0 and 1, stratified."""
     split: Literal["default", "coop"] = "default"
-    """`coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files lie beside
+    """`coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files are next to
     the images. Default: the dataset's usual split."""
     classes: Literal["all", "base", "new"] = "all"
     """`base` is the first half of the classes, `new` is the other half."""
@@ -81,7 +81,7 @@ class ImageData(PlannedData):
     sampling: Literal["epochs", "with_replacement"] = "with_replacement"
     """`with_replacement` (the paper: independent draws) or `epochs` (each image once per epoch)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Minimum and maximum area fraction of a training crop."""
+    """Minimum and maximum area fraction of a random crop in training."""
     flip: bool | None = None
     """Mirror half of the training images. Default: by dataset (not for digits)."""
     randaugment: Annotated[int, between(0, 30)] | None = None
@@ -145,10 +145,10 @@ class ImageData(PlannedData):
         shots, fraction = self.shots, self.fraction
         if shots is not None and fraction is not None:
             raise UserError(
-                f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them"
+                f"--data.shots {shots} and --data.fraction {fraction} cannot be combined. Set only one of them"
             )
         if fraction is not None and validate.is_draw(self.shots_file):
-            raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
+            raise UserError(f"--data.fraction {fraction} and a published draw cannot be combined. Set only one of them")
         if row.captions:
             if shots is not None:
                 raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")

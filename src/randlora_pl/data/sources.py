@@ -258,7 +258,7 @@ class EncodedImages(Images):
         """Return the path of image ``index`` and None, or its name for messages and the bytes of its file.
 
         Raises:
-            UserError: The file, shard or cell cannot be read; the message names it.
+            UserError: The file, shard or cell in the message cannot be read.
         """
         raise NotImplementedError
 

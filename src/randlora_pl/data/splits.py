@@ -239,7 +239,7 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
         if key_of_file.get(name) != key.get(name)
     ]
     if different:
-        raise UserError(f"The shots file {path} is of another run: {'; '.join(different)}. Set another file")
+        raise UserError(f"The shots file {path} belongs to another run: {'; '.join(different)}. Set another file")
     index = {name: number for number, name in enumerate(samples.keys)}
     wanted = [name for names in classes for name in names]
     wanted = wanted if samples.sets is None else list(dict.fromkeys(wanted))
@@ -325,7 +325,7 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
     if not longest:
         raise UserError(
             f"{where}: {image!r} is not among the {len(samples):,} training images. "
-            "The draw is of another dataset or split (--data.split coop?)"
+            "The draw belongs to another dataset or split (--data.split coop?)"
         )
     if len(longest) > 1:
         some = " and ".join(repr(samples.keys[index]) for index in longest[:2])
@@ -334,6 +334,6 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
     if own != label:
         raise UserError(
             f"{where}: {image!r} has label {label}, but here {own} ({samples.classes[own]!r}). "
-            "The draw is of another split (--data.split coop?)"
+            "The draw belongs to another split (--data.split coop?)"
         )
     return longest[0]

@@ -31,7 +31,7 @@ from randlora_pl.utils.image_spec import ImageSpec
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of training images beside the random crop and flip; disabled by default.
+    """Augmentation of training images in addition to the random crop and flip; disabled by default.
 
     Attributes:
         randaugment: Strength of RandAugment, 0 to 30; None disables it.

@@ -78,7 +78,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UserError(f"{path} does not exist. Name image files, or folders with images")
+            raise UserError(f"{path} does not exist. Give image files, or folders with images")
     if not files:
         raise UserError("No images were given")
     return files

@@ -29,7 +29,7 @@ def check_epochs(max_epochs: int | None) -> None:
     """Refuse a number of epochs of the trainer."""
     if max_epochs != 1:
         raise UserError(
-            f"trainer.max_epochs is {max_epochs}, but a run is one pass over its planned draws. "
+            f"trainer.max_epochs is {max_epochs}, but a run is a single Lightning epoch. "
             "Keep it at 1 and set --data.epochs or --data.steps"
         )
 
@@ -184,7 +184,7 @@ def format_of(root: Path) -> str:
     """Return the name of the dataset (see `FORMATS`) that the files of a root are.
 
     Raises:
-        UserError: The files are of no known format, or of several; the message has the choices.
+        UserError: The files have no known format, or several; the message has the choices.
     """
     formats = list(formats_of(root))
     if len(formats) == 1:

@@ -21,7 +21,7 @@ class AdaptedModel:
 
     @staticmethod
     def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None, **overrides: Any) -> Objective:
-        """Build the base model that an adapter names, check its weights, and load the adapter with its head.
+        """Build the base model of an adapter, check its weights, and load the adapter with its head.
 
         Args:
             name: Repository USER/NAME of the Hugging Face Hub, or an adapter folder or file, which comes first if both

@@ -151,7 +151,7 @@ class Base:
         if tower is not None and trained.hash_weights(tower, trained.trained_tensors(tower, file.trained)) == wanted:
             return tower
         raise UserError(
-            f"{file.path} was trained on other weights: {base_name(file)}; weights with this name here are "
+            f"{file.path} was trained on different weights: {base_name(file)}; weights with this name here are "
             f"{whole[:12]}. Restore the original weights."
         )
 
@@ -217,7 +217,7 @@ def load_base(file: AdapterFile) -> Base:
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(
-            f"{file.path} names {what}, which neither open_clip nor timm builds. Build it in Python and call "
+            f"{file.path} belongs to {what}, which neither open_clip nor timm can build. Build it in Python and call "
             "load_adapter(model, path)."
         )
     here = base_arguments(base, file.path)
@@ -239,7 +239,7 @@ def load_base(file: AdapterFile) -> Base:
 
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors trained completely beside an adapter, by key in its base model's state dict."""
+    """Return the tensors fully trained alongside an adapter, by key in its base model's state dict."""
     return {name: file.tensors[name] for name in trained.trained_tensors(model, file.trained)}
 
 
@@ -247,7 +247,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
     """Check that all adapters belong to one base model.
 
     Raises:
-        UserError: Two base models differ; the message names them.
+        UserError: Two base models differ; the message contains both.
     """
     first, *others = files
     for other in others:
@@ -301,7 +301,7 @@ def updates(base: Base, file: AdapterFile) -> State:
     """Return the update of every tensor that an adapter changes, by key in the base model's state dict, float32.
 
     Effective weight minus frozen weight; for the model's own tensors and statistics, trained minus pretrained. Modules
-    trained beside the adapter (`beside`) are excluded: their base may have been a fresh head.
+    trained alongside the adapter (`beside`) are excluded: their base may have been a fresh head.
 
     Raises:
         UserError: The adapter does not fit, or its update depends on the input.

@@ -240,7 +240,7 @@ def _layer(weight: str, layers: list[str], source: str, model: str) -> str:
 
 
 TASK = "task.json"
-"""Our file beside an adapter of PEFT, with its task; PEFT ignores it."""
+"""Our file next to an adapter of PEFT, with its task; PEFT ignores it."""
 
 TEMPLATES = ["a photo of a {}."]
 """Prompts of an imported text head without prompts."""
@@ -250,8 +250,8 @@ TEMPLATES = ["a photo of a {}."]
 class ImportPlan:
     """Plan for saving an imported adapter.
 
-    ``task`` is None for the update alone; ``arguments`` are its constructor's, besides an image model, the adapter and
-    its targets. ``note`` is for the user, about tensors that were not converted. ``several``: an image may have several
+    ``task`` is None for the update alone; ``arguments`` are its constructor's, without image model, adapter and
+    targets. ``note`` is for the user, about tensors that were not converted. ``several``: an image may have several
     of the classes.
     """
 
@@ -280,7 +280,7 @@ class ImportPlan:
         Args:
             foreign: The adapter.
             base: Its base model.
-            head: Tensors of a head beside it.
+            head: Tensors of a head that was trained with it.
             saved: Content of `TASK`; empty if unknown.
             name: The requested task.
             classnames: The requested class names.
@@ -404,6 +404,6 @@ def check_base(path: Path, saved: Mapping[str, Any], base: Base) -> None:
     if wanted and wanted not in (hashes := [trained.hash_weights(part) for part in parts]):
         words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
         raise UserError(
-            f"{path} was trained on other weights ({words}, {str(wanted)[:12]}) than --model and "
+            f"{path} was trained on different weights ({words}, {str(wanted)[:12]}) than --model and "
             f"--pretrained ({hashes[0][:12]}). Use its own base model."
         )

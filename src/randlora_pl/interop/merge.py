@@ -103,7 +103,7 @@ class LibraryModel:
     def transform(self) -> list[str]:
         """Return Python code, after `lines`, that defines ``preprocess`` of a picture by the library's own transform.
 
-        It is empty if the library has none: open_clip knows no crop_pct.
+        It is empty if the library has none: open_clip has no crop_pct.
         """
         image = self.image
         if self.library == "timm":
@@ -179,7 +179,7 @@ class Merged:
         if plain.classifier and self.head is not None:
             plain.options["num_classes"] = len(self.head)
         elif plain.classifier and (own := self.model.state_dict().get(f"{plain.classifier}.weight")) is not None:
-            plain.options["num_classes"] = len(own)  # trained beside the adapter
+            plain.options["num_classes"] = len(own)  # trained alongside the adapter
         return plain
 
     @property
@@ -251,7 +251,7 @@ def merged(base: base_model.Base, file: AdapterFile, scale: float = 1.0, with_he
     """Return the base model with a merged adapter, W0 + scale (W - W0).
 
     Every tensor that the adapter changes is included, also trained biases and norms; scale 0 gives the base model bit
-    for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
+    for bit, 1 the tuned one. Tensors fully trained alongside the adapter are copied.
     """
     file.adapter.require_matrix("the merge", file.path)
     summary.check_merge(file, scale)

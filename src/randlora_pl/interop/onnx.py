@@ -277,7 +277,7 @@ def _compare(program: Program, run: Callable[[Tensor], Any], where: str) -> floa
             difference = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
             if not difference <= TOLERANCE:  # NaN as well
                 raise UserError(
-                    f"{where} gives other {name} than PyTorch (difference {difference:.2e}, at most {TOLERANCE:g} is "
+                    f"{where} and PyTorch give different {name} (difference {difference:.2e}, at most {TOLERANCE:g} is "
                     "rounding), so nothing was written. Other versions of torch and onnxruntime may do better."
                 )
             largest = max(largest, difference)

@@ -1,6 +1,6 @@
 """Export of adapters for ``PeftModel.from_pretrained``, verified: PEFT computes the same outputs.
 
-Nothing is approximated: adapters that PEFT cannot represent are refused.
+Nothing is approximated: an adapter that PEFT cannot represent is an error.
 """
 
 import copy
@@ -115,7 +115,7 @@ def difference(
                 return again._replace(gap=first.gap, exact=again.gap)
     if not first.fits:
         raise UserError(
-            f"PEFT gives other outputs than we do, by up to {first.gap:.1e} (the adapter changes {first.change:.1e})"
+            f"PEFT's outputs differ from ours, by up to {first.gap:.1e} (the adapter changes {first.change:.1e})"
         )
     return first
 
@@ -175,7 +175,7 @@ def export_peft(
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    summary.check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
+    summary.check_no_prompts(file, "PEFT has no place for them. Predict and serve accept the adapter")
     factored = file.adapter.exports_factors
     if not factored:
         to_peft(file, set())  # check the method before a large model is built
@@ -247,8 +247,8 @@ def to_peft(
     Args:
         file: Adapter of a method that PEFT has, or that has another method in PEFT (`Adapter.in_peft`).
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
-            refused, because PEFT would never call them.
-        model: Base model, for modules trained completely beside the adapter.
+            an error, because PEFT would never call them.
+        model: Base model, for modules fully trained alongside the adapter.
         updated: Base model with the adapter, not merged, if the method needs the factors of its updates.
 
     Raises:
@@ -355,14 +355,14 @@ def _with_kernels(
 def _modules_to_save(
     own: dict[str, Tensor], adapted: set[str], model: nn.Module | None
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Return the modules trained completely beside an adapter, and all of their tensors by name, as PEFT stores them.
+    """Return the modules fully trained alongside an adapter, and all of their tensors by name, as PEFT stores them.
 
     ``model`` has the other tensors of modules that were trained partially, as ``own`` has them.
     """
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
     for module in modules:
         if not module or module in adapted:
-            raise UserError(f"{next(n for n in own if n.rpartition('.')[0] == module)} trained beside its updates")
+            raise UserError(f"{next(n for n in own if n.rpartition('.')[0] == module)} trained alongside its updates")
     if model is not None:
         for path, _ in model.named_modules():
             if path not in modules and (other := next((each for each in modules if path.endswith(each)), None)):

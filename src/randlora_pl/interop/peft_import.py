@@ -1,7 +1,7 @@
 """Files of PEFT adapters, and their import with the same outputs.
 
 The files are `adapter_config.json` and `adapter_model.safetensors`. No pickle is loaded. Each key of a config is read,
-harmless, or refused; none is ignored silently. The tensors of the file define the layers; the targets in the config are
+harmless or an error; none is ignored silently. The tensors of the file define the layers; the targets in the config are
 only checked against them. Each method converts its own form (`Adapter.from_peft`).
 """
 
@@ -30,7 +30,7 @@ from randlora_pl.utils.options import misfit
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "head.safetensors"
-"""Our file beside PEFT's, with the tensors of a head; PEFT ignores it, as it does `TASK`."""
+"""Our file next to PEFT's, with the tensors of a head; PEFT ignores it, as it does `TASK`."""
 
 _PREFIX = "base_model.model."
 """Prefix of the base model's names in a PEFT file."""
@@ -61,7 +61,7 @@ class PeftAdapter:
     """Contents of a PEFT adapter, read from ``path``.
 
     Names of tensors are without the base model's prefix, shared bases ``randlora_A`` and so on. The head outside PEFT's
-    file, and the task with its arguments, class names and prompts, are stored beside it.
+    file, and the task with its arguments, class names and prompts, are stored next to it.
     """
 
     config: dict[str, Any]
@@ -126,7 +126,7 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
-        raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Choose a new folder.")
+        raise UserError(f"{path} has files that are not a PEFT adapter's; nothing was written. Choose a new folder.")
     with disk_errors(path), atomic_folder(path) as part:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         # shared bases belong to PEFT's model, all else to a module of the base model
@@ -141,7 +141,7 @@ def write_peft(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
 
 
 def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
-    """Return name and weights of the base model that an adapter names; None if no library here is known to have it.
+    """Return name and weights of the base model of an adapter; None if no library here is known to have it.
 
     Local paths are not taken: the adapter may come from a stranger.
     """
@@ -399,7 +399,7 @@ def _site(adapter: PeftAdapter, sites: dict[str, Site], model: nn.Module, name: 
 
 
 def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> None:
-    """Check that the file has all layers that the config names."""
+    """Check that the file has all layers of the config."""
     config = adapter.config
     targets = config.get("target_modules") or []
     if targets == "all-linear" or any(
@@ -421,6 +421,6 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
         raise UserError(f"{adapter.path}: target_modules is {targets!r} in its config; copy it again.") from None
     if missing:
         raise UserError(
-            f"{adapter.path}: {len(missing)} layers that its config names have no tensors in it ({missing[0]} ...); it "
+            f"{adapter.path}: {len(missing)} layers in its config have no tensors ({missing[0]} ...); it "
             "is damaged, or belongs to another model."
         )

@@ -144,7 +144,7 @@ def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
     else:
         why = "" if head is None else head.why_not_linear
     if why:
-        ways = "predict and serve take the adapter"
+        ways = "predict and serve accept the adapter"
         ways += "" if prompts.per_image else ", and adapter export --to onnx writes a program"
         raise UserError(f"{file.path} cannot be merged: {why}. {ways[0].upper()}{ways[1:]}.")
     if scale != 1 and (prompts.learns or classifier):

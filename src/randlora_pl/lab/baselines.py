@@ -1,4 +1,4 @@
-"""Plain classifiers beside the methods of a sweep: they show which tasks need no pretrained model."""
+"""Plain classifiers next to the methods of a sweep: they show which tasks need no pretrained model."""
 
 import json
 import logging

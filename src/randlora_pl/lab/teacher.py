@@ -61,7 +61,7 @@ def learned_spectra(path: str, layers: Sequence[str]) -> list[Tensor]:
 
     file = read_adapter(path)
     if file.adapter.freezes:
-        raise UserError(f"{path} is of {file.adapter.method()}. Set a run of FullFineTuning.")
+        raise UserError(f"{path} was trained with {file.adapter.method()}. Give a run of FullFineTuning.")
     updates = matrix_updates(file)
     chosen = [layer for layer in layers if layer in updates] or [*updates]
     spectra = [layer_spectrum(layer, updates[layer]).values for layer in chosen]
@@ -122,7 +122,7 @@ class TeacherTask(ImageTask):
         self.build()
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Return the loss of each image (b, 1), in an evaluation with the base model's beside it, (b, 2)."""
+        """Return the loss of each image (b, 1), in an evaluation with the base model's next to it, (b, 2)."""
         features = [self.noted(self.model(images))]
         with torch.no_grad():
             teacher, *base = [tower.to(images.device)(images) for tower in self._towers[: 1 if self.training else 2]]

@@ -1,4 +1,4 @@
-"""The language experiments: text data, prompts, answers and scores, behind the extra ``language``.
+"""The language experiments: text data, prompts, answers and scores, for which the extra ``language`` is needed.
 
 `catalog` imports no PyTorch, so that listing the datasets is instant; what is exported here is loaded on first use.
 

@@ -1,6 +1,6 @@
 """Conversations of JSON lines: objects with ``messages``, of the system if at all, then of user and assistant in turns.
 
-Every error names file, line and message. Imports no PyTorch.
+Every error has file, line and message. Imports no PyTorch.
 """
 
 import json
@@ -43,7 +43,7 @@ class Conversation:
 
     @property
     def asked(self) -> Turns:
-        """The turns up to the last one of the user, without an answer behind it."""
+        """The turns up to the last one of the user, without an answer after it."""
         return self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
 
 

@@ -139,7 +139,7 @@ def encode_chats(
     Args:
         tokenizer: A tokenizer of transformers.
         conversations: Turns that end with an answer.
-        cutoff: Most tokens; a longer sample loses its end.
+        cutoff: Maximum number of tokens; a longer sample loses its end.
         mask_prompt: Learn the answers and their ends of text only, or else all.
 
     Raises:

@@ -327,7 +327,7 @@ class TextData(TokenData):
             if test not in TASKS:
                 raise UserError(f"--data.tests: unknown {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
         if self.tests is not None and (not self.tests or len(set(self.tests)) < len(self.tests)):
-            raise UserError(f"--data.tests is {self.tests}: name each test once, or remove the option for all tests")
+            raise UserError(f"--data.tests is {self.tests}: list each test once, or remove the option for all tests")
         # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
         self.separate = self.dataset == "e2e"
         self.chats = self.dataset == "chat"

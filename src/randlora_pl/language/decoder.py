@@ -382,7 +382,7 @@ def choose_options(
     if not all(prompts) or not all(some and all(some) for some in options):
         raise UserError(
             "A prompt or one of its options has no tokens, and so no likelihood: give the model's own tokenizer "
-            "(--model.tokenizer), or take --model.evaluation generate."
+            "(--model.tokenizer), or use --model.evaluation generate."
         )
     rows = [
         Encoded([*prompt, *option], [*[IGNORED] * len(prompt), *option], len(prompt) + len(option))

@@ -65,7 +65,7 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
     """Compute METEOR 1.5 of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
 
     pycocoevalcap brings its program along (Denkowski and Lavie, 2014), with word lists, synonyms and paraphrases; it
-    needs Java. nltk's METEOR is an older definition with other weights, whose scores cannot be put beside published
+    needs Java. nltk's METEOR is an older definition with other weights, whose scores cannot be compared with published
     ones. pycocoevalcap's own caller waits for ever where the program ends early, so it is called from here.
 
     Returns:
@@ -209,7 +209,7 @@ def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
 
 
 def need_scorers() -> None:
-    """Raise an error if a package of the scores besides METEOR is missing."""
+    """Raise an error if a package of the scores other than METEOR is missing."""
     for module in ("metrics", "tokenizers.tokenizer_13a"):
         _scorer(f"sacrebleu.{module}")
     for module in ("rouge.rouge", "cider.cider"):
@@ -229,7 +229,7 @@ def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[flo
     Returns:
         For classes ``acc`` in 0..1, ``matthews`` in -1..1 and ``f1`` in 0..1, of class 1 if there are two, otherwise
         the mean over the classes. For scores ``pearson``, ``spearman`` and ``combined``, their mean, which the released
-        scripts report though the paper names Pearson's. A correlation with a constant is 0.
+        scripts report although the paper says Pearson's. A correlation with a constant is 0.
     """
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef

@@ -132,7 +132,7 @@ def _convert(wheel: Path, part: Path) -> None:
         plain.save_pretrained(part)
     except SafetensorError as error:  # for example a full disk
         raise OSError(errno.EIO, str(error)) from error
-    # The rule that GGUF names "smollm", which transformers does not know: every digit is apart before GPT-2's rule
+    # The rule "smollm" of GGUF, which transformers does not know: every digit is apart before GPT-2's rule
     # splits the text (llama.cpp, src/llama-vocab.cpp). Without it, spaces and line ends before a number are split
     # otherwise than in training.
     digits = Digits(individual_digits=True)

@@ -84,7 +84,7 @@ class Question:
     def options(self, task: Task) -> tuple[str, ...]:
         """Return the answers that this question offers: from its line ``Answer format: a/b/c``, or all of the task's.
 
-        ARC, for instance, has questions with three, four and five options. A format that names anything but answers of
+        ARC, for instance, has questions with three, four and five options. A format with anything but answers of
         the task, or lacks the right one, is ignored.
         """
         match = re.search(r"answer format:\s*(\S+)", self.instruction, re.IGNORECASE)
@@ -117,7 +117,7 @@ def instruction_prompt(instruction: str, given: str = "") -> str:
 
 
 def read_questions(root: Path, name: str = "commonsense_15k") -> list[Question]:
-    """Return the questions of a training file, ``commonsense_15k`` or ``commonsense_170k``, or of a test, in its order.
+    """Return the questions of a training set, ``commonsense_15k`` or ``commonsense_170k``, or of a test, in its order.
 
     Raises:
         UserError: The file is missing (with expected tree and source), a record is wrong (file and line), or its answer
@@ -349,7 +349,7 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         source, kind = "standard input", ".txt"
         text = decoded(sys.stdin.buffer.read(), source)
     elif not path.is_file():
-        what = "is a folder: name its files" if path.is_dir() else "does not exist"
+        what = "is a folder: give its files" if path.is_dir() else "does not exist"
         raise UserError(f"--texts: {path} {what}.")
     elif kind == ".txt":
         text = read_text(path)

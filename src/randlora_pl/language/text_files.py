@@ -1,4 +1,4 @@
-"""Reading of a user's texts, CSV files and JSON lines, also labelled; every error names file and line."""
+"""Reading of a user's texts, CSV files and JSON lines, also labelled; every error has file and line."""
 
 import csv
 import io
@@ -206,7 +206,7 @@ COLUMNS = "columns text (or text_a and text_b) and label"
 
 @dataclass(frozen=True)
 class Labelled:
-    """One labelled text of a file: where it stands, one or two texts, the label as written."""
+    """One labelled text of a file: its position, one or two texts, the label as written."""
 
     where: str
     texts: tuple[str, ...]

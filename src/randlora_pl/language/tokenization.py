@@ -31,7 +31,7 @@ def need_transformers() -> None:
 
 @contextmanager
 def reached(source: str, option: str) -> Iterator[None]:
-    """Turn errors of the search for a model, configuration or tokenizer that an option names into a `UserError`.
+    """Turn errors of the search for a model, configuration or tokenizer of an option into a `UserError`.
 
     Raises:
         UserError: The model is gated, does not exist, or cannot be read.
@@ -179,7 +179,7 @@ def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
 
 
 def most_tokens(encoder: nn.Module) -> int | None:
-    """Return the most tokens that learned positions allow, or None without them; RoBERTa's begin behind the padding."""
+    """Return the most tokens that learned positions allow, or None without them; RoBERTa's begin after the padding."""
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -223,7 +223,7 @@ class Lengths:
     """Effect of the cutoff on a set of samples.
 
     Attributes:
-        cutoff: Most tokens of a sample.
+        cutoff: Maximum number of tokens of a sample.
         samples: Number of samples.
         cut: Number of longer samples.
         dropped: Number of samples left out, because no learned token was left of them.
@@ -277,7 +277,7 @@ def encode(
     Args:
         tokenizer: Any Hugging Face tokenizer.
         samples: Prompts and completions.
-        cutoff: Most tokens; a longer sample loses its end, and with it the end of text, as in the released scripts.
+        cutoff: Maximum number of tokens; a longer sample loses its end and the end of text, as the released scripts do.
         mask_prompt: Learn the completion and the end of text only; by default the whole text.
         separate: Put an end of text between prompt and completion, too (E2E with GPT-2).
 
@@ -396,7 +396,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
 
     Args:
         source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
-        sentences: The tokenizer of bytes sets an end of text before, between and behind sentences, too, as an encoder
+        sentences: The tokenizer of bytes sets an end of text before, between and after sentences, too, as an encoder
             needs it; others mark them anyway.
         option: Option that chose it.
 

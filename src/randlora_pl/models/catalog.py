@@ -92,7 +92,7 @@ def matrix() -> list[dict[str, str]]:
 
 HUB = "hf-hub:"
 OWN = "own"
-"""Value of ``pretrained`` for the weights beside the configuration; None is the same."""
+"""Value of ``pretrained`` for the weights next to the configuration; None is the same."""
 
 Library = Literal["open_clip", "timm"]
 _CONFIGS: dict[Library, str] = {"open_clip": "open_clip_config.json", "timm": "config.json"}
@@ -225,7 +225,7 @@ def open_folder(name: str, library: Library | None = None) -> ModelFolder:
     local = prefix.lower() == "local-dir"
     name = LOCAL + str(Path(place).expanduser().absolute()) if local else HUB + place
     if not place:
-        raise UserError(f"--model.name: {prefix}: has nothing behind it. Use local-dir:PATH or hf-hub:ORG/NAME.")
+        raise UserError(f"--model.name: {prefix}: is followed by nothing. Use local-dir:PATH or hf-hub:ORG/NAME.")
     if local and not Path(place).expanduser().is_dir():
         raise UserError(f"--model.name: {place} is not a folder. Pass local-dir:PATH of a folder with a model.")
     wanted: list[Library] = ["open_clip", "timm"] if library is None else [library]
@@ -288,7 +288,7 @@ def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:
             if wrong := misfit(model.get(part) or {}, _Tower, part) or _size_out_of_range(model.get(part) or {}, part):
                 yield f"{wrong}. Copy the file again."
         if "trust_remote_code" in model["text_cfg"].get("tokenizer_kwargs", {}):
-            yield "its tokenizer runs code of the repository, which is refused. Choose another model."
+            yield "its tokenizer needs code of the repository, which is never run. Choose another model."
 
 
 def _size_out_of_range(values: Mapping[str, Any], part: str) -> str | None:

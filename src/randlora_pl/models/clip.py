@@ -42,7 +42,7 @@ class Source:
     Attributes:
         name: Architecture, after correction, or name of a folder or repository (`ModelFolder.name`).
         pretrained: Tag, absolute path, ``own`` or ``random``.
-        kind: ``tag`` (to download), ``file``, ``own`` (beside the configuration), ``shipped`` (in this package) or
+        kind: ``tag`` (to download), ``file``, ``own`` (next to the configuration), ``shipped`` (in this package) or
             ``random``.
         config: open_clip's configuration of the architecture.
         preprocess: open_clip's image preprocessing of the weights (`PREPROCESS`); for a tag the complete entry,
@@ -140,7 +140,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
 
 def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
     if folder.revision is not None:
-        raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not take. Remove it.")
+        raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not support. Remove it.")
     config = folder.config["model_cfg"]
     usual = open_clip.transform.PreprocessCfg()
     preprocess = open_clip.transform.merge_preprocess_dict(usual, folder.config.get("preprocess_cfg", {}))

@@ -197,7 +197,7 @@ Position = Literal["end", "middle", "front"]
 class TextRows(nn.Module):
     """Token rows of C texts, sorted by length and divided into chunks of about equal work.
 
-    A causal tower gives a text's feature at its end token, which sees nothing behind it. So each chunk is cut to its
+    A causal tower gives a text's feature at its end token, which sees nothing after it. So each chunk is cut to its
     longest text, and results equal the ones of full rows.
 
     Args:
@@ -253,7 +253,7 @@ def padded(
     if len(rows[long]) > room:
         raise UserError(
             f"the prompt of class {names[long]!r} has {len(rows[long])} tokens, the text tower has room for {room}. "
-            "Take a shorter context (--model.prompts.length) or a shorter name."
+            "Use a shorter context (--model.prompts.length) or a shorter name."
         )
     width = len(rows[long])
 

@@ -132,7 +132,7 @@ def output_folder(output: str | None, name: str) -> Path:
     try:
         Path(output).mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be created ({error.strerror}). Name another --output.") from error
+        raise UserError(f"{output} cannot be created ({error.strerror}). Choose another --output.") from error
     return Path(output)
 
 
@@ -143,7 +143,7 @@ def check_new(output: str | None) -> str | None:
         UserError: The folder exists.
     """
     if output is not None and Path(output).exists():
-        raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
+        raise UserError(f"{output} exists and is not overwritten. Choose a new folder.")
     return output
 
 

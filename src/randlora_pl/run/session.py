@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def _compose_fit(words: list[str], defaults: Tree = DEFAULTS) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
 
-    The config beside the LoRA is not read if the words name a config.
+    The config next to the LoRA is not read if the words name a config.
     """
     command = compose("fit", words, defaults)
     start = command.flat().get("from_adapter")
@@ -79,7 +79,7 @@ def _compose_fit(words: list[str], defaults: Tree = DEFAULTS) -> Command:
         train = f", or train a LoRA of it first: randlora-pl fit --config CONFIG --model {other} --model.adapter LoRA"
         raise UserError(
             f"{adapter} is a LoRA of {task}, not of {other}. Remove --model or the config that sets it"
-            + (train if _from_lora(other) else ".")  # a LoRA beside prompts is refused, too
+            + (train if _from_lora(other) else ".")  # a LoRA with prompts is an error, too
         )
     if (name := flat.get("model.name", options.get("name"))) != options.get("name"):
         raise UserError(
@@ -103,7 +103,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     """Return the checked command: typed options over the config of a run or adapter folder.
 
     The config of a run (``--run``, ``--resume``) names classes of this program and Lightning, and others that the user
-    has imported; beside an adapter only data options are read.
+    has imported; next to an adapter only data options are read.
 
     Raises:
         UserError: An option does not fit the verb; see also `compose` and `check_names`.
@@ -114,7 +114,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     starts = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
     if starts and verb != "fit":
         raise UserError(
-            f"{verb} does not support {starts[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
+            f"{verb} does not support {starts[0]}. Give an adapter folder (--adapter) or a run (--run) instead."
         )
     if starts and "resume" in folders:
         raise UserError(f"--resume uses the run's own checkpoint. Remove {starts[0]}, or remove --resume.")
@@ -185,7 +185,7 @@ def adapter_of(command: Command) -> Path | None:
 
 @parting()
 def run_fit(words: Sequence[str]) -> "App":
-    """Run ``fit`` with the words behind it: zero-shot test, training, test, results. Return the finished run.
+    """Run ``fit`` with the words after it: zero-shot test, training, test, results. Return the finished run.
 
     Raises:
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
@@ -229,7 +229,7 @@ def run_fit(words: Sequence[str]) -> "App":
 
 @parting()
 def run_evaluation(verb: str, words: Sequence[str]) -> "App":
-    """Run ``validate`` or ``test`` with the words behind it: metrics of an adapter, or of the pretrained model."""
+    """Run ``validate`` or ``test`` with the words after it: metrics of an adapter, or of the pretrained model."""
     silence_library_warnings()
     command = prepare(verb, list(words))
     app = start(command)

@@ -120,7 +120,7 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
     elif trained:
         sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
         if not sized or not set(task.classnames) <= set(theirs):
-            raise UserError(f"{folder} has a head for {len(theirs)} other classes than this dataset's.")
+            raise UserError(f"{folder} has a head for {len(theirs)} classes, which are not this dataset's.")
         rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
         task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
 
@@ -182,7 +182,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
             print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot', task)}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     # The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted:
-    # a refused option would stay in it, and every later resume would be refused, too.
+    # a wrong option would stay in it, and every later resume would fail, too.
     begin = "on_fit_start" if app.created else "on_train_start"
     callbacks_of(trainer).append(LambdaCallback(**{begin: lambda *_: _report_start(app)}))
     trainer.fit(app.model, data, ckpt_path=start, weights_only=True)

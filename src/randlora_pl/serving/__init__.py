@@ -8,7 +8,7 @@ from randlora_pl.utils.machine import Precision
 from randlora_pl.utils.options import Adapter, Check, Count, Folder, Option, between
 
 MAX_PIXELS = 50_000_000
-"""Most pixels of an image: decoding takes at least 4 bytes per pixel."""
+"""Maximum number of pixels of an image: decoding takes at least 4 bytes per pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,10 @@ class ServerOptions:
     """Options of the server.
 
     Attributes:
-        adapter: Folder, file or run of an image adapter. It knows its base model, class names and prompts.
-        adapters: Folder with adapters of one base model, NAME or NAME.safetensors, in the place of --adapter. A request
+        adapter: Folder, file or run of an image adapter. It stores base model name, class names and prompts.
+        adapters: Folder with adapters of one base model, NAME or NAME.safetensors, instead of --adapter. A request
             names one: adapter=NAME. Files may change while the server runs. Links are not followed.
-        adapter_memory: Most memory for adapters of the folder, per worker. One with its head needs up to twice its
+        adapter_memory: Maximum memory for adapters of the folder, per worker. One with its head needs up to twice its
             file. The least recently used are unloaded.
         host: 127.0.0.1 is for this machine only, 0.0.0.0 or :: for all.
         port: TCP port.
@@ -27,7 +27,7 @@ class ServerOptions:
             list of processes, but not the environment variable RANDLORA_PL_TOKEN.
         precision: tf32: faster products on NVIDIA GPUs from 2020 or later. bf16: as in training with bf16-mixed.
         workers: Processes with a model of their own. One worker per GPU is usually enough.
-        batch_size: Most images per batch.
+        batch_size: Maximum number of images per batch.
         batch_timeout: Seconds to wait for a batch to fill. 0 does not wait.
         max_upload_mb: Larger uploads get status 413, much larger ones before they are read.
         max_pixels: Larger images get status 413 after reading their header.

@@ -29,9 +29,9 @@ from randlora_pl.utils.errors import UserError, brief, log, out_of_memory, short
 from randlora_pl.utils.weights_files import base_words
 
 MOST_DESCRIBED = 4_000_000
-"""Most bytes of a config, or of a header of safetensors: a header of 59 MB takes minutes."""
+"""Maximum size of a config in bytes, or of a header of safetensors: a header of 59 MB takes minutes."""
 MOST_TEXTS = 100_000
-"""Most texts of an adapter, classes x prompts. They are encoded while other requests of the worker wait."""
+"""Maximum number of texts of an adapter, classes x prompts. Encoding them makes other requests wait."""
 
 
 class Files(NamedTuple):
@@ -81,7 +81,7 @@ def check_classes(config: Mapping[str, Any], source: object) -> None:
     """Refuse an adapter of texts, or without class names."""
     metadata = config.get("metadata", {})
     if metadata.get("task") in TASKS:
-        raise UserError(f"serve answers images, but {source} is of texts. Use: predict --adapter PATH --texts FILE")
+        raise UserError(f"serve classifies images, not texts like {source}. Use: predict --adapter PATH --texts FILE")
     require_classes(metadata, source, "serve")
 
 
@@ -152,7 +152,7 @@ class Shelf:
             self._check_file(file)
             task = plain_task(file, name=first.name, pretrained=first.pretrained)
             if backbone_of(task) != backbone_of(first):
-                raise UserError(f"{name} is of another part or size of the model than the adapters of this server.")
+                raise UserError(f"{name} has another part or size of the model than the adapters of this server.")
             texts = 0 if task.vision_only else len(task.classnames) * len(task.used_prompts().evaluation)
             if texts > MOST_TEXTS:
                 what = f"{name} has {texts:,} texts (classes x prompts), more than {MOST_TEXTS:,}"
@@ -186,7 +186,7 @@ class Shelf:
         own = {"weights_sha256_sampled": None}  # without the weights that the adapter trains; loading compares it
         if base | own != ours | own:
             theirs = base_words(base) or "an unknown model"
-            raise UserError(f"{file.path} is of another base model, {theirs}; this server has {base_words(ours)}.")
+            raise UserError(f"{file.path} has another base model, {theirs}; this server has {base_words(ours)}.")
 
 
 def _check_described(file: Path, name: str) -> None:
@@ -222,4 +222,4 @@ def _refusal(name: str, error: Exception) -> HTTPException:
     if not isinstance(error, UserError):
         log.exception("The adapter %s cannot be loaded.", name)
     text = str(error) if isinstance(error, UserError) else f"it cannot be loaded ({type(error).__name__})"
-    return HTTPException(422, shorten(" ".join(f"the adapter {name} is refused: {text}".split()), 280))
+    return HTTPException(422, shorten(" ".join(f"the adapter {name} cannot be used: {text}".split()), 280))

@@ -1,7 +1,7 @@
 """The HTTP process: access of clients, uploads, read with limits on size and time, and samples that the page offers.
 
-Samples are public to everyone who reaches the server. So they come from a folder that the operator names, or from a
-dataset that an installed package ships; images of any other dataset stay where they are.
+Samples are public to everyone who reaches the server. So they come from a folder that the operator chooses, or from a
+dataset of an installed package; images of any other dataset are never shown.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ def adapter_name(folder: Path | None, given: Collection[object]) -> str:
     if len(names) != 1 or not isinstance(name := names.pop(), str):
         here = list_names(folder, 21)
         listed = ", ".join(here[:20]) + (", ..." if len(here) > 20 else "")
-        raise _refusal(400, f"name one of the adapters, adapter=NAME: {listed}")
+        raise _refusal(400, f"choose one of the adapters, adapter=NAME: {listed}")
     if not is_name(name):
         raise _refusal(404, "adapter is not a name that an adapter of this server can have")
     return name
@@ -137,7 +137,7 @@ def check_header(content: bytes, limits: Limits) -> int:
     """Check the image format and the declared size, and return width x height; Pillow decodes nothing.
 
     Raises:
-        HTTPException: The upload is refused, with status 400, 413, 415 or 422.
+        HTTPException: The upload is rejected, with status 400, 413, 415 or 422.
     """
     if not content:
         raise HTTPException(400, "the image is empty (0 bytes)")
@@ -177,7 +177,7 @@ class Deadline:
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            await send(message)  # reads the rest of a refused body first, see `Connection`
+            await send(message)  # reads the rest of a rejected body first, see `Connection`
             begun = True
 
         end = asyncio.get_running_loop().time() + READ_SECONDS
@@ -287,7 +287,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
         """Handle a request with complete headers.
 
         Closing a connection with unread bytes resets it, so that a client that is still sending misses the response.
-        So the rest of a refused body is read first, up to twice the limit of an upload; not a body that declares more.
+        So the rest of a rejected body is read first, up to twice the limit of an upload; not a body that declares more.
         """
         self._stop_waiting()
         self._requests += 1
@@ -306,7 +306,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
                 if declared.isdigit() and int(declared[:20]) > left:
                     left = 0
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(10):  # seconds to read the rest of a refused body
+                    async with asyncio.timeout(10):  # seconds to read the rest of a rejected body
                         while more and left > 0:
                             left -= len((await read()).get("body", b""))
             await send(message)

@@ -45,7 +45,7 @@ def checked(content: Any, where: str) -> Tree:
     wrong = misfit(content, _Provenance)
     chosen = [] if wrong else [entry.get("chosen") or {} for entry in content["methods"].values()]
     if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
-        raise UserError(f"tuned: {where} does not describe how rates were chosen. Name the {FILE} that `tune` writes.")
+        raise UserError(f"tuned: {where} does not describe how rates were chosen. Give the {FILE} that `tune` writes.")
     tuned: Tree = content
     return tuned
 
@@ -103,7 +103,7 @@ Seeds = Annotated[
 Rate = Annotated[float, Positive]
 
 ZERO_SHOT = "zero-shot"
-"""The method, and the budget, of an untrained model."""
+"""The method, and the budget, of a pretrained model."""
 
 
 class _Model(TypedDict):
@@ -174,7 +174,7 @@ class SweepConfig:
         keep_adapters: Whether finished cells keep their adapter.
         tune: Settings of a search: ``search`` (options and their values), ``sampler``, ``rule``, ``trials``,
             ``pruner``, ``seeds``, ``datasets``, ``budgets``, ``monitor``, ``set``.
-        tuned: Provenance of the learning rates: the content of the provenance file that the file names.
+        tuned: Provenance of the learning rates: the content of the provenance file of the sweep.
         root: Folder of the datasets that was typed; None leaves it to the configs.
     """
 
@@ -338,7 +338,7 @@ def members(where: str, values: Iterable[Any], known: Iterable[str], what: str) 
     known = list(known)
     for value in values:
         if value not in known:
-            raise UserError(f"{where} has {value!r}, which is none of the {what}.{near(str(value), known)}")
+            raise UserError(f"{where} has {value!r}, which is not one of the {what}.{near(str(value), known)}")
 
 
 def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
@@ -355,7 +355,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
             raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage starts from LoRA alone.")
         fit(first.get("form", FORMS[0]), Literal[FORMS], f"{where}.first.form")
         if wrong := {"first", "models", "paper_name"} & first.keys():
-            raise UserError(f"{where}.first has {min(wrong)}, which is of the whole method: remove it there.")
+            raise UserError(f"{where}.first has {min(wrong)}, which belongs to the whole method: remove it there.")
     if given := facts.get("models"):  # a label that is a number is a word, too
         facts["models"] = [str(name) for name in (given if isinstance(given, list) else [given])]
         members(f"{where}.models", facts["models"], models, "models")

@@ -1,6 +1,6 @@
 """The rules by which a search climbs to its best rates: of scores alone, without a folder or a config.
 
-The higher a score, the better. It is None where it is not known yet, and minus infinity where a candidate failed. Of
+The higher a score, the better. It is None if it is not known yet, and minus infinity if a candidate failed. Of
 equal ones the lowest rates count.
 """
 
@@ -58,7 +58,7 @@ def climbed(
 
 @dataclass
 class Climb:
-    """A climb to the best rates of a method: by the adapter's, then by the head's, in turns.
+    """A climb to the best rates of a method: by the adapter's, then by the head's, alternately.
 
     Attributes:
         grids: Values of each rate in rising order.
@@ -112,7 +112,7 @@ class Climb:
             worked = self.worked(self.order, self.first)
             asked = sorted(
                 worked, key=lambda point: point > worked[0] or _steps(point, worked[0]) > 1
-            )  # lower ones beside
+            )  # lower ones next to it
             self.finalists = list(dict.fromkeys([*self.finalists, *asked[: FINALISTS[LOWEST]]]))
             self.over = self._known(self.finalists, self.every)
             self.best = next(iter(self.worked(self.finalists, self.every)), None)
@@ -129,7 +129,7 @@ class Climb:
         return self.best is not None and not self.untried()
 
     def lacking(self) -> bool:
-        """Return True if a rate beside the best one has not been tried."""
+        """Return True if a rate next to the best one has not been tried."""
         return not self.untried().isdisjoint(self._all())
 
     def _known(self, points: Iterable[Point], score: Score) -> bool:

@@ -65,7 +65,7 @@ def _made(kind: type[Kind], arguments: dict[str, Any], where: str) -> Kind:
         with errors_in(where):
             return kind(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {kind.__name__} does not take these options ({error}).") from error
+        raise UserError(f"{where}: {kind.__name__} does not accept these options ({error}).") from error
 
 
 def counts(tree: Tree) -> Counts | None:

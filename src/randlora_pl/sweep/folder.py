@@ -113,7 +113,7 @@ class SweepFolder:
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         writing = {name for name in names if name.startswith(f".{self.file}.part")}  # another process begins, too
         if names - writing - {TUNE} and not file.is_file():
-            raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
+            raise UserError(f"{self.path} has no {self.file} and is not empty. Choose another folder with --output.")
         self.check(cells)
         if file.is_file():
             description = description.union(self.description())
@@ -167,12 +167,12 @@ class SweepFolder:
             more = f" ({len(clashes)} cells in all)" if len(clashes) > 1 else ""
             raise UserError(
                 f"{self.path} holds another sweep: {labels} has {differs} in {cell_path}{more}.\n"
-                "Name another --output, or remove those cells; labels that are new here are welcome."
+                "Choose another --output, or remove those cells. New labels can be added."
             )
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return a JSON mapping; empty where there is none, or a damaged one."""
+    """Return a JSON mapping; empty if there is none, or a damaged one."""
     try:
         return read_mapping(file)
     except (OSError, ValueError):
@@ -240,7 +240,7 @@ class Progress:
         )  # fmt: skip
 
     def follow(self, cells: Sequence[Cell]) -> None:
-        """Count these cells, of which a search finds more as it goes on."""
+        """Count these cells, of which a search finds more as it continues."""
         self.cells = cells
         self._states = {cell.hash: self._states.get(cell.hash, OPEN) for cell in cells}
 

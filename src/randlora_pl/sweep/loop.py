@@ -54,7 +54,7 @@ class Outcome:
 
     Attributes:
         elsewhere: Cells that another process was running at the end.
-        stopped: Why it stopped before the end, empty where it did not.
+        stopped: Why it stopped before the end, empty if it did not.
     """
 
     elsewhere: int = 0
@@ -176,7 +176,7 @@ class Runner:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
 
         Returns:
-            True if SIGTERM came during the test, where Lightning takes note of it and goes on.
+            True if SIGTERM came during the test, where Lightning takes note of it and continues.
 
         Raises:
             UserError: As `fit`; so are all others.
@@ -240,7 +240,7 @@ class Runner:
 
     @staticmethod
     def _resumable(cell: Cell, folder: Path) -> bool:
-        """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
+        """Return True if a broken-off cell has a checkpoint to resume from; else its folder is emptied."""
         from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 
         with suppress(UserError):
@@ -326,7 +326,7 @@ def end_with_parent() -> None:
 
 
 def environments_of(jobs: int, devices: int) -> list[dict[str, str]]:
-    """Return the environment of each process: its part of the cores, and its GPUs where there are several."""
+    """Return the environment of each process: its part of the cores, and its GPUs if there are several."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // (jobs * devices)))
     environment, gpus = os.environ | {"OMP_NUM_THREADS": threads}, visible_gpus()
     if len(gpus) < 2:
@@ -410,7 +410,7 @@ def slurm(
 
     Args:
         run: Runs a command in a job; of a module, so that the job can import it.
-        words: The command behind ``randlora-pl`` that each of them runs.
+        words: The command after ``randlora-pl`` that each of them runs.
         folder: The sweep, on a disk that all machines see; submitit keeps its files in ``FOLDER/slurm``.
         jobs: Number of jobs.
         options: ``key=value`` words for submitit's ``update_parameters``, such as ``slurm_partition=gpu``,

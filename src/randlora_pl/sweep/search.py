@@ -4,7 +4,7 @@ Candidates are tried with the first of the search's seeds, the best of them also
 validation samples is too noisy a judge between neighbours. A method's score is the mean over the models, datasets and
 budgets of the search, so that it gets one rate for all of them, as in the paper.
 
-By default the learning rates climb from a method's own ones, the adapter's and a trained head's in turns.
+By default the learning rates climb from a method's own ones, the adapter's and a trained head's alternately.
 All methods have equal numbers of trials, until the best of each has a lower and a higher neighbour in each rate. Among
 the candidates within one standard error of the best, the lowest rates are chosen, so that no method runs one step below
 divergence. With the rule ``best`` one rate climbs, and the best is chosen. The candidates depend on the scores alone,
@@ -140,7 +140,7 @@ class Search:
         return all(option in inspect.signature(kind).parameters for kind in self._tasks(method))
 
     def _head(self, method: str) -> bool | None:
-        """Return True if a head with a rate of its own trains beside an adapter, False if alone; None without one."""
+        """Return True if a head with its own rate trains alongside an adapter, False if alone; None without one."""
         heads = [kind.trained_head for kind in self._tasks(method)]
         updates = getattr(getattr(methods, self._adapter(method), None), "updates", True)
         return bool(updates) if all(heads) and self._takes(method, HEAD) else None
@@ -311,7 +311,7 @@ class Search:
         return (self.folder.path / self.folder.file).is_file()
 
     def _at_hand(self, method: str) -> Values:
-        """Return the candidate that Optuna's first trial is: the method's own values where they are in the space."""
+        """Return the candidate that Optuna's first trial is: the method's own values if they are in the space."""
         flat = {name.removeprefix("model.adapter."): value for name, value in flatten(self._trees(method)[0]).items()}
         flat |= {name: flat.get(f"model.{name}") for name in RATES}
         own_values = []
@@ -347,7 +347,7 @@ class Search:
         return numbers if len(numbers) == len(cells) and FAILED not in states else []
 
     def score(self, method: str, values: Values, seeds: Sequence[int]) -> float | None:
-        """Return the mean of the figures of a candidate, minus infinity if it failed; None while cells are open."""
+        """Return the mean of the metrics of a candidate, minus infinity if it failed; None while cells are open."""
         figures = self.figures(method, values, seeds)
         return None if figures is None else fmean(figures) if figures else -math.inf
 

@@ -64,9 +64,9 @@ class ImageTask(Objective):
     """Base of the tasks on images.
 
     Attributes:
-        names_others: True if it can name classes that were not in its training.
+        names_others: True if it can predict classes that were not in its training.
         unit_features: True if the logits are linear in features of unit length.
-        decoupled: A second head beside the linear one, if there is one.
+        decoupled: A second head next to the linear one, if there is one.
     """
 
     unit_features = True
@@ -116,7 +116,7 @@ class ImageTask(Objective):
 
     @abstractmethod
     def build_on(self, other: "ImageTask") -> None:
-        """Make what is beside the backbone, for the backbone that another task has built."""
+        """Make everything except the backbone, for the backbone that another task has built."""
 
     def use_sum(self, others: Mapping[str, "ImageTask"], name: str) -> None:
         """Prepare for weights that are a sum of this update and others'.
@@ -126,7 +126,7 @@ class ImageTask(Objective):
             name: Name of this task.
 
         Raises:
-            UserError: Another task has other parts beside its update.
+            UserError: Another task has other parts than this one.
         """
 
     @property
@@ -180,7 +180,7 @@ class ImageTask(Objective):
         raise UserError(f"{type(self).__name__} has no text tower. Use --part classifier or image.")
 
     def described_parts(self) -> dict[str, Any]:
-        """Return the parts beside the adapter as JSON values, for the facts of an export."""
+        """Return the parts other than the adapter as JSON values, for the facts of an export."""
         return {}
 
     # Classes and prompts
@@ -312,7 +312,7 @@ class ImageTask(Objective):
         return nn.functional.cross_entropy(outputs, labels, reduction=reduction)
 
     def make_metrics(self) -> dict[str, Metric]:
-        """Return new metrics beside the loss, by their names in `measures`."""
+        """Return new metrics in addition to the loss, by their names in `measures`."""
         if self.several:
             return set_metrics(len(self.classnames))
         return {"acc": MulticlassAccuracy(len(self.classnames), average="micro", validate_args=False)}

@@ -19,7 +19,7 @@ class Measure:
         '0.250'
 
     Attributes:
-        name: Its name in ``results.json``, behind ``val/`` or ``test/``.
+        name: Its name in ``results.json``, after ``val/`` or ``test/``.
         word: Its name in sentences.
         mode: Direction of better values.
         decimals: Printed decimals; None for a fraction, which is printed in percent.
@@ -45,7 +45,7 @@ class Measure:
 ACCURACY = Measure("acc", "accuracy")
 """The metric of most tasks, a fraction."""
 LOSS = Measure("loss", mode="min", decimals=4)
-"""The metric of every task, beside its own ones."""
+"""The metric of every task, in addition to its own."""
 
 
 SEVERAL = (Measure("map", "mean average precision"), Measure("f1", "F1"), LOSS)

@@ -35,7 +35,7 @@ from randlora_pl.utils.text import filter_library_warnings
 class AdaptationModule(LightningModule):
     """Trains, evaluates and stores an objective.
 
-    Its checkpoints hold only what trains, by names of the objective behind ``objective.``.
+    Its checkpoints hold only what trains, by names of the objective after ``objective.``.
 
     Examples:
         >>> module = AdaptationModule(VisionLanguageTask("tiny"))
@@ -338,7 +338,7 @@ class AdaptationModule(LightningModule):
         return f"{identity.library} {identity.name} {identity.pretrained} (weights {report.base_hash[:12]})"
 
     def _rates(self) -> dict[str, float]:
-        """Return the factors of the learning rate by name, for tensors where it is not 1: they group the optimizer."""
+        """Return the factors of the learning rate by name, for tensors with a factor other than 1."""
         factors, named = rates_of(self.objective.model), self.objective.named_parameters()
         return {name: factors[each] for name, each in named if factors.get(each, 1.0) != 1}
 
@@ -369,9 +369,9 @@ class AdaptationModule(LightningModule):
         for name in [*now, *before] if trains else ():
             if before.get(name, 1.0) != now.get(name, 1.0):
                 raise UserError(
-                    f"{name} trains at {before.get(name, 1.0):g} times the learning rate in the checkpoint and at "
-                    f"{now.get(name, 1.0):g} times in this run; give the adapter the rates of the checkpoint, or start "
-                    "a new run."
+                    f"{name} trains at {before.get(name, 1.0):g} times the learning rate in the checkpoint and "
+                    f"at {now.get(name, 1.0):g} times in this run. Give the adapter the rates of the checkpoint, or "
+                    "start a new run."
                 )
         checkpoint["state_dict"] |= checkpoint.get("derived") or {}
         self.procedure_state = checkpoint.get("procedure")

@@ -1,4 +1,4 @@
-"""The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it knows no trainer."""
+"""The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it needs no trainer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class Objective(Declared, nn.Module):
         blended_labels: True if the label of a training sample may be fractions of several classes.
         takes_several: True if a sample may have several classes, each with a probability of its own.
         several: True if the samples may have several classes.
-        trained_head, tied_head: True if a head trains beside the backbone, for this adapter; by default at its rate.
+        trained_head, tied_head: True if a head trains alongside the backbone, for this adapter; by default at its rate.
         data_module: Dotted path of the class of its data.
         place: Place of its default rate in `Adapter.learning_rates`, unless the image tower alone trains.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
@@ -81,7 +81,7 @@ class Objective(Declared, nn.Module):
         to_train: What to do if nothing trains.
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
-        saved: The adapter file to load; it names the layers, whatever `targets` selects now.
+        saved: The adapter file to load; its layers are adapted, whatever `targets` selects now.
         start: The LoRA whose outputs the training starts with; None for the base model's.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
@@ -189,7 +189,7 @@ class Objective(Declared, nn.Module):
         with drawn_on(device if device.type == "cuda" else None):
             if isinstance(source, Start):
                 self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
-            else:  # a file names the layers
+            else:  # the layers of a file
                 self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
         self.report.notes += notes
         self.adapter = self.report.adapter  # with a matched rank filled in
@@ -251,7 +251,7 @@ class Objective(Declared, nn.Module):
         return 0.0
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
+        """Return a term to add to the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
 
     def class_logits(self, inputs: Any) -> Tensor:
@@ -329,7 +329,7 @@ class Objective(Declared, nn.Module):
         return metric
 
     def stage_metrics(self, stage: str) -> dict[str, Metric]:
-        """Return the running metrics of a stage by their names behind ``STAGE/``; the module logs them."""
+        """Return the running metrics of a stage by their names after ``STAGE/``; the module logs them."""
         names = [name for name in self.metrics if name.startswith(f"{stage}/")]
         return {name.removeprefix(f"{stage}/"): self.meter(name) for name in names}
 
@@ -348,7 +348,7 @@ class Objective(Declared, nn.Module):
     # Head, files and facts
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors beside the backbone that a prediction needs."""
+        """Return the tensors outside the backbone that a prediction needs."""
         return {}
 
     def load_head(self, tensors: Mapping[str, Tensor]) -> None:
@@ -360,7 +360,7 @@ class Objective(Declared, nn.Module):
                 value.copy_(tensors[name])
 
     def start_head(self) -> None:
-        """Load the trained head of the LoRA that a training starts from, if the task has one.
+        """Load the trained head of the LoRA that a run starts from, if the task has one.
 
         Raises:
             UserError: The file has no head of this kind, or one for other classes.
@@ -370,11 +370,11 @@ class Objective(Declared, nn.Module):
         file = self.start.file
         theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), kind_of(type(self))
         if kind != own:
-            raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
+            raise UserError(f"{file.path} belongs to {kind}, and has no head for {own}. Set --model {kind}.")
         if theirs != self.classnames:
             raise UserError(
-                f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
-                f"{len(self.classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
+                f"the head of {file.path} is for {len(theirs or [])} classes, not for the "
+                f"{len(self.classnames)} of this data. Give the LoRA's data with --data.dataset and --data.root."
             )
         self.load_head(file.extra)
 
@@ -461,7 +461,7 @@ class Objective(Declared, nn.Module):
         return None
 
     def beside_on_meta(self, backbone: nn.Module) -> tuple[int, bool]:
-        """Return how many numbers train beside adapter and head for a backbone of `on_meta`, and if there is a head."""
+        """Return how many numbers train besides adapter and head, for a backbone of `on_meta`, and if it has a head."""
         return 0, self.trained_head
 
     def parameter_parts(self) -> dict[str, int]:
@@ -471,7 +471,7 @@ class Objective(Declared, nn.Module):
         return {"adapter": adapter, **({"head": head} if head else {})}
 
     def parts(self) -> list[Described]:
-        """Return the parts beside the adapter that have options of their own."""
+        """Return the parts other than the adapter that have options of their own."""
         return []
 
     def prompt_summary(self) -> str:
@@ -479,11 +479,11 @@ class Objective(Declared, nn.Module):
         return ""
 
     def rates(self) -> Mapping[str, float | None]:
-        """Return the learning rates of what trains beside the adapter, by name."""
+        """Return the learning rates of what trains alongside the adapter, by name."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Return options and numbers of the parts beside the adapter under flat keys, for ``results.json``."""
+        """Return options and numbers of the parts other than the adapter under flat keys, for ``results.json``."""
         return {}
 
     @property

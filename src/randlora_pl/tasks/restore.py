@@ -51,7 +51,7 @@ def task_class(file: AdapterFile) -> type[Objective] | None:
 
 
 def require_classes(metadata: Mapping[str, Any], source: object, use: str) -> None:
-    """Refuse an adapter without classes where they are needed.
+    """Refuse an adapter without classes if they are needed.
 
     Args:
         metadata: The adapter's.
@@ -181,7 +181,7 @@ def make_task(file: AdapterFile, base: type[Kind], inputs: str, overrides: Mappi
     try:
         task = kind(**arguments, adapter=file.adapter)
     except TypeError as error:  # a class of a user may have got a required option
-        raise UserError(f"{file.path}: {kind.__name__} does not take its arguments ({error}).") from None
+        raise UserError(f"{file.path}: {kind.__name__} does not accept its arguments ({error}).") from None
     task.saved = file
     return task
 
@@ -195,7 +195,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     metadata, base = file.metadata, file.config.get("base_model", {})
     if base.get("library") == "transformers":
         raise UserError(
-            f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
+            f"{file.path} belongs to a language model: use `predict --texts FILE`, and in Python "
             "load_language_task of randlora_pl.language."
         )
     overrides = {"quantize": None} | overrides  # plain weights merge, and need no further package
@@ -209,7 +209,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
 
 
 def backbone_of(task: ImageTask) -> tuple[bool, int | None]:
-    """Return what the backbone of a task depends on beside its base model: its tower, and the size of its images."""
+    """Return what the backbone of a task depends on besides its base model: its tower, and the size of its images."""
     return task.vision_only, getattr(task, "img_size", None)
 
 

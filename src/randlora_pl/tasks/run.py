@@ -63,7 +63,7 @@ def build_backbone(
 def cast_and_compile(
     backbone: nn.Module, method: str, dtype: str, compiled: bool | str, low: bool, run: "Run[PlannedData]"
 ) -> None:
-    """Cast frozen weights and compile blocks; refuse options that exclude each other or round small steps away.
+    """Cast frozen weights and compile blocks; refuse options that cannot be combined or round small steps away.
 
     Args:
         backbone: Model with the adapter.

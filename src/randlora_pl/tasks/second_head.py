@@ -1,4 +1,4 @@
-"""The base of a second head beside CLIP's similarities."""
+"""The base of a second head next to CLIP's similarities."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class SecondHead(nn.Module, ABC):
     unit_features = True
 
     def start(self, task: Objective, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
-        """Prepare for a training.
+        """Prepare for a training run.
 
         Args:
             task: The task that trains.

@@ -121,7 +121,7 @@ class VisionLanguageTask(ClipTask):
         """Meaning of the metric ``train/loss``, for the start page."""
         if logit_bias(self.model) is not None:
             return "the sigmoid loss of all pairs of a batch, with the model's scale and bias: 0 is a perfect fit"
-        return "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
+        return "loss above the minimum that equal captions in a batch allow: 0 is a perfect fit"
 
     def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the classes that an image is compared with, and their counts.

@@ -114,7 +114,7 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
         source: Path of the adapter, for the message.
 
     Raises:
-        UserError: A value does not fit; the message names the first one.
+        UserError: A value does not fit; the message has the first one.
     """
     wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
@@ -144,7 +144,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], sou
         source: File that the values were read from, for the message.
 
     Raises:
-        UserError: An argument does not fit; the message names the first one.
+        UserError: An argument does not fit; the message has the first one.
     """
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)

@@ -107,7 +107,7 @@ def brief(value: object, longest: int = 80) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """Return a text of at most this many characters, with ``...`` in the place of its middle."""
+    """Return a text of at most this many characters, with ``...`` in place of its middle."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 5]} ... {text[len(text) - end :]}"
 

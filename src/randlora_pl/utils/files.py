@@ -1,6 +1,6 @@
 """Files: written whole or not at all, and files of strangers, read within limits on size, depth and time.
 
-Content is written under a hidden name beside the final one, synced to disk, and then renamed. A full disk or a power
+Content is written under a hidden name next to the final one, synced to disk, and then renamed. A full disk or a power
 failure never leaves an incomplete file, and the older one stays until it is replaced.
 
 Every invalid document raises one exception type: `ValueError` for JSON, `yaml.YAMLError` for YAML. A folder may
@@ -32,7 +32,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     block begins.
 
     Raises:
-        OSError: The file cannot be written, for example because the disk is full; the error names the final path.
+        OSError: The file cannot be written, for example because the disk is full; the error has the final path.
     """
     part = path.with_name(f".{path.name[:100]}.part")
     with _errors_name(path, part):
@@ -67,12 +67,12 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Create a temporary folder beside a path, and delete it with its remaining files at the end of the block.
+    """Create a temporary folder next to a path, and delete it with its remaining files at the end of the block.
 
     Missing parent folders are created, and removed again if they are still empty.
 
     Raises:
-        OSError: A file cannot be written; the error names the final path.
+        OSError: A file cannot be written; the error has the final path.
     """
     part = path.absolute().with_name(f".{path.name}.part-{os.getpid()}")
     created = [parent for parent in part.parents if not parent.exists()]
@@ -93,7 +93,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder, and rename it to its final name if the block ends without an error.
 
     Raises:
-        OSError: A file cannot be written; the error names the final path, and the older folder stays.
+        OSError: A file cannot be written; the error has the final path, and the older folder stays.
     """
     with scratch_folder(path) as part:
         yield part

@@ -54,7 +54,7 @@ class ImageSpec:
         if spec is not None and options.get("size") not in (None, spec.size):
             raise UserError(
                 f"--data.image_size is {options['size']}, but the model takes images of {spec.size} pixels: "
-                "leave it out (LinearHeadTask takes another size by --model.img_size)"
+                "leave it out (for another size of LinearHeadTask, set --model.img_size)"
             )
         own = {} if spec is None else asdict(spec)
         typed = {name: value for name, value in options.items() if value is not None and name != "resize"}
@@ -177,5 +177,5 @@ def read_resize(text: str) -> tuple[str, float]:
         if LEAST_CROP <= crop_pct <= MOST_CROP:
             return mode, crop_pct
     raise UserError(
-        f"--data.resize {brief(text)}: the number behind the colon must lie between {LEAST_CROP} and {MOST_CROP}"
+        f"--data.resize {brief(text)}: the number after the colon must lie between {LEAST_CROP} and {MOST_CROP}"
     )

@@ -345,7 +345,7 @@ Weights = Annotated[
 
 
 class Words(list[str]):
-    """The words behind the name of a command. They are not parsed if the function has no other parameter."""
+    """The words after the name of a command. They are not parsed if the function has no other parameter."""
 
     def command(self, name: str, *without: str) -> str:
         """Return the typed command with the modules that it imports, without some options of one value."""

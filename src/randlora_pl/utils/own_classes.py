@@ -1,4 +1,4 @@
-"""Classes that a user or an installed package adds to this program: modules that the user names, and registries.
+"""Classes that a user or an installed package adds to this program: modules that the user imports, and registries.
 
 No other modules are imported: files of runs and adapters import nothing by themselves.
 """
@@ -26,11 +26,11 @@ def forget_named() -> None:
 
 
 def import_named(name: str, where: str = "--import") -> ModuleType:
-    """Import a module that the user names, from the working folder or among the installed packages.
+    """Import a module of the user, from the working folder or among the installed packages.
 
     Args:
         name: Dotted name of the module.
-        where: Option or place that names it, for messages.
+        where: Option or place with its name, for messages.
 
     Raises:
         UserError: The module does not exist, is hidden by another one, or its code fails.

@@ -31,7 +31,7 @@ LAST = "checkpoints/last.ckpt"
 ADAPTER, BEST = "adapter", "adapter-best"
 RESULTS = "results.json"
 LATEST = "latest"
-"""Name of the link to the newest run, beside the runs of one name."""
+"""Name of the link to the newest run, next to the runs of one name."""
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def link_latest(run: Path) -> None:
-    """Let ``latest`` beside a run point to it, in one step; skip it if the file system has no links.
+    """Let ``latest`` next to a run point to it, in one step; skip it if the file system has no links.
 
     A file or folder of the user with that name stays as it is, and so does a link of the user to another place.
     """
@@ -101,7 +101,7 @@ def find_run(path: str | os.PathLike[str]) -> Path:
 
 
 def resume_command(run: Path) -> str:
-    """Return the command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
 
 

@@ -120,7 +120,7 @@ def table(
 ) -> str:
     """Return a plain table, whose columns are wrapped to fit a terminal, but not in a file or a pipe.
 
-    rich would take 0.8 s for the 1,400 rows of ``models --all``, and shortens numbers beside long names.
+    rich would take 0.8 s for the 1,400 rows of ``models --all``, and shortens numbers next to long names.
 
     Args:
         header: Titles of the columns.
@@ -186,7 +186,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: C
 
 
 def facts_table(facts: Mapping[str, str]) -> "Table":
-    """Return a rich table of two columns, names in bold beside their texts; facts without a text are left out."""
+    """Return a rich table of two columns, names in bold next to their texts; facts without a text are left out."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -352,7 +352,7 @@ _WARNINGS = (
     ".*number of training batches.*",
     ".*in eval mode at the start of training.*",  # frozen modules stay in eval mode
     ".*isinstance.treespec, LeafSpec.*",
-    "No positive samples found.*",  # a class without images; the start of a run names it
+    "No positive samples found.*",  # a class without images; the start of a run has it
 )
 
 

@@ -92,7 +92,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     A file that the user gave may have another hash: the weights themselves are compared after they are loaded.
 
     Raises:
-        UserError: The file is not on this machine; the message names it and the option.
+        UserError: The file is not on this machine; the message has it and the option.
     """
     given = registered()
     name, digest = str(base.get("pretrained")), base.get("sha256")
@@ -223,7 +223,7 @@ def hub_file(repository: str, name: str, revision: str | None, option: str) -> P
         repository: ``ORG/NAME``.
         name: Name of the file.
         revision: Branch, tag or commit; None for the default branch.
-        option: Option that names the repository, for messages.
+        option: Option with the repository, for messages.
 
     Raises:
         UserError: The repository is unknown, private, gated or cannot be reached.

@@ -121,7 +121,7 @@ def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "cat.jpg").touch()
     for folder, inside in (("photos", "more"), ("files", "cat.jpg")):
-        with pytest.raises(UserError, match="contains other files than an adapter"):
+        with pytest.raises(UserError, match="contains more than an adapter"):
             _write_contents(tmp_path / folder, contents())
         assert sorted(entry.name for entry in (tmp_path / folder).iterdir()) == [inside]
     (tmp_path / "thesis").write_text("thesis")

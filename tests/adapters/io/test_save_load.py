@@ -288,7 +288,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
     "another generator": (lambda c: c.update(generator="mt19937"), "by mt19937, seed 3 gives .* by philox4x32"),
     "another base": (
         lambda c: c["base_model"].update(weights_sha256_sampled="f" * 64),
-        r"it was trained on other weights \(timm small ffffffffffff, this model \w{12}\)",
+        r"it was trained on different weights \(timm small ffffffffffff, model: \w{12}\)",
     ),
     "other sizes": (
         lambda c: c["layers"].update({"blocks.1.mlp.fc1": [48, 24]}),
@@ -348,13 +348,13 @@ def test_tensors_of_the_model_itself_that_do_not_fit(method: str, case: str, tmp
 
 
 def test_another_base_model_and_every_problem_at_once(folder: Path) -> None:
-    assert_refused(folder, "it was trained on other weights", zoo.small_vit())
-    message = "it was trained on other weights .*; layer blocks.0.attn.qkv is .* in the file and None here"
+    assert_refused(folder, "it was trained on different weights", zoo.small_vit())
+    message = "it was trained on different weights .*; layer blocks.0.attn.qkv is .* in the file and None here"
     assert_refused(folder, message, One(24, 24))
     edit(folder, lambda config: config.update(fingerprint="0" * 64))
     edit(folder, lambda config: config["base_model"].update(weights_sha256_sampled="f" * 64))
     edit_tensors(folder, lambda tensors: tensors.pop(LAMBDAS))
-    assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
+    assert_refused(folder, "different weights.*; its random bases.*; 1 missing tensors")
 
 
 @in_one_item("adapter", [RandLoRA(rank=4, seed=4), RandLoRA(rank=4), LoRA(rank=4), BitFit()])
@@ -366,7 +366,7 @@ def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
 def test_the_same_adapter_in_place_on_other_weights_targets_or_bases(folder: Path) -> None:
     models = zoo.small_vit(), base()
     for model, targets, message in zip(
-        models, (None, ["mlp"]), ("it was trained on other weights", "unexpected tensors"), strict=True
+        models, (None, ["mlp"]), ("it was trained on different weights", "unexpected tensors"), strict=True
     ):
         inject(model, RandLoRA(rank=4, seed=3), targets)
         assert_refused(folder, message, model)

@@ -122,7 +122,7 @@ def test_with_targets_the_weights_that_an_adapter_would_add_to_train_alone(tmp_p
     load_adapter(fresh := copy.deepcopy(start), tmp_path / "a")
     load_adapter(fresh, tmp_path / "a")  # where it is in place already
     assert all(torch.equal(value, after[name]) for name, value in fresh.state_dict().items())
-    with pytest.raises(UserError, match=r"does not fit this model: .* other weights"):
+    with pytest.raises(UserError, match=r"does not fit this model: .* different weights"):
         load_adapter(zoo.small_clip(mlp_ratio=3.0), tmp_path / "a")
 
 

@@ -145,5 +145,5 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
             refine(make(), tmp_path / lora, adapter, form)  # type: ignore[arg-type]
     changed = make()
     torch.nn.init.zeros_(changed["two"].weight)
-    with pytest.raises(UserError, match=r"trained on other weights .* Remove --model.name"):
+    with pytest.raises(UserError, match=r"trained on different weights .* Remove --model.name"):
         refine(changed, tmp_path / "lora", RandLoRA(rank=2))

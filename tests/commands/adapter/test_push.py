@@ -101,7 +101,7 @@ def test_bad_input(
     assert "cannot be read as text" in refused(*push, "ann/digits", "--card", "card.md")
     assert "RUN/adapter" in refused("adapter", "push", str(finished / "checkpoints"), "--repo", "ann/digits")
     assert "there exists" in refused("adapter", "pull", "ann/digits", "--output", "there")
-    assert "name a folder" in refused("adapter", "pull", "ann/digits", "--output", "x.safetensors")
+    assert "give a folder" in refused("adapter", "pull", "ann/digits", "--output", "x.safetensors")
     assert not hub.requests
     assert "(404)" in refused("adapter", "pull", "ann/digits", "--output", "deep/digits")
     assert "(403)" in refused(*push, "bob/digits")

@@ -63,7 +63,7 @@ def test_bad_input(run: Run, refused: Refused, two: tuple[str, str], finished: P
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").write_text("mine")
     assert "exists" in refused(*base, "mine", "--as", "lora", "--rank", "2")
-    assert "other files" in refused(*base, "mine", "--as", "lora", "--rank", "2", "--overwrite")
+    assert "more than an adapter" in refused(*base, "mine", "--as", "lora", "--rank", "2", "--overwrite")
     assert "would replace" in refused(*base, two[0], "--as", "lora", "--rank", "2", "--overwrite")
 
 

@@ -70,7 +70,7 @@ def test_places_that_cannot_be_written(refused: Refused, finished: Path, tmp_pat
         message = refused("adapter", "export", "own", "--to", form, "--output", output)
         assert f"--output {output} would replace the adapter own" in message
     message = refused("predict", "--adapter", "own", "--images", "file", "--output", "own", "--overwrite")
-    assert "own is a folder or a device; name a file" in message
+    assert "own is a folder or a device; give a file" in message
 
 
 def test_lora_that_predicts_the_same(run: Run, finished: Path, tmp_path: Path) -> None:

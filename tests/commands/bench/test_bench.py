@@ -30,7 +30,7 @@ def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
     folder = only(tmp_path / "runs" / "bench-train")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert "test_vit (timm), 2 images of 160 pixels, float32; " in done.out and "1 threads" in done.out
-    assert "2 methods, 2 rounds in turns" in done.out and "of full" in done.out
+    assert "2 methods, 2 interleaved rounds" in done.out and "of full" in done.out
     report = json.loads((folder / "bench.json").read_text())
     assert report["command"] == f"randlora-pl bench {' '.join(words)}"
     assert report["machine"]["threads"] == 1 and report["setup"]["batch_size"] == 2

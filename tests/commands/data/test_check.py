@@ -176,7 +176,7 @@ def test_own_shards(run: Run, tmp_path: Path, root: str) -> None:
         (["chek", "digits"], "'check'"),
         (["check"], "no dataset is named"),
         (["check", "digits", "--all"], "--all"),
-        (["check", "digits", "--fast", "--every-image"], "exclude each other"),
+        (["check", "digits", "--fast", "--every-image"], "cannot be combined"),
         (["check", "digits", "--root", "nowhere"], "does not exist; it is the folder that holds"),
         (["check", "table", "--root", "no.csv"], "--root no.csv does not exist; expected a CSV, TSV or Parquet file"),
         (["show", "webdataset", "--root", "pipe:cat a.tar"], "pipe:cat a.tar"),

@@ -109,7 +109,7 @@ def test_bad_input(
     with monkeypatch.context() as patched:  # images are found before a model is loaded
         patched.setattr("randlora_pl.tasks.load_tasks", lambda *_: pytest.fail("a model was loaded"))
         message = refused("predict", "--adapter", adapter, "--images", "nowhere")
-        assert "nowhere does not exist. Name image files, or folders with images" in message
+        assert "nowhere does not exist. Give image files, or folders with images" in message
         assert "has no images" in refused("predict", "--adapter", adapter, "--images", "none")
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
     message = refused("predict", "--adapter", adapter, "--images", images)
@@ -328,7 +328,7 @@ def test_prompts_name_other_classes(run: Run, refused: Refused, finished: Path, 
     page = run(*words, str(folder))
     rows = list(csv.DictReader(page.out.splitlines()))
     assert rows and {row["class"] for row in rows} <= {"owl", "fox"}
-    assert "cannot name other classes, only a PromptTask can" in refused(*words, str(finished))
+    assert "only a PromptTask can predict other classes" in refused(*words, str(finished))
     names.write_text("owl\nowl")
     assert "has 2 names: give two or more, one per line, each once" in refused(*words, str(folder))
     names.unlink()

@@ -77,7 +77,7 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "tiny_clip", "--model", "PromptTask"], "PromptTask trains prompts"),
         (["--config", "commonsense_qwen2"], "CausalLMTask reads texts. Write a sweep"),
         (["--config", "tiny_clip", "--data.dataset", "pairs", "--data.root", "."], "captions have no classes"),
-        (["--config", "tiny_clip", "--methods", "lora"], "none of the methods of own_data. Did you mean 'LoRA'"),
+        (["--config", "tiny_clip", "--methods", "lora"], "not one of the methods of own_data. Did you mean 'LoRA'"),
         (["--config", "tiny_clip", "--methods", "LoRA"], "A comparison needs two methods. Name two or more"),
         (["--config", "tiny_clip", "--grid", "own_dat"], "Did you mean 'sweeps/own_data'"),
         (["--config", "tiny_clip", "--seeds", "1", "1"], "each number once"),
@@ -144,7 +144,7 @@ def test_what_stops_a_comparison_before_its_search(run: Run, own_images: None, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("")
     other = run(*OWN, "--output", "full", "--dry-run")
-    assert other.code == 2 and "full is not empty and holds no comparison. Name another folder by --output" in other.err
+    assert other.code == 2 and "full is not empty and has no comparison. Choose another folder with" in other.err
     failed = run(*OWN, "--budget", "1h", "--trainer.precision", "16-true")
     assert failed.code == 2
     assert re.search(r"linear probe cannot be trained: [^\n]+\. Leave it out: --methods LoRA\. Or mend it", failed.err)
@@ -213,7 +213,7 @@ def test_a_comparison_stopped_in_each_phase_ends_with_a_page(
     assert (folder / "cells.csv").read_text(encoding="utf-8") == table, "runs of another plan are kept, and not shown"
     assert former.is_file()
     other = run(*words[:-4], "--seeds", "3", "--data.flip", "false")
-    assert other.code == 2 and "holds another sweep" in other.err and "Name another --output" in other.err
+    assert other.code == 2 and "holds another sweep" in other.err and "Choose another --output" in other.err
 
 
 def test_a_time_too_small_is_refused_with_what_fits(run: Run, own_images: None) -> None:

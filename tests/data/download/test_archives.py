@@ -129,7 +129,7 @@ def test_links_and_devices_in_tars_are_refused(tmp_path: Path, kind: bytes, word
     info = tarfile.TarInfo("set/way-out")
     info.type, info.linkname = kind, "/etc"
     path = tar(tmp_path / "archive.tar", {"set/a": b"a"}, info)
-    with pytest.raises(UserError, match=f"was refused: 'set/way-out' is {word}"):
+    with pytest.raises(UserError, match=f"was not unpacked: 'set/way-out' is {word}"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "out/set/way-out").exists()
 
@@ -191,7 +191,7 @@ def test_sizes_in_headers_are_not_believed(
 ) -> None:
     path = tmp_path / ("a.tar" if pack is bytes else "a.tar.gz")
     path.write_bytes(pack(header(0, tarfile.REGTYPE) + header(size, kind) + bytes(40_000)))
-    with pytest.raises(UserError, match=r"was refused|is damaged"):
+    with pytest.raises(UserError, match="was not unpacked"):
         unpack(path, tmp_path / "out")
 
 

@@ -145,7 +145,7 @@ def test_images_are_found_by_the_ends_of_their_paths(root: Path, caplog: pytest.
         (line("/", 0), "has no path and label"),
         (line("ant/image_0.png", 0) + "\n" + line("dog/photo.png", 0), "line 2: 'dog/photo.png' is not among the 12"),
         (line("somewhere/image_0.png", 0), "line 1: 'somewhere/image_0.png' fits 3 training images, such as 'ant/"),
-        (line("ant/image_0.png", 1), "has label 1, but here 0 \\('ant'\\). The draw is of another split"),
+        (line("ant/image_0.png", 1), "has label 1, but here 0 \\('ant'\\). The draw belongs to another split"),
     ],
 )
 def test_draws_that_do_not_fit_are_refused(root: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -159,7 +159,7 @@ def test_options_that_contradict_a_draw(root: Path, refused: Callable[..., str])
     (root.parent / "draw.jsonl").write_text(line("ant/image_0.png", 0))
     with pytest.raises(UserError, match=r"has 1 images of a class, not --data\.shots 4"):
         data_of(root, root.parent / "draw.jsonl", shots=4).setup("fit")
-    with pytest.raises(UserError, match=r"--data\.fraction 0\.5 and a published draw exclude each other"):
+    with pytest.raises(UserError, match=r"--data\.fraction 0\.5 and a published draw cannot be combined"):
         data_of(root, root.parent / "draw.jsonl", fraction=0.5)
     words = ["--data.dataset", "digits", "--data.shots_file", "not-there.jsonl"]
     assert "The shots file not-there.jsonl does not exist" in refused("fit", "--config", "quickstart", *words)

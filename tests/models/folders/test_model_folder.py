@@ -125,7 +125,7 @@ def test_repositories_name_their_tokenizer_and_open_clip_takes_no_revision(hub: 
         ("hf-hub:ann/vit@v9", "no revision 'v9'"),
         ("hf-hub:ann/empty", "no open_clip_config.json of open_clip or config.json of timm"),
         ("hf-hub:a b", "not a repository"),
-        ("hf-hub:", "nothing behind it"),
+        ("hf-hub:", "is followed by nothing"),
         ("local-dir:/no/such", "not a folder"),
     ],
 )

@@ -185,8 +185,8 @@ def test_what_does_not_fit_is_refused() -> None:
     assert "needs the whole model" in refusal(fits, shards=True)
     assert "no multiple of the update of DoRA is another DoRA" in refusal(clip(DoRA(LoRA(rank=2))))
     assert "no multiple of the update of Frozen" in refusal(PromptTask("tiny", "random", adapter=Frozen()))
-    assert "LinearHeadTask cannot name other classes" in refusal(LinearHeadTask("tiny", "random"))
-    assert "class_specific=True) cannot name" in refusal(
+    assert "LinearHeadTask cannot predict other classes" in refusal(LinearHeadTask("tiny", "random"))
+    assert "class_specific=True) cannot predict" in refusal(
         PromptTask("tiny", "random", prompts=CoOp(class_specific=True))
     )
     data = ImageData(dataset="digits", keep="mnist_5k", train_split="full")

@@ -105,12 +105,12 @@ def test_new_classes_have_the_prompts_of_the_task(monkeypatch: pytest.MonkeyPatc
 
 def test_what_they_need_is_told() -> None:
     digits = ImageData(dataset="digits")
-    with pytest.raises(UserError, match="LinearHeadTask cannot name other classes"):
+    with pytest.raises(UserError, match="LinearHeadTask cannot predict other classes"):
         make_trainer(callbacks=[Elsewhere(["digits"])]).test(
             AdaptationModule(LinearHeadTask("test_vit", "random")), digits, verbose=False
         )
     silent = type("Silent", (VisionLanguageTask,), {"compares_names": False})  # a trait decides, not the class
-    with pytest.raises(UserError, match="Silent cannot name other classes"):
+    with pytest.raises(UserError, match="Silent cannot predict other classes"):
         make_trainer(callbacks=[NewClasses()]).test(AdaptationModule(silent("tiny", "random")), digits, verbose=False)
     with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):
         make_trainer(callbacks=[NewClasses()]).test(

@@ -1,4 +1,4 @@
-"""Mistakes of commands and configs: types, values that exclude each other, and all of a file at once."""
+"""Mistakes of commands and configs: types, values that cannot be combined, and all of a file at once."""
 
 import json
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def test_five_mistakes_are_found_at_once_each_with_its_line(run: Run) -> None:
         "learning_rate: expected a positive number",
         "Unknown adapter",
         "Unknown dataset",
-        "exclude each",
+        "cannot be combined",
         "data.batch_sise",
     )
     for line, number, word in zip(checked.out.splitlines(), (5, 7, 9, 10, 12), words, strict=True):

@@ -121,7 +121,7 @@ def test_other_weights_are_refused_at_every_stage_until_the_training(monkeypatch
             strategy.exchange["steps"] = trained
         found = messages([strategy.model_to_device for strategy in own])
         assert found == [found[0]] * 3
-        assert ("process 2 of 3 starts from other weights" in found[0]) == (not trained)
+        assert ("process 2 of 3 has different weights" in found[0]) == (not trained)
 
 
 def test_modules_of_a_user_are_compared_by_their_whole_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_modules_of_a_user_are_compared_by_their_whole_state(monkeypatch: pytest
             strategy._lightning_module = module = LightningModule()
             module.register_parameter("weight", Parameter(torch.full((2,), other * strategy._meeting.rank)))
         found = messages([strategy.model_to_device for strategy in own])
-        assert all(("process 1 of 2 starts from other weights" in text) == bool(other) for text in found)
+        assert all(("process 1 of 2 has different weights" in text) == bool(other) for text in found)
         own[0].optimizer_step()  # without running statistics nothing is sent
 
 

@@ -81,7 +81,7 @@ def test_a_second_head_is_saved_and_trained_for_its_own_classes(tmp_path: Path) 
     for kind in ("maple + dept", "two stages"):
         task = built(kind)
         task.set_classes(["a", "b"], [])
-        with pytest.raises(UserError, match=r"the second head is of the classes \['cat', 'dog', 'tree'\]..., not of"):
+        with pytest.raises(UserError, match=r"the second head is for the classes \['cat', 'dog', 'tree'\]..., not for"):
             task.save(tmp_path / "adapter")
     other = built("coop")
     other.set_classes(["a", "b"], [])
@@ -123,14 +123,14 @@ def maple(**options: Any) -> dict[str, Any]:
         ("prompts", 3, "3 describes nothing that this version has"),
         ("prompts", {"method": ["MaPLe"], "options": {}}, "is unknown. This version has CoCoOp, CoOp, DeepPrompts"),
         ("prompts", {"method": "MaPLee", "options": {}}, "method 'MaPLee' is unknown"),
-        ("prompts", maple(lenght=2), "MaPLe does not take these options (MaPLe has no option 'lenght'."),
+        ("prompts", maple(lenght=2), "MaPLe does not accept these options (MaPLe has no option 'lenght'."),
         ("prompts", maple(depth=1), "the head does not fit"),
         ("prompts", {"method": "CoOp", "options": {"length": 2, "words": None}}, "the head does not fit"),
         ("head", {"method": "CoOp", "options": {}}, "method 'CoOp' is unknown. This version has DePT, TipAdapter."),
         ("head", {"method": "DePT", "options": {"weight": 7}}, "DePT: weight is 7"),
         ("head", None, "the head does not fit"),
         ("regulation", {"method": "SelfRegulation", "options": {"templates": 0}}, "SelfRegulation: templates is 0"),
-        ("seed", 5, "does not fit this model: it was trained on other weights (open_clip tiny random "),
+        ("seed", 5, "does not fit this model: it was trained on different weights (open_clip tiny random "),
     ],
 )
 def test_damaged_descriptions_are_one_line(saved: Path, name: str, value: Any, message: str, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ _TILE = 128  # columns at once: rows of S and sums of this length stay in the ca
 
 
 class Sparse(Stored):
-    """B (D, n r) of one layer as lists of the indices of its +1 and -1 entries; dense in dtypes besides float32.
+    """B (D, n r) of one layer as lists of the indices of its +1 and -1 entries; dense in dtypes other than float32.
 
     Takes the arguments of `Stored`; ``width`` counts additions as multiplications.
     """

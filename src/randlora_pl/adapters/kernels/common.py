@@ -206,7 +206,7 @@ def _threshold(x: Tensor, probability: float) -> int | None:
 
 
 def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
-    """Return True if W0 + P Q takes fewer multiplications than two thin products beside the frozen layer.
+    """Return True if W0 + P Q takes fewer multiplications than two thin products next to the frozen layer.
 
     In training, P Q and the thin products each have two products of equal cost in the backward pass, and a built weight
     has a gradient of its size.

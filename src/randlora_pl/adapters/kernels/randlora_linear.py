@@ -5,7 +5,7 @@ or (d, D) if it is wider than tall. T is the number of tokens, L (T, D) is the i
 larger side, M (T, d) the other one.
 
 - Forward: W0 + B S is built once and multiplied once. PEFT's two products with B and S cost T (D + d) n r, which is
-  less for few tokens only. Beside a separate frozen product (dropout on the update's input, a quantized weight) a
+  less for few tokens only. Next to a separate frozen product (dropout on the update's input, a quantized weight) a
   built B S needs a second product of T D d, so that two thin products are cheaper more often: see `cheapest_alone`.
 - Backward: the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and is reduced to
   the gradients of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
@@ -345,7 +345,7 @@ def product(
     """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient.
 
     Returns:
-        The output; B S or W0 + B S, if it is kept for the backward pass; S beside a W0, if it is kept instead; m(x) B,
+        The output; B S or W0 + B S, if it is kept for the backward pass; S with a W0, if it is kept instead; m(x) B,
         if training keeps it instead of x.
     """
     large, out_features = form.large, form.shape[0]

@@ -102,7 +102,7 @@ class AdaLoRA(Adapter):
         left = []
         for part in (each for each in parts if each.path in used):
             kept, own = _kept(part), part.tensors
-            if not bool(kept.any()):  # a block beside others: a rank of zeros keeps its place
+            if not bool(kept.any()):  # a block next to others: a rank of zeros keeps its place
                 kept[0] = True
             factors = {"A": (own["E"][:, None] * own["A"])[kept], "B": own["B"][:, kept]}
             left.append(replace(part, tensors=factors))

@@ -81,7 +81,7 @@ class LoRA(Adapter):
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
     proportional_to = ("B",)
     trains_factors = True
-    inside = True  # the method inside another one, if a config names none
+    inside = True  # the method inside another one, if a config has none
     starts_stage = True  # a training may start from it, see `refine`
     untrained = "texts"  # the method of language models that are only tested: their weights may be in half precision
     peft = PEFT_FORM

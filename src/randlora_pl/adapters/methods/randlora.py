@@ -190,7 +190,7 @@ class RandLoRA(Adapter):
         if not 0 <= lead <= count:
             raise UserError(
                 f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
-                "the LoRA beside it (--from-form beside, in a sweep form: beside)."
+                "the LoRA as it is (--from-form beside, in a sweep form: beside)."
             )
         if lead:
             return LedRandLoRADelta(self, shape, weight, bases, lead)

@@ -28,7 +28,7 @@ Form = Literal["beside", "absorbed"]
 
 @dataclass(frozen=True)
 class Start:
-    """The LoRA that a training starts from, and its place, see `refine`."""
+    """The LoRA that a run starts from, and its place, see `refine`."""
 
     file: AdapterFile
     form: Form = "beside"

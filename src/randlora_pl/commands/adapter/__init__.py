@@ -215,8 +215,8 @@ def import_(
         path: Folder or file of the other program
         from_: peft: a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA, HiRA,
             SHiRA, OFT. official: a checkpoint of the vision code of RandLoRA's authors
-        model: Base model: a name of timm or open_clip, or of a language model (see --task). Default for PEFT: the model
-            that the adapter names
+        model: Base model: a name of timm or open_clip, or of a language model (see --task). Default for PEFT: the one
+            in its config
         pretrained: Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing
         output: Folder or .safetensors file to write
         classnames: One class per line, so that the adapter can predict. Prompts of a text head: "a photo of a {}."
@@ -262,11 +262,11 @@ def _convert(
         named = None if adapter is None else peft_import.named_base(adapter)
         if named is None:
             given = None if adapter is None else adapter.config.get("base_model_name_or_path")
-            hint = f" Its config names {brief(given)}." if given else ""
+            hint = f" Its config has {brief(given)}." if given else ""
             folder = name if name == str(path) else "DIR"
             download = "" if folder == name else f"hf download {name} --local-dir DIR, then "
             raise UserError(
-                f"The base model of {name} is not known.{hint} Name it by --model: {download}randlora-pl adapter "
+                f"The base model of {name} is unknown.{hint} Give it with --model: {download}randlora-pl adapter "
                 f"import {folder} --from {source} --model NAME --pretrained TAG --output ADAPTER"
             )
         model, pretrained = named[0], pretrained or named[1]
@@ -362,7 +362,7 @@ def push(
         try:
             text = card.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{card} cannot be read as text ({type(error).__name__}); name another --card.") from error
+            raise UserError(f"{card} cannot be read as text ({type(error).__name__}); set another --card.") from error
     else:
         text = hub.make_card(file, repo, licence)
         if card is not None and not dry_run:
@@ -394,7 +394,7 @@ def pull(
     """Download an adapter from the Hugging Face Hub.
 
     It is checked before it gets its final name. Code is never downloaded. An adapter of PEFT is converted to ours,
-    which also needs the weights of the base model that it names.
+    which also needs the weights of its base model.
 
     Args:
         output: Folder to write
@@ -405,7 +405,7 @@ def pull(
     """
     check_output(output, overwrite)
     if output.suffix == ".safetensors" or output.is_file():
-        raise UserError(f"--output is {output}: name a folder. One file: adapter export DIR --to adapter.")
+        raise UserError(f"--output is {output}: give a folder. For a single file: adapter export DIR --to adapter.")
     from randlora_pl.interop import hub
     from randlora_pl.utils.hub import PeftRepositoryError, check_repo
 

@@ -175,9 +175,9 @@ def _export_program(adapter: Path, output: Path, to_onnx: bool, part: str) -> No
     """Write the ONNX file or program of PyTorch, and print how to run it."""
     suffix = ".onnx" if to_onnx else ".pt2"
     if output.suffix != suffix:
-        raise UserError(f"--output is {output}: name a file that ends in {suffix}.")
+        raise UserError(f"--output is {output}: give a file that ends in {suffix}.")
     if output.is_dir():
-        raise UserError(f"{output} is a folder; name a file.")
+        raise UserError(f"{output} is a folder; give a file.")
     if to_onnx:
         check_onnx_packages()  # before PyTorch is imported
     from randlora_pl.interop.onnx import FACTS, export_onnx, export_torch, load_program
@@ -223,7 +223,7 @@ def merge(
         For a language model, --output is a folder in the format of transformers, with its tokenizer.
 
         A CLIP model is written with its text tower. Its class embeddings are in FILE.head.safetensors. A timm model is
-        written with its linear head as classifier. The model tiny, which open_clip does not know, is described in
+        written with its linear head as classifier. The model tiny, which open_clip does not have, is described in
         FILE.json.
     """
     register_weights(pretrained)

@@ -73,7 +73,7 @@ class AnalyzedRun:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset that it was trained on; an adapter without one is refused."""
+        """Name of the dataset that it was trained on; an error without one."""
         if "dataset" not in self.data:
             raise UserError(f"{self.path} does not name its training data; pass --dataset NAME")
         return str(self.data["dataset"])
@@ -194,8 +194,8 @@ def represent(
         ranks: Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32, at
             most a quarter of the smallest layer)
         targets: Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
-        sweeps: Most rounds of the fit, which stops when it has converged. 10 come close. A layer of ViT-B takes about a
-            minute at rank 32 on one core
+        sweeps: Maximum number of rounds of the fit, which stops at convergence. 10 come close. A ViT-B layer takes
+            about a minute at rank 32 on one core
         seed: Seed of RandLoRA's bases
         lead: What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or a run
             of the same model for its update. The run needs another seed, because the same batches flatter. A run of one
@@ -256,7 +256,7 @@ def note_of(adapter: "adapters.Adapter") -> str:
     own = sorted({leaf.method() for leaf in adapter.leaves()} & {*NAMES})
     if not own:
         return ""
-    return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
+    return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Use a full fine-tuning."
 
 
 def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "Updates":
@@ -331,7 +331,7 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: Mapping[int, int | dict[st
     ]
     print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
     print(table(("budget", *NAMES, *names[2:]), shares))
-    print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")
+    print("\nShares: 1 - error^2. They hold for this one update, and predict neither loss nor accuracy.")
 
 
 def spectrum(runs: Runs, *, output: NewFolder = None) -> int:

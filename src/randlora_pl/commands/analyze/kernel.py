@@ -1,4 +1,4 @@
-"""``analyze kernel``: the first steps of methods beside full fine-tuning's, on the models and data of runs."""
+"""``analyze kernel``: the first steps of methods compared with full fine-tuning's, on the models and data of runs."""
 
 import math
 import os

@@ -118,7 +118,7 @@ def _compare(
     tasks = {str(run.path): analyze.task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
-            raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
+            raise UserError(f"{name} uses different image settings than {first.path}: they cannot be compared.")
     with counting("images", len(samples), data.row.name) as tick:
 
         def images() -> "Iterator[torch.Tensor]":
@@ -139,7 +139,7 @@ def forgetting(
         randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
     Args:
-        runs: Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can name new classes
+        runs: Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can predict new classes
         datasets: Datasets (randlora-pl datasets). The training dataset can be one of them
 
     Note:

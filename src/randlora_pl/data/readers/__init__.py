@@ -40,7 +40,7 @@ class Samples:
         keys: Machine-independent name of each sample.
         classes: Class names found by the reader.
         groups: int64 (n,), at least 0: samples of one group stay in one split; None for one group per sample.
-        templates: Prompt templates found beside the images, if any.
+        templates: Prompt templates found next to the images, if any.
         known_numbers: `numbers` if they are known: hashing a million keys takes a second.
         sets: bool (n, classes), the classes of each sample if it may have several (`label_sets.labelled`).
     """

@@ -206,7 +206,7 @@ class ShardPaths:
     beside: Path | None
 
     def lines(self, names: Sequence[str]) -> list[str]:
-        """Return the lines of the first existing file of ``names`` beside the shards, or []."""
+        """Return the lines of the first existing file of ``names`` next to the shards, or []."""
         there = [] if self.beside is None else [self.beside / name for name in names if (self.beside / name).is_file()]
         try:
             lines = there[0].read_text(encoding="utf-8-sig").splitlines() if there else []
@@ -226,7 +226,7 @@ def find(root: Path) -> ShardPaths:
             path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
         )
         locations = [str(path) for path in files if path.suffix == ".tar"]
-        locations = locations or [str(path) for path in files if re.search(packed, path.name)]  # refused below
+        locations = locations or [str(path) for path in files if re.search(packed, path.name)]  # an error below
         if not locations:
             raise UserError(f"{root} has no .tar files; {EXPECTED}")
     elif root.is_file() and root.suffix != ".tar":
@@ -371,7 +371,7 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the samples of one split.
 
     Splits are sub-folders (``train/``, ``val/``, ``test/``) or words in the names of the shards (``val-000.tar``).
-    Labels are numbers or names; class names are in ``classnames.txt`` beside the shards, or are the sorted labels. A
+    Labels are numbers or names; class names are in ``classnames.txt`` next to the shards, or are the sorted labels. A
     sample's key is the member name of its image, so that it does not depend on the location or split of the shards;
     if several shards use a name, the shard's name is prepended. Training samples are in the order of their keys,
     others in the order of the shards for sequential reading.

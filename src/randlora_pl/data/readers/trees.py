@@ -153,7 +153,7 @@ def _classes(
     return there if known is None else [name for name in known if name in those]
 
 
-TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ beside train/"
+TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ next to train/"
 
 
 def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:

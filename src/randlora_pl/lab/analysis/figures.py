@@ -38,7 +38,7 @@ def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Write ``NAME.png`` and ``NAME.svg``, without a date, so that equal figures give equal files."""
+    """Write ``NAME.png`` and ``NAME.svg``, without a date, so that equal plots give equal files."""
     with atomic_file(folder / f"{name}.png") as stream:
         figure.savefig(stream, format="png", dpi=130)
     with rc_context({"svg.hashsalt": name}), atomic_file(folder / f"{name}.svg") as stream:

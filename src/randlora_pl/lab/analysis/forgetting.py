@@ -27,7 +27,7 @@ class Forgetting:
 
 
 def check_task(file: AdapterFile) -> None:
-    """Refuse an adapter that cannot name the classes of other datasets.
+    """Refuse an adapter that cannot predict the classes of other datasets.
 
     Raises:
         UserError: The adapter has no text head, was trained on captions, was not saved by a task, or has prompts that
@@ -41,7 +41,7 @@ def check_task(file: AdapterFile) -> None:
         )
     prompts = file.metadata["arguments"].get("prompts")
     if prompts and (prompts["method"] == "CoCoOp" or prompts["options"].get("class_specific")):
-        raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot name classes of other datasets.")
+        raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot describe classes of other datasets.")
     if file.metadata.get("captions"):
         raise UserError(f"{file.path} was trained on captions and has no prompt for class names.")
 

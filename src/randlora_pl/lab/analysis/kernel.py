@@ -1,4 +1,4 @@
-"""Tangent kernels at the start of a training: the alignment of a method's with full fine-tuning's.
+"""Tangent kernels at the start of training: the alignment of a method's with full fine-tuning's.
 
 With the losses l_i of single samples and the trained numbers theta, the kernel of a method is
 
@@ -52,7 +52,7 @@ class Trained:
 def trained_tensors(model: nn.Module) -> list[Trained]:
     """Return what a method trains in the layers that it adapts, or refuse one that trains none or has an own optimizer.
 
-    Heads, prompts and tensors that train fully beside the method are left out: full fine-tuning has the same.
+    Heads, prompts and tensors that train fully alongside the method are left out: full fine-tuning has the same.
     """
     adapter, factors = report_of(model).adapter, rates_of(model)
     if adapter.own_optimizer:
@@ -110,7 +110,7 @@ def passes(trained: Sequence[Trained], samples: int, room: int, kernels: int = 0
 def tangent_kernel(
     loss: Callable[[Sample], Tensor], samples: Sequence[Sample], groups: Sequence[Sequence[Trained]]
 ) -> Tensor:
-    """Return the kernel (N, N) of N samples, float64 on the CPU; a zero one, or one that is not finite, is refused.
+    """Return the kernel (N, N) of N samples, float64 on the CPU; a kernel that is zero or not finite is an error.
 
     Each group of tensors takes a pass over the samples. Afterwards, none of the tensors has ``requires_grad``.
     """
@@ -153,7 +153,7 @@ def align(
         samples: Samples of all batches.
         size: Samples per batch.
         batches: Number of batches.
-        room: Bytes for gradients and kernels. What does not fit is refused before any sample is read.
+        room: Bytes for gradients and kernels. If they do not fit, an error is raised before any sample is read.
 
     Returns:
         The count of numbers that the method trains, and the alignment in each batch.

@@ -238,7 +238,7 @@ def represent(
         lora: LoRA with its rank.
         randlora: RandLoRA with its rank, of the full variant.
         bases: Its dense bases, at least as large as this layer needs.
-        sweeps: Most sweeps of the fit.
+        sweeps: Maximum number of sweeps of the fit.
         leads: By name, the directions (larger side, k) that lead orthonormal bases, or None for random ones.
     """
     shape = WeightShape(layer, *update.shape)

@@ -1,7 +1,7 @@
-"""Measurements that a user can repeat: costs of a training step, and the methods that are measured beside each other.
+"""Measurements that a user can repeat: costs of a training step, and the methods that are measured side by side.
 
 Costs are seconds, operations, tensors kept for the backward pass, allocator and resident set. Everything compared is
-timed in turns, with its spread, in one run on one machine: machines are noisy, and what runs beside slows all cases
+timed in turns, with its spread, in one run on one machine: machines are noisy, and other programs slow all cases
 alike. The methods are our own and PEFT's, on the very same layers.
 """
 
@@ -256,7 +256,7 @@ def _pefts(kind: str, **options: Any) -> Adapt:
             peft.get_peft_model(model, config)  # in place; VeRA's shared tensors need it
         wrapped = [name for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
         if wrapped != layers:
-            raise UnavailableError(f"PEFT adapted {len(wrapped)} other layers than the {len(layers)}")
+            raise UnavailableError(f"PEFT adapted {len(wrapped)} layers, which are not the {len(layers)}")
 
     return adapt
 

@@ -1,4 +1,4 @@
-"""Batches whose samples have several adapters, timed beside one adapter for all and beside single passes."""
+"""Batches whose samples have several adapters, timed against one adapter for all and against single passes."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def cells(seconds: Seconds) -> list[str]:
 
 
 def measure(training: Training, name: str, rounds: int, tick: Callable[[str], None]) -> tuple[str, Seconds]:
-    """Load a method as often as needed into one base model, and time its batches in turns.
+    """Load a method as often as needed into one base model, and time its batches interleaved.
 
     Returns:
         How layers apply the updates of several adapters, and the times.

@@ -224,7 +224,7 @@ def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def bars(title: str, results: Sequence[Measured]) -> Figure:
-    """Return milliseconds per step with their extremes and ratios, beside the memory."""
+    """Return milliseconds per step with their extremes and ratios, next to the memory."""
     shown = [one for one in results if one.seconds]
     figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
     figure.suptitle(title, fontsize=10)

@@ -199,7 +199,7 @@ def measure(
     tick: Callable[[str], None] = lambda _: None,
     keep: Callable[[list[Measured]], None] = lambda _: None,
 ) -> list[Measured]:
-    """Count each case once, then time all of them in turns; the counted step is the one that warms up.
+    """Count each case once, then time all of them interleaved; the counted step is the one that warms up.
 
     Args:
         cases: Cases to measure.
@@ -270,7 +270,7 @@ def library_of(model: str) -> Library:
             return library
     names = [name for names in known.values() for name in names]
     raise UserError(
-        f"--model: neither timm nor open_clip has a model '{model}', and it is none of the known decoders "
+        f"--model: neither timm nor open_clip has a model '{model}', and it is not one of the known decoders "
         f"({', '.join(known['transformers'])}).{near(model, names)}"
     )
 
@@ -333,7 +333,7 @@ def _token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str
 
 @dataclass(frozen=True)
 class Setup:
-    """Setup of a training.
+    """Setup of a training run.
 
     Attributes:
         model: A name of the library; the image tower of an open_clip model.

@@ -1,4 +1,4 @@
-"""The paper's own numbers, as data with their source. See ``README.md`` beside this file."""
+"""The paper's own numbers, as data with their source. See ``README.md`` next to this file."""
 
 import csv
 import re
@@ -98,7 +98,7 @@ def column_of(dataset: str) -> str | None:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
     """
     ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
-    # columns beside the datasets of Table 7: tests of language models, and shifted images
+    # columns besides the datasets of Table 7: tests of language models, and shifted images
     further = [column for number in ("4", "15", "shifted_datasets") for column in averaged(number)]
     same = {plain(name): name for name in [*datasets(), *further]}
     return ours.get(dataset) or same.get(plain(dataset))
@@ -153,7 +153,7 @@ _TEXTS = {"LoRA": (1e-4,), "DoRA": (1e-4,), "NoLA": (1e-4,), "RandLoRA": (1e-4,)
 
 
 def paper_rates(method: str, task: str) -> tuple[float, ...]:
-    """Return the rates that the paper has for a method, several where table and script differ; empty where it has none.
+    """Return the rates that the paper has for a method, several if table and script differ; empty if it has none.
 
     An unknown task is taken to be on texts.
     """

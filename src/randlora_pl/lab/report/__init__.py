@@ -168,7 +168,7 @@ def many(count: int, word: str) -> str:
 
 @dataclass(frozen=True)
 class Printed:
-    """Printed number to stand beside one of ours, and the cells that it comes from.
+    """Printed number to compare with one of ours, and the cells that it comes from.
 
     Attributes:
         printed: The printed average, if it is over the same datasets.
@@ -245,7 +245,7 @@ class Table:
 
     Attributes:
         name: An identifier, unique in the report.
-        rows: As many cells each as the header; the first one names the row.
+        rows: As many cells each as the header; the first one is the title of the row.
         below: Sentences under the table.
         groups: First rows of groups that belong together.
         left: Columns of words, which stand on the left; the others hold numbers.

@@ -110,7 +110,7 @@ class Beside:
         return None
 
     def parameters(self, model: str, method: str) -> str:
-        """Return the printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
+        """Return the printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty if no table has them."""
         printed = (cell.params for number in self.tables for cell in self._rows(number, model, method) if cell.params)
         count = next(printed, "")
         return count if count.endswith("M") or not count else f"{count} %"
@@ -320,7 +320,7 @@ BEFORE, AFTER = "zeroshot/elsewhere/", "test/elsewhere/"
 
 
 def elsewhere_table(sweep: Sweep, model: str) -> Table | None:
-    """Return the change of each method in points, over datasets and seeds; None where no run measured it."""
+    """Return the change of each method in points, over datasets and seeds; None if no run measured it."""
     runs, names = _elsewhere(sweep, model)
     before: dict[str, float] = {}
     for name in sorted(names):
@@ -355,7 +355,7 @@ def elsewhere_table(sweep: Sweep, model: str) -> Table | None:
 
 
 def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
-    """Return the accuracies on other datasets and their means, by training; None where no run measured several."""
+    """Return the accuracies on other datasets and their means, by training; None if no run measured several."""
     runs, names = _elsewhere(sweep, model)
     if len(names) < 2:
         return None

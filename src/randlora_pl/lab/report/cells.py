@@ -22,7 +22,7 @@ from randlora_pl.utils.files import parse_json, parse_yaml
 FILE = "sweep.yaml"
 
 FIGURES = {"1": ["11", "12", "13", "14"], "2": ["14"], "3": ["11", "12", "13"]}
-"""Tables whose averages the paper's figures draw. Figure 2's CLIP towers alone are in no table."""
+"""Tables whose averages the paper's Figures show. Figure 2's CLIP towers alone are in no table."""
 
 
 class Key(NamedTuple):
@@ -49,7 +49,7 @@ class ReportPlan(SweepConfig):
 
     @property
     def tables(self) -> list[str]:
-        """Return the tables of the paper to set beside."""
+        """Return the tables of the paper to compare with."""
         named = self.paper.get("table", self.paper.get("tables", []))
         numbers = [str(number) for number in (named if isinstance(named, list) else [named])]
         return numbers or FIGURES.get(self.figure or "", [])
@@ -251,7 +251,7 @@ class Sweep:
 
     @cached_property
     def pretrained(self) -> dict[tuple[str, str], float]:
-        """Return the accuracy of the pretrained model in percent, by model and dataset, where it was measured."""
+        """Return the accuracy of the pretrained model in percent, by model and dataset, if it was measured."""
         beside, tested = self.cells.dropna(subset="zeroshot_accuracy"), self.select(budget=ZERO_SHOT)
         accuracies: dict[tuple[str, str], float] = {}
         for runs, name in ((beside, "zeroshot_accuracy"), (tested, "accuracy")):

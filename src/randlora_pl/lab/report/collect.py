@@ -335,7 +335,7 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
 
 
 def _tied(adapter: str, task: str, rate: float, head: float | None) -> bool:
-    """Return True if a head beside an adapter learned at its rate; of older runs without the head's, by the task."""
+    """Return True if a head alongside an adapter learned at its rate; of older runs without the head's, by the task."""
     if not getattr(classes("model.adapter").get(adapter), "updates", True):
         return False  # the head trains alone
     return bool(getattr(own_task(task), "tied_head", False)) if head is None else math.isclose(head, rate, rel_tol=1e-5)

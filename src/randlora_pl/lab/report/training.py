@@ -35,7 +35,7 @@ EDGE = "best at the edge of its search"
 
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
-    """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty where they can be."""
+    """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty if they can be."""
     runs = {method: sweep.select(model=model, method=method) for method in methods}
     rules = {rule for rates in runs.values() for rule in rates["rate_rule"]}
     if len(rules) == 1 and "" not in rules:
@@ -118,7 +118,7 @@ _SHARES = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
 
 
 def training_table(sweep: Sweep, model: str) -> Table | None:
-    """Return the steps and time to the final loss of a reference; None where no two methods logged such a loss."""
+    """Return the steps and time to the final loss of a reference; None if no two methods logged such a loss."""
     runs, rows = logged_runs(sweep, model), []
     for method, reference in by_reference(sweep, model).items():
         itself, pairs = method == reference, _pairs(runs, method, reference)
@@ -149,7 +149,7 @@ def training_table(sweep: Sweep, model: str) -> Table | None:
         "paired by dataset, budget and seed. Times are percents of the whole run of the reference. All are means over "
         "datasets with 95 % confidence intervals.",
     ]
-    caption = f"{model}: training loss beside a reference"
+    caption = f"{model}: training loss compared with a reference"
     return Table(f"training-{identifier(model)}", caption, header, rows, below, left=2)
 
 
@@ -227,7 +227,7 @@ ALLOCATED = "Memory on a GPU is the peak allocation of PyTorch during training."
 
 
 def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
-    """Cost of each method of a model; None where no run has a measurement of it.
+    """Cost of each method of a model; None if no run has a measurement of it.
 
     Percents are means over the cells (dataset, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's value of the same cell.

@@ -149,7 +149,7 @@ class CausalLMTask(TextTask):
         # transformers builds BERT, RoBERTa and similar encoders as decoders that read ahead
         if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
             raise UserError(
-                f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn "
+                f"{name} is an encoder ({config.model_type}), which sees the text after each token and cannot learn "
                 "to write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
             )
         self.check_vocabulary(config)
@@ -297,7 +297,7 @@ class CausalLMTask(TextTask):
                 tokens[read] = tokens.get(read) or template.tokens(template.question(read, where))
         if empty := sum(not tokens[prompt] for prompt in asked):
             raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
-        # Neighbors of one length need little padding, and one that is too long is refused at once.
+        # Neighbors of one length need little padding, and one that is too long raises an error at once.
         order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))
         pad = pad_id(self.vocabulary)
         texts: dict[str | Turns, str] = {}

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class TextClassificationTask(TextTask):
     """Fine-tunes an encoder of transformers to classify texts, or to score them.
 
-    The encoder is frozen beside its adapter; the classification head trains as a whole, and is part of the adapter's
-    file.
+    The encoder is frozen except for its adapter. The classification head trains as a whole, and is stored in the
+    adapter's file.
 
     Attributes:
         head: The classification head.
@@ -109,7 +109,7 @@ class TextClassificationTask(TextTask):
         self.metrics.to(self.device)
 
     def build(self) -> nn.Module:
-        """Load the encoder, and make the head beside it.
+        """Load the encoder, and make the head.
 
         Raises:
             UserError: The classes are not set yet, the model cannot be had or has no classification head, its encoder
@@ -275,7 +275,7 @@ class TextClassificationTask(TextTask):
 
         Args:
             texts: Single texts, or pairs, as the task was trained on.
-            max_length: Most tokens of each.
+            max_length: Maximum number of tokens of each.
             batch_size: Texts of a batch.
         """
         sentences = [(text,) if isinstance(text, str) else tuple(text) for text in texts]

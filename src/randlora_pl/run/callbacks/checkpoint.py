@@ -29,11 +29,11 @@ from randlora_pl.utils.run_files import ADAPTER, BEST, LAST, run_folder
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Checkpoint IO that writes beside the final name.
+    """Checkpoint IO that writes next to the final name.
 
     Lightning writes to the system's temporary folder, which may be small or on another disk, and files left there by
     a killed run are never cleaned up. Tensors that a method has derived from the weights never change, so they are
-    written once, to a file beside the checkpoints whose name has their checksum.
+    written once, to a file next to the checkpoints whose name has their checksum.
     """
 
     _derived: tuple[object, str] = (None, "")  # identity and file name of the derived tensors written last
@@ -66,7 +66,7 @@ class CheckpointFile(TorchCheckpointIO):
             content = file.read_bytes() if file.is_file() else b""
             if file.name != _name_of(content):
                 raise UserError(
-                    f"{path} needs {file.name} beside it, which is missing or damaged. Copy both files again."
+                    f"{path} needs {file.name} next to it, which is missing or damaged. Copy both files again."
                 )
             checkpoint["derived"] = load(content)
         return checkpoint
@@ -433,7 +433,7 @@ class GaussianAverage(Declared, Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a new mean, or go on with the resumed run's."""
+        """Start a new mean, or continue the resumed run's."""
         data: PlannedData = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0:
             self._mean, self._total = {}, 0.0

@@ -1,4 +1,4 @@
-"""Tests beside the task's own: without the adapter, on other data, of each class; and the answers that it wrote."""
+"""Tests besides the task's own: without the adapter, on other data, of each class; and the answers that it wrote."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class ZeroShot(Callback):
 def other_data(own: ImageData, name: str, templates: Sequence[str]) -> ImageData:
     """Return another dataset, or the classes that a task's own leaves out (`NEW`), with the preprocessing of its own.
 
-    It is in the folder of the task's own, or beside images of the user's own in the default data folder. The new
+    It is in the folder of the task's own, or, for images of the user's own, in the default data folder. The new
     classes have the task's templates.
     """
     options: dict[str, Any] = {"num_workers": own.num_workers, "root": str(own.root)}
@@ -71,12 +71,12 @@ def check_names_others(task: Objective, use: str) -> None:
     """Refuse a use that compares images with any names, if a task has no text tower or prompts of its own classes."""
     if not task.compares_names:
         raise UserError(
-            f"{use}: {type(task).__name__} cannot name other classes. Remove it, or use VisionLanguageTask or "
+            f"{use}: {type(task).__name__} cannot predict other classes. Remove it, or use VisionLanguageTask or "
             "PromptTask."
         )
     prompts = getattr(task, "prompts", None)
     if prompts is not None and prompts.class_specific:
-        raise UserError(f"{use}: {prompts!r} cannot name other classes. Remove it.")
+        raise UserError(f"{use}: {prompts!r} cannot predict other classes. Remove it.")
 
 
 class _ByName(Declared, Callback):
@@ -86,7 +86,7 @@ class _ByName(Declared, Callback):
     """Test images of each dataset, a random choice that is the same in all runs; 0 for all."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse tasks without a text tower that names classes."""
+        """Refuse tasks without a text tower that encodes class names."""
         check_names_others(own_module(pl_module).objective, type(self).__name__)
 
     def measure(self, module: AdaptationModule, name: str, key: str) -> None:

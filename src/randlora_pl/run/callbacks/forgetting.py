@@ -88,7 +88,7 @@ def best_scale(accuracies: dict[float, tuple[float, float]]) -> float:
 
 
 def choose_scale(trainer: Trainer, task: Objective, kept: ImageData, best: Path | None) -> dict[str, Any]:
-    """Scale the update of a training by the best scale on validation images; all processes take the same one.
+    """Scale the update of a run by the best scale on validation images; all processes take the same one.
 
     The last weights are scaled, or the ones in the folder ``best``. The entries for ``results.json`` are the scale, and
     both accuracies there, at 0 and at 1.

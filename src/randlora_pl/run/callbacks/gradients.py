@@ -111,7 +111,7 @@ class UnseenGradient(_Measured):
     help: see ``--from-adapter``.
 
     G is of the first micro-batch of an optimizer step, on the first device, over linear and attention layers. It is
-    computed beside the backward pass, one layer at a time, and the training has the same bits as without. A text tower
+    computed during the backward pass, one layer at a time, and the training has the same bits as without. A text tower
     that gradient accumulation encodes once per step has its gradient in the last micro-batch, and is left out. The
     values are also lists in ``results.json``.
     """

@@ -56,7 +56,7 @@ class ProgressBar(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics shown beside the bar."""
+        """Return the metrics shown next to the bar."""
         self._read(trainer)
         return self._here | {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
@@ -305,7 +305,7 @@ class Termination(Callback):
 
 
 class HeldLock(Callback):
-    """End a training that lost its lock, because another process may train in its folder.
+    """End a run that lost its lock, because another process may train in its folder.
 
     A process loses the lock when it is suspended or loses the disk for longer than its lease.
     """
@@ -387,7 +387,7 @@ class NonFiniteLoss(Callback):
         self._send(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read all results before a checkpoint, from which a resumed run would go on after the skipped step."""
+        """Read all results before a checkpoint, from which a resumed run would continue after the skipped step."""
         self._read(trainer, pl_module)
         self._send(trainer)
         self._read(trainer, pl_module)

@@ -54,7 +54,7 @@ def layer_table(report: InjectionReport) -> str:
 
 
 def facts(trainer: Trainer, task: Objective, data: PlannedData) -> dict[str, str]:
-    """Return the summary's rows beside the layers."""
+    """Return the summary's rows other than the layers."""
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parts, total = task.parameter_parts(), sum(p.numel() for p in task.parameters())
     trains = sum(parts.values())
@@ -304,7 +304,7 @@ def _training_of(folder: Path) -> str:
 
 
 def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool = True) -> list[Any]:
-    """Return the summary of a training: metrics, paths, next commands.
+    """Return the summary of a training run: metrics, paths, next commands.
 
     Args:
         folder: The run folder.
@@ -357,7 +357,7 @@ def _scale_line(results: Mapping[str, Any]) -> str:
 
 
 def format_metrics(results: Any, name: str, task: Objective) -> str:
-    """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix, as the task shows its metrics."""
+    """Return ``accuracy 93.3 %, loss 0.21`` from the keys after one prefix, as the task shows its metrics."""
     words = {"balanced_accuracy": "balanced accuracy"}
     smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
     hidden = {"score", "macro_f1", "gate_entropy"}
@@ -420,7 +420,7 @@ def log_start(trainer: Trainer, task: Objective, data: PlannedData) -> None:
 def log_end(trainer: Trainer, unit: str) -> None:
     """Name the final metrics of a finished training to TensorBoard's HPARAMS tab, which reads their last values.
 
-    TensorBoard takes its columns from the first run that has any, so that each run names all hyperparameters.
+    TensorBoard takes its columns from the first run that has any, so that each run lists all hyperparameters.
     """
     columns = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_NUMBERS, 0.0)
     metrics = [

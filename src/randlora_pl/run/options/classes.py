@@ -209,7 +209,7 @@ def own_task(name: str) -> "type[Objective] | None":
 
 
 def task_of(path: str) -> "type[Objective] | None":
-    """Return the task that a config names; None for another class, and for one from outside that is not imported.
+    """Return the task of a config; None for another class, and for one from outside that is not imported.
 
     Args:
         path: Name or import path. A task from outside is imported already, or is an entry point.

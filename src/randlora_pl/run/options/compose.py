@@ -34,7 +34,7 @@ def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
     """Return our option for one of Lightning's, where both mean the same; any other option is returned unchanged.
 
     Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run. Zero is always
-    ours, which is refused.
+    ours, which is an error.
 
     Args:
         option: Option, such as ``trainer.max_steps``.
@@ -278,11 +278,11 @@ def short_name(option: str) -> str:
 
 
 def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
-    """Sort the words behind a verb and read the config files.
+    """Sort the words after a command and read the config files.
 
     Args:
         verb: ``fit``, ``validate`` or ``test``.
-        args: The words behind it.
+        args: The words after it.
         defaults: Config that the first config file is merged into.
 
     Raises:
@@ -309,7 +309,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             continue
         if not equals:
             what = "a name or a file" if "c" in option[:3] else "a folder"
-            raise UserError(f"{option} needs {what} behind it.")
+            raise UserError(f"{option} needs {what} after it.")
         if option in ("-c", "--config"):
             file = find_config(value)
             tree = read_config(file)
@@ -386,7 +386,7 @@ def _take_classes(command: Command) -> None:
         value = parse_value(text)
         if value is not None:
             command.config = merge(command.config, normalize(_at(option, value)))
-        if not isinstance(value, str):  # a mapping or a list, which is in the config now; anything else was refused
+        if not isinstance(value, str):  # a mapping or a list, which is in the config now; anything else was an error
             _remove(command, option)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of a command, each in one line with near names: names, types, and values that exclude each other.
+"""Mistakes of a command, each in one line with near names: names, types, and values that cannot be combined.
 
 jsonargparse would report the first alone, in ten lines. The classes are the only source of options and their types.
 """
@@ -141,7 +141,7 @@ IN_CONFIGS = {"seed_everything", "ckpt_path", "from_adapter", "from_form"}
 SINGLE = {*IN_CONFIGS, "print_config", "config", "help", "h", "help-all"}
 
 FORMS = ("beside", "absorbed")
-"""Places of the LoRA that a training starts from, in the method that it trains."""
+"""Places of the LoRA that a run starts from, in the method that it trains."""
 
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
@@ -205,7 +205,7 @@ def mistakes(command: Command) -> Iterator[Mistake]:
 
 
 def _caught(key: str, check: Callable[[], object]) -> Iterator[Mistake]:
-    """Yield the error of a check; one that names another option is a mistake of that."""
+    """Yield the error of a check; one about another option is a mistake of that."""
     try:
         check()
     except UserError as error:
@@ -254,7 +254,7 @@ def _check_dataset(task: "type[Objective] | None", typed: Any) -> None:
         return
     fits = [name for name, known in zip(TASKS, (DATASETS, LABELLED), strict=True) if dataset in known]
     if dataset not in CATALOG and fits:
-        raise UserError(f"The dataset {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
+        raise UserError(f"{dataset!r} is a dataset of texts: it needs --model {' or '.join(fits)}.")
     find(dataset)
 
 

@@ -1,4 +1,4 @@
-"""Saved configs: the resolved one of a run, the model's of an adapter file, and the data's beside it.
+"""Saved configs: the resolved one of a run, the model's of an adapter file, and the data's next to it.
 
 These files may come from anywhere, and none is run as code.
 
@@ -56,7 +56,7 @@ def import_classes(command: Command) -> None:
     for option, path in paths:
         module = path.rpartition(".")[0]
         if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not is_registered(path):
-            import_named(module, f"--{option} {path}")  # other texts are refused as names
+            import_named(module, f"--{option} {path}")  # other texts are not names
 
 
 def check_run_config(file: Path) -> Path:
@@ -173,7 +173,7 @@ def adapter_config(folder: Path) -> Tree:
         else:
             content = parse_json(file.read_bytes())
     except (ValueError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}. Copy it again, or name another adapter.") from error
+        raise UserError(f"{file} cannot be read: {error}. Copy it again, or choose another adapter.") from error
     except (KeyError, TypeError):
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:
@@ -228,7 +228,7 @@ def _check_no_class(value: Any, file: Path) -> None:
 
 
 def config_beside(adapter: Path) -> Path | None:
-    """Return the config of the run that an adapter folder or file lies in; None where there is none."""
+    """Return the config of the run that an adapter folder or file is in; None if there is none."""
     file = adapter.resolve().parent / CONFIG
     return file if file.is_file() else None
 
@@ -328,7 +328,7 @@ def write_resolved(file: Path, tree: Tree, created: bool) -> None:
     Args:
         file: The config in the run folder.
         tree: The resolved config.
-        created: True if the run is new; of a resumed one an older, different config is kept beside it.
+        created: True if the run is new; of a resumed one an older, different config is kept next to it.
     """
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     if not created and file.is_file():

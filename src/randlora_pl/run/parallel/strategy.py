@@ -184,7 +184,7 @@ class AdapterDDP(DDPStrategy):
                 sums = ask("")
                 differ = ", ".join(str(rank) for rank, other in enumerate(sums) if other != sums[0])
                 return differ and (
-                    f"process {differ} of {len(sums)} starts from other weights than process 0. Compare the weights "
+                    f"process {differ} of {len(sums)} has different weights from process 0. Compare the weights "
                     "files, checkpoints and versions of the machines (randlora-pl doctor)."
                 )
 
@@ -305,7 +305,7 @@ class AdapterFSDP(AdapterDDP):
             raise UserError("--trainer.strategy fsdp2 shards no quantized weights. Remove --model.quantize.")
         if task.torch_compile:
             raise UserError(
-                "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
+                "--trainer.strategy fsdp2 and --model.torch_compile cannot be combined, because compiled blocks keep "
                 "matrices of full size for the backward pass. Remove one of them."
             )
         if any(each.holds_factors for each in task.adapter.leaves()):
@@ -378,7 +378,7 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
     sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - whole
     # The root manages no weights, but prefetches: the next block is gathered while one computes.
     fully_shard(model, **options, ignored_params=set(model.parameters()) - sharded)
-    for name in ("encode_image", "encode_text"):  # of open_clip, beside ``forward``
+    for name in ("encode_image", "encode_text"):  # of open_clip, besides ``forward``
         if callable(getattr(model, name, None)):
             library.register_fsdp_forward_method(model, name)
 

@@ -67,7 +67,7 @@ class PromptedClip(ClipTask):
         """Name the classes; after the training others, too, unless the prompts are of each class alone.
 
         Raises:
-            UserError: There are fewer than two, or the prompts cannot name them.
+            UserError: There are fewer than two, or the prompts cannot describe them.
         """
         if self.backbone is not None and list(classnames) != self.classnames:
             check_classes(self.own_classes, classnames, self.prompts)
@@ -145,7 +145,7 @@ class PromptedClip(ClipTask):
         """Have the texts of any classes; the task keeps its own.
 
         Raises:
-            UserError: The prompts cannot name others, or a name is too long.
+            UserError: The prompts cannot describe others, or a name is too long.
         """
         check_classes(self.own_classes, classnames, self.prompts)
         held, features = self.classnames, self._class_features
@@ -188,7 +188,7 @@ class PromptedClip(ClipTask):
     # The second stage, which trains a classifier alone (Farina et al.)
 
     def adapt(self) -> None:
-        """Build the model; refuse a method that changes what trains during the training, beside a second stage."""
+        """Build the model; refuse a method that changes what trains during the training, with a second stage."""
         super().adapt()
         if self.classifier is not None and self.report.procedure is not None:
             raise UserError(f"classifier_steps ends the training of {self.adapter.method()}'s procedure; use LoRA.")
@@ -205,7 +205,7 @@ class PromptedClip(ClipTask):
         return total - round(total * self.classifier_steps)
 
     def in_second_stage(self) -> bool:
-        """Return True if a training is in its second stage."""
+        """Return True if a run is in its second stage."""
         trains = self.classifier is not None and self.run.total_steps() > 0
         return trains and self.run.step() >= self._first_steps()
 
@@ -283,5 +283,5 @@ def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner)
     if prompts.class_specific and own != list(classnames):
         raise UserError(
             f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "
-            "--model.prompts.class_specific false to name others."
+            "--model.prompts.class_specific false to predict others."
         )

@@ -1,4 +1,4 @@
-"""Parts of `PromptTask` beside its prompts: second heads (DePT, Tip-Adapter) and the regulation of PromptSRC.
+"""Parts of `PromptTask` other than its prompts: second heads (DePT, Tip-Adapter) and the regulation of PromptSRC.
 
 DePT: arXiv 2309.07439. Tip-Adapter: Zhang et al., arXiv 2207.09519. PromptSRC: Khattak et al., arXiv 2307.06948.
 """
@@ -283,7 +283,7 @@ class Cache(SecondHead):
 
 
 class _Cached(nn.Module):
-    """A linear head with the cache beside it."""
+    """A linear head with the cache next to it."""
 
     head: Tensor
 

@@ -321,7 +321,7 @@ class PromptTask(PromptedClip):
         """Refuse to train or to save a second head or a classifier with other classes than its own."""
         if self.classnames != self.own_classes and (self.decoupled is not None or self.classifier is not None):
             own, now = self.own_classes[:3], self.classnames[:3]
-            raise UserError(f"the second head is of the classes {own}..., not of {now}...: make a new task for these.")
+            raise UserError(f"the second head is for the classes {own}..., not for {now}...: create a new task.")
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what trains, and what the second head has chosen."""

@@ -1,4 +1,4 @@
-"""Kernels in Triton's own language; the files beside this one launch them."""
+"""Kernels in Triton's own language; the files next to this one launch them."""
 
 import os
 
