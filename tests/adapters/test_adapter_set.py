@@ -412,9 +412,9 @@ def test_names_weights_and_sums_that_are_refused(adapters: AdapterSet, folders: 
         (lambda: adapters.use({"lora": float("nan")}), "weight of the adapter 'lora' is nan"),
         (lambda: adapters.use({"lora": 0.5, "full": 0.5}), "'full' .FullFineTuning.* adapter add"),
         (lambda: adapters.use({"bitfit": 0.5}), "'bitfit' .BitFit.* adapter merge --scale"),
-        (lambda: adapters.load("lora", folders["lora"]), "adapter 'lora' exists already"),
-        (lambda: AdapterSet(adapters.model), "has adapters already"),
-        (lambda: inject(adapters.model, LoRA(rank=2)), "has adapters already"),
+        (lambda: adapters.load("lora", folders["lora"]), "adapter 'lora' already exists"),
+        (lambda: AdapterSet(adapters.model), "already has adapters"),
+        (lambda: inject(adapters.model, LoRA(rank=2)), "already has adapters"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):

@@ -125,7 +125,7 @@ BROKEN: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
     "options that are no JSON": (
         (("scale: float = 1.0", "scale: object = frozenset()"), ("self.scale = method.scale", "self.scale = 1")),
         "files",
-        r"RankOne: options that a file cannot hold \(.*frozenset.*\)\. Use numbers, texts and lists\.",
+        r"RankOne: options that cannot be saved \(.*frozenset.*\)\. Use numbers, texts and lists\.",
     ),
     "decay alone moves it": (
         ((ZERO, "torch.ones(rows, 1, device"), ("self.column @", "(self.column - 1) @")),

@@ -258,7 +258,7 @@ BROKEN = {
     "two of the user": (line(ASKED, ASKED, ANSWER), "message 2: after the user comes the assistant, not the user"),
     "two answers": (line(ASKED, ANSWER, ANSWER), "message 3: after the assistant comes the user, not the assistant"),
     "an answer first": (line(ANSWER, ASKED), "message 1: a conversation begins with the system or the user"),
-    "a system alone": (line(SYSTEM), "there is a message of the system alone"),
+    "a system alone": (line(SYSTEM), "there is only a system message"),
     "no answer": (line(ASKED, ANSWER, ASKED), "the last message is the user's"),
 }
 

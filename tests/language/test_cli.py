@@ -112,7 +112,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))
     assert "num_attention_heads" in told and "RuntimeError" in told
-    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
+    assert "does not give a valid model: " in fit("--model.config_overrides", "{hidden_size: wide}")
     assert "accelerator" not in fit("--model.quantize", "4bit")
     assert "a positive number, not 0" in fit("--model.adam_eps", "0")
     for dataset, task in (("rte", ""), ("jsonl", "CausalLMTask or ")):

@@ -156,7 +156,7 @@ def test_a_dry_run_says_where_missing_texts_are_from(run: Run, tmp_path: Path) -
     written(tmp_path)
     dry = run("sweep", "words.yaml", "--data.root", "none", "--dry-run", "--only", "budget=15k")
     said = dry.out.partition("Not on this machine: commonsense. Get them:\n  none does not exist. ")[2]
-    assert dry.code == 0 and said == f"Expected below --data.root: {TREE}. Get the files: {SOURCE}\n"
+    assert dry.code == 0 and said == f"Expected under --data.root: {TREE}. Get the files: {SOURCE}\n"
 
 
 def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_mismatches_name_at_most_three_of_each_kind() -> None:
     with pytest.raises(RuntimeError) as info:
         model.load_state_dict(state)
     message = mismatch("weights 'w.pt' for Toy", str(info.value))
-    assert message.startswith("weights 'w.pt' for Toy: not of this architecture")
+    assert message.startswith("weights 'w.pt' for Toy: does not fit this architecture")
     assert all(name in message for name in ("layer0.weight", "new0.x", "layer4.weight")) and "\n" not in message
 
 

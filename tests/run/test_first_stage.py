@@ -148,7 +148,7 @@ REFUSED = {  # words, of which START stands for those of a stage from a LoRA of 
     "START --model PromptTask": "LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets",
     "START --model linearheadtask": "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model",
     "--from-adapter nowhere": "There is no adapter folder or file nowhere",
-    "--from-adapter hira": "is HiRA, and a stage starts from LoRA alone",
+    "--from-adapter hira": "is HiRA, and a stage can only start from LoRA",
     "START --resume {lora}": "--resume uses the run's own checkpoint. Remove --from-adapter",
     "START --ckpt_path {lora}/checkpoints/last.ckpt": "--ckpt_path continues a run",
     "START --from-form besides": "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed",

@@ -143,7 +143,7 @@ def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(refuse
             "    scale: float = 1.0",
             "    def __init__(self, scale=1.0): ...",
         ): "RankOne has a constructor. Declare its options",
-        ('"""Exponent of the weight."""', COMPUTED): "FocalTask: options that a file cannot hold",
+        ('"""Exponent of the weight."""', COMPUTED): "FocalTask: options that cannot be saved",
     }
     for number, ((old, new), message) in enumerate(wrong.items()):
         module = f"mine{number}"
@@ -241,7 +241,7 @@ class Holding(LoRA):
         (lambda: Nowhere.Inner(rank=1), "top level"),
         (lambda: type("Main", (LoRA,), {"__module__": "__main__"})(rank=1), "the main program"),
         (lambda: Changing(strength=2.0, rank=1), "a different adapter when it is rebuilt"),
-        (lambda: Holding(place=Path("x"), rank=1), "options that a file cannot hold"),
+        (lambda: Holding(place=Path("x"), rank=1), "options that cannot be saved"),
     ],
 )
 def test_what_could_not_be_loaded_again_is_not_saved(

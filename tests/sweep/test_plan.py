@@ -269,7 +269,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"LoRA": {"adapter": "LoRA", "models": ["tny"]}}}, "Did you mean 'tiny'"),
         ({"methods": {"LoRA": {"adapter": "LoRA", "set": 5}}}, "methods.LoRA.set is 5"),
         ({"methods": {"zero-shot": {"adapter": "LoRA"}}}, "methods.zero-shot has no key 'adapter'"),
-        ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage starts from LoRA alone"),
+        ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage needs a LoRA to start"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "in"}}}}, "a.first.form is 'in'"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "cases": 1}}}}, "a.first.cases is 1"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "config": 5}}}}, "a.first.config is 5"),

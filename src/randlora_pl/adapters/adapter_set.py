@@ -55,13 +55,13 @@ class AdapterSet:
         model: Base model, without an adapter; its parameters are frozen.
 
     Raises:
-        UserError: The model has adapters already.
+        UserError: The model already has adapters.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if getattr(model, "adapter_report", None) is not None or adapted_layers(model):
             raise UserError(
-                "the model has adapters already. Start from the base model and load each adapter into the set."
+                "the model already has adapters. Start from the base model and load each adapter into the set."
             )
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -98,7 +98,7 @@ class AdapterSet:
             UserError: The name is taken, or the adapter does not fit; every mismatch is named, nothing is changed.
         """
         if name in self._loaded:
-            raise UserError(f"an adapter {name!r} exists already. Call remove({name!r}) first, or use another name.")
+            raise UserError(f"an adapter {name!r} already exists. Call remove({name!r}) first, or use another name.")
         file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
         with self.using(None):
             there = {**dict(self.model.named_parameters()), **base_buffers(self.model)}

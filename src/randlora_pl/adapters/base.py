@@ -208,7 +208,7 @@ class DeltaWeight(nn.Module):
             checkpoints store them like the trained tensors.
         indexes: Buffers that are distinct and ascending places in a flat tensor, with the number of its entries. A file
             with other places raises an error.
-        fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
+        fixed: False if the update depends on the layer's input, so no matrix contains it: `contribution` is the
             definition then, and `change` raises an error.
         uses_weight: False if `change` has no use for W0, which a quantized layer then does not unpack.
         rebuilds: True if the backward pass builds W0 + delta again, unless ``keep`` is True: it costs less than to keep

@@ -251,7 +251,7 @@ def inject(
 
     Raises:
         UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, the adapter is not a method,
-            or the model has adapters already, also PEFT's. The model is unchanged then.
+            or the model already has adapters, also PEFT's. The model is unchanged then.
     """
     _check_kinds(model, adapter)
     targets = [targets] if isinstance(targets, str) else targets
@@ -313,7 +313,7 @@ def _check_kinds(model: nn.Module, adapter: object) -> None:
     modules = list(model.modules())
     if getattr(model, "adapter_report", None) is not None or any(isinstance(each, AdaptedLayer) for each in modules):
         raise UserError(
-            "the model has adapters already. Merge them into plain layers with merge_and_unload(model) first."
+            "the model already has adapters. Merge them into plain layers with merge_and_unload(model) first."
         )
     if any(type(each).__module__.startswith("peft.") for each in modules):
         raise UserError("the model has adapters of PEFT. Pass its base model: model.unload() of PEFT returns it.")

@@ -284,7 +284,7 @@ def check_loads_again(adapter: Adapter) -> None:
     try:
         text = json.dumps(described)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: options that a file cannot hold ({error}). Use numbers, texts and lists.") from None
+        raise UserError(f"{name}: options that cannot be saved ({error}). Use numbers, texts and lists.") from None
     again = make({path_of(kind): kind for kind in kinds}, json.loads(text), f"{name}, rebuilt from its options")
     if json.dumps(again.describe()) != text:
         raise UserError(
@@ -369,7 +369,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     if config.get("generator") == STORED:
         stored = contents.bases
         if stored.keys() != {"A", "B"} or any(tensor.dim() != 3 for tensor in stored.values()):
-            what = f"the bases A and B in {BASES}, which no seed gives"
+            what = f"the bases A and B in {BASES}, which no seed generates"
             raise UserError(f"{path} needs {what}. Copy the whole folder again.")
         bases = Bases(0, stored["A"].float(), stored["B"].float(), stored=True)
         if bases.fingerprint != config.get("fingerprint"):

@@ -222,7 +222,7 @@ def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter,
     if not left:
         first = chosen.sites[0].shape.layer
         raise UserError(
-            f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change either."
+            f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change one of them."
         )
     return Selection(left, chosen.skipped, chosen.paper)
 

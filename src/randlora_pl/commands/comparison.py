@@ -132,7 +132,7 @@ class Comparison:
         few = [f"{many(tier.seeds, 'seed')}, {SEEDS} are needed"] if tier.seeds < SEEDS else []
         few += [f"{many(tested, 'test image')}, {SAMPLES} are needed"] if tested < SAMPLES else []
         if few:
-            print(f"This plan can give no verdict: {'; '.join(few)}.")
+            print(f"This plan cannot give a verdict: {'; '.join(few)}.")
         if budget:
             enough = [larger for larger in timing.tiers(most) if larger.seeds >= min(SEEDS, most.seeds)][-1]
             more = budget.spent + enough.seconds(budget.costs.values()) / timing.SPARE

@@ -84,7 +84,7 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
                 "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
                 "epochs": str(row.epochs),
                 "its prompts": _some(row.templates, 20, " | "),
-                "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
+                "files": row.layout and (row.layout if row.own else f"{row.layout} under {root} or --data.root"),
                 "state": "" if row.own else state_of(row, root),
                 "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
                 "source": row.source,
@@ -94,9 +94,9 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
         ]
     facts = []
     for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
-        source = {"files": f"below --data.root PATH, see {page}"}
+        source = {"files": f"under --data.root PATH, see {page}"}
         if name == "chat":
-            files = "train.jsonl, and if you like val.jsonl and test.jsonl, below --data.root PATH"
+            files = "train.jsonl, and if you like val.jsonl and test.jsonl, under --data.root PATH"
             source = {"files": files, "each line": MESSAGES, "guide": page}
         elif name in glue.TASKS:
             source = {"get it": glue.SOURCE}
@@ -104,7 +104,7 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
             tree, get = prompt_sets.TREE, prompt_sets.SOURCE
             if name == "e2e":
                 tree, get = prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE
-            source = {"files": f"{tree}; below --data.root PATH", "get it": get}
+            source = {"files": f"{tree}; under --data.root PATH", "get it": get}
         if name in known:
             facts.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
     if not facts:
@@ -141,7 +141,7 @@ def datasets() -> dict[str, str]:
     for name in DATASETS | LABELLED:
         if name not in OWN_TEXTS:
             steps = f"missing: randlora-pl datasets {name} (prints the steps)"
-            states[name] = steps if absent(name, root) else f"found below {root}"
+            states[name] = steps if absent(name, root) else f"found under {root}"
     return states | {"your own": "--data.dataset folder --data.root PATH; of texts csv, jsonl or chat"}
 
 
@@ -177,7 +177,7 @@ def _print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     missing = [report for report in reports if report.missing]
     off = [report for report in reports if report.problems and not report.missing]
     for report in off:
-        print(f"{report.name} is off:")
+        print(f"{report.name} differs:")
         for problem in report.problems:
             print("  " + printable(str(problem)).replace("\n", "\n  "))
         print()
@@ -282,8 +282,8 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
         keep: Keep the archives in PATH/downloads (default: delete them after the check)
 
     Returns:
-        0 if all requested datasets are there and as expected, else 1. With --all, datasets that only a person can get
-        do not count.
+        0 if all requested datasets are there and as expected, else 1. With --all, datasets that need manual
+        steps do not count.
     """
     check_names("data get", names, all)
     rows = [find_images(name) for name in dict.fromkeys(names)] or [row for row in CATALOG.values() if row.layout]

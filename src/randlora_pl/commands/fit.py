@@ -97,7 +97,7 @@ def page(verb: str) -> str:
             "--dry-run": "Print the start page (parameters, steps, memory) and write nothing",
             "--print_config": "Print the merged config. --print_config=skip_default: without defaults",
             "--resume RUN": f"{again}, if it is unfinished",
-            "--from-adapter LORA": "Start a new training where this run or adapter has ended",
+            "--from-adapter LORA": "Start a new run with the outputs of this trained LoRA (a run or an adapter)",
             "--from-form FORM": "beside: the adapter is added to it (default). absorbed: RandLoRA contains it",
         }
         for group, kind in callback_classes().items():

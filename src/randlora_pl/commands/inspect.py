@@ -284,7 +284,7 @@ def devices() -> dict[str, str]:
         states["mps"] = "Apple GPU"
     if len(states) == 1:
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        states["accelerator"] = f"no accelerator is seen (PyTorch {torch.__version__}, {build}); runs use the CPU"
+        states["accelerator"] = f"no accelerator was found (PyTorch {torch.__version__}, {build}); runs use the CPU"
     return states
 
 

@@ -44,7 +44,7 @@ class PredictOptions:
         weights: Merge the adapters into one model with these weights. All adapters must have the same classes. With one
             adapter, its weight scales its update.
         images: Image files, and folders to search.
-        classnames: Other classes than the adapter's, one name per line. Only prompts (PromptTask) can predict them.
+        classnames: Classes to predict instead of the adapter's, one name per line. For prompts (PromptTask) only.
         texts: .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt, text, or
             text_a and text_b, or .jsonl with messages. Labels, completions and last answers are ignored.
         output: CSV file to write, or - to print it.

@@ -173,5 +173,5 @@ def start_page(options: ServerOptions, facts: dict[str, Any]) -> str:
     if options.host != "127.0.0.1":
         caution = "every machine that can reach this one can use it, without a password or encryption"
         lines.append(f"  caution  {'nothing is encrypted, not even the token' if options.token else caution}")
-    lines.append(f"Ready: {url}/  Ctrl-C ends it.")
+    lines.append(f"Ready: {url}/  Press Ctrl-C to stop.")
     return "\n".join(lines)

@@ -319,7 +319,7 @@ def _tar(meter: _Meter, folder: Path, wanted: Callable[[str], bool]) -> int:
                 continue
             # The filter permits links inside the folder, but Python before 3.11.13 can be led outside through them.
             if member.issym() or member.islnk() or member.issparse() or member.size < 0:
-                raise HostileError(f"{member.name!r} is a link, a sparse file or of negative size")
+                raise HostileError(f"{member.name!r} is a link, a sparse file or has a negative size")
             tar.extract(member, folder, set_attrs=False, filter="data")
             count += member.isreg()
         rest: Any = tar.fileobj  # tarfile stops without an error at a damaged header

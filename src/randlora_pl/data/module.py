@@ -63,12 +63,12 @@ class ImageData(PlannedData):
     fraction: Annotated[float, Share] | None = None
     """Train on this fraction of the images, between 0 and 1, stratified."""
     split: Literal["default", "coop"] = "default"
-    """`coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files are next to
+    """`coop` uses split, class names and prompt of CoOp, for its eleven datasets; split files are next to
     the images. Default: the dataset's usual split."""
     classes: Literal["all", "base", "new"] = "all"
     """`base` is the first half of the classes, `new` is the other half."""
     keep: str | None = None
-    """What the training is not to forget, for `--checkpoint.scale auto`: the name of another dataset, or `new`, the
+    """What training must not forget, for `--checkpoint.scale auto`: the name of another dataset, or `new`, the
     classes that `--data.classes base` leaves out. Only its validation images choose the scale."""
     train_split: Literal["train", "full"] = "train"
     """`train` keeps the validation images out of training; `full` trains on them too, as the official code does."""

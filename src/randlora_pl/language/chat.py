@@ -67,7 +67,7 @@ def turns_of(messages: object, where: str) -> Turns:
             raise UserError(f"{where}, message {number}: {fault}")
         turns.append(Turn(given["role"], given["content"]))
     if turns[-1].role == "system":
-        raise UserError(f"{where}: there is a message of the system alone. Add the user's.")
+        raise UserError(f"{where}: there is only a system message. Add the user's.")
     return tuple(turns)
 
 
@@ -129,7 +129,7 @@ def read_conversations(root: Path, split: str) -> list[Conversation]:
     chats = read_file(file)
     for chat in chats:
         if chat.asked == chat.turns:
-            raise UserError(f"{chat.where}: the last message is the user's, so that no answer is learned. Add one.")
+            raise UserError(f"{chat.where}: the last message is the user's, so no answer is learned. Add one.")
     if not chats:
         raise UserError(f"{file} has no conversations. Expected: {EXPECTED}")
     return chats

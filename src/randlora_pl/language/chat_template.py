@@ -93,7 +93,7 @@ class ChatTemplate:
         given, answered = self._rendered(turns[:-1], where), self._rendered(turns, where)
         if not answered.startswith(given):
             raise UserError(
-                f"{where}: the model's chat template begins an answer in another way for generation, so that it "
+                f"{where}: the model's chat template begins an answer in another way for generation, so it "
                 "cannot be learned. Use prompts: --data.dataset jsonl"
             )
         # What follows the end of text, such as a line break, is not generated. Without one (Gemma) it is added.

@@ -167,8 +167,8 @@ class TokenData(PlannedData):
 class LabelledTexts(TokenData):
     """Sentences or pairs of them with classes or scores: GLUE's tasks, or your own files.
 
-    GLUE keeps the labels of its test sets secret, so that its validation set is the test, as in the paper. Nothing is
-    chosen by it: the last weights are tested, and what validates is set aside from the training samples.
+    GLUE keeps the labels of its test sets secret, so its validation set is the test, as in the paper. It chooses
+    nothing: the last weights are tested, and validation samples are held out from the training samples.
 
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.

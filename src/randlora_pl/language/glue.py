@@ -87,7 +87,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
             raise UserError(f"{what}. Save or download it again")
         tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
         tree += f", or the folder {name} of save_to_disk or of Parquet files"
-        raise UserError(f"{home / _TSV[split]} does not exist. Expected below --data.root: {tree}", GET)
+        raise UserError(f"{home / _TSV[split]} does not exist. Expected under --data.root: {tree}", GET)
     if is_saved(home):
         return _read_saved(home, split, task)
     sentences: list[tuple[str, ...]] = []

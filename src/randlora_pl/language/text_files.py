@@ -41,7 +41,7 @@ def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path
         what = "is not a file" if missing.is_dir() else "is not a folder" if missing.exists() else "does not exist"
     except OSError as error:  # no permission, or too long a name
         missing, what = root, f"cannot be read ({error.strerror or error})"
-    raise UserError(f"{missing} {what}. Expected below --data.root: {tree}", f"Get the files: {source}")
+    raise UserError(f"{missing} {what}. Expected under --data.root: {tree}", f"Get the files: {source}")
 
 
 def read_text(path: Path) -> str:
@@ -229,7 +229,7 @@ def own_files(root: Path, suffix: str, content: str) -> dict[str, Path]:
     files = {split: root / f"{split}{suffix}" for split in ("train", "val", "test")}
     if not files["train"].is_file():
         tree = f"train{suffix} with {content}; optionally val{suffix} and test{suffix} in the same format"
-        raise UserError(f"{files['train']} does not exist. Expected below --data.root: {tree}")
+        raise UserError(f"{files['train']} does not exist. Expected under --data.root: {tree}")
     return {split: file for split, file in files.items() if file.is_file()}
 
 

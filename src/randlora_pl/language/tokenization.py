@@ -140,7 +140,7 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
         elif known and not size and width // heads % 2 and rotary:
             fault = f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
         reason = f"{fault} ({reason})" if fault else reason
-        raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
+        raise UserError(f"{option} {dict(overrides)} does not give a valid model: {reason}") from error
 
 
 @torch.no_grad()

@@ -410,7 +410,7 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], source: Source) -> N
         state.pop("text.transformer.embeddings.position_ids", None)  # no tensor since transformers 4.31
         open_clip.model.resize_pos_embed(state, model)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
+        raise UserError(f"{source.what}: does not fit this architecture ({first_line(error)}).") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

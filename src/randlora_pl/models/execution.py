@@ -72,7 +72,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
 def compile_blocks(model: nn.Module, how: str, device: torch.device) -> None:
     """Compile each repeated block with ``torch.compile``, in place; names, references and hooks stay.
 
-    Blocks of one class share the compiled code, so that compile time does not grow with depth. A compiled block keeps
+    Blocks of one class share the compiled code, so compile time does not grow with depth. A compiled block keeps
     for its backward pass the tensors that ``memory: low`` of RandLoRA would rebuild. Dynamo's recompile limit is raised
     for the whole process.
 
@@ -266,7 +266,7 @@ class FastRMSNorm(FastLayer):
 
 
 def use_fast_layers(model: nn.Module) -> int:
-    """Let LayerNorm, RMSNorm and QuickGELU of a backbone run as single kernels on a GPU, in place.
+    """Make LayerNorm, RMSNorm and QuickGELU of a backbone run as single kernels on a GPU, in place.
 
     Adapted attention of open_clip's text towers gets no mask on a GPU, but computes causal attention.
 

@@ -107,7 +107,7 @@ def mismatch(what: str, message: str) -> str:
         for kind, names in kinds.items()
         if names
     ]
-    return f"{what}: not of this architecture (tensors: {'; '.join(parts) or message.splitlines()[0]})."
+    return f"{what}: does not fit this architecture (tensors: {'; '.join(parts) or message.splitlines()[0]})."
 
 
 def not_downloaded(what: str, error: Exception, url: str, options: str = "") -> UserError:

@@ -41,12 +41,12 @@ class RunResult:
 
 
 def fit(*configs: str | os.PathLike[str] | Mapping[str, Any], adapter: Adapter | None = None) -> RunResult:
-    """Train and test, as ``randlora-pl fit`` does.
+    """Train and test, like ``randlora-pl fit``.
 
     Args:
         *configs: Names of bundled configs, files, and mappings of options, nested or with dots
-            (``{"data.steps": 100, "model.adapter": "LoRA"}``). Later ones win; options beat files.
-        adapter: Method to train, with its options; it beats a method in the configs.
+            (``{"data.steps": 100, "model.adapter": "LoRA"}``). Later ones take precedence, and options over files.
+        adapter: Method to train, with its options; it overrides a method in the configs.
 
     Returns:
         The finished run.

@@ -71,7 +71,7 @@ def _compose_fit(words: list[str], defaults: Tree = DEFAULTS) -> Command:
     if not starts or not _from_lora(task):
         what = "LoRA with learned prompts" if starts else method
         raise UserError(
-            f"{adapter} is {what}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
+            f"{adapter} is {what}, and a stage can only start from LoRA. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"
         )
     other = class_name("model", flat.get("model", task)) or task

@@ -352,7 +352,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     if (first := facts.get("first")) is not None:
         fit(first, _Method, f"{where}.first")
         if str(first.get("adapter")).lower() != "lora":
-            raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage starts from LoRA alone.")
+            raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage needs a LoRA to start.")
         fit(first.get("form", FORMS[0]), Literal[FORMS], f"{where}.first.form")
         if wrong := {"first", "models", "paper_name"} & first.keys():
             raise UserError(f"{where}.first has {min(wrong)}, which belongs to the whole method: remove it there.")

@@ -33,7 +33,7 @@ def check_options(options: Mapping[str, Any], kind: str) -> None:
     try:
         json.dumps(options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{kind}: options that a file cannot hold ({error}). Use numbers, texts and lists.") from None
+        raise UserError(f"{kind}: options that cannot be saved ({error}). Use numbers, texts and lists.") from None
 
 
 def checksum(tensors: Mapping[str, Tensor], start: str = "") -> str:

@@ -132,7 +132,7 @@ class Objective(Declared, nn.Module):
     """``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays float32. Needs
     ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train."""
     quantize: Literal["int8", "int4"] | None = None
-    """Frozen linear layers in ``int8`` or, on devices that can, ``int4`` (extra ``torchao``). They are never merged."""
+    """Frozen linear layers in ``int8`` or, if the device supports it, ``int4`` (extra ``torchao``). Never merged."""
     torch_compile: bool | str = False
     """Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a backend. Not with
     ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo."""

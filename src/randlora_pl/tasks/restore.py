@@ -124,7 +124,7 @@ def find_task(path: str) -> type[Objective]:
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
-    """Build the task that an adapter folder was saved from, with its adapter, head and classes.
+    """Rebuild the task that saved an adapter folder, with its adapter, head and classes.
 
     Examples:
         >>> task = load_task("runs/one/adapter")
@@ -139,7 +139,7 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
         The task in eval mode, on the CPU, ready for ``class_logits``.
 
     Raises:
-        UserError: If the folder was written by no task, or its base model is another one.
+        UserError: If the folder was not written by a task, or its base model differs.
     """
     file = read_adapter(folder)
     return make_ready(plain_task(file, **overrides), file)
@@ -174,7 +174,7 @@ def make_task(file: AdapterFile, base: type[Kind], inputs: str, overrides: Mappi
         with errors_in(file.path):
             kind = cast(type[Kind], find_task(own))
     if kind is None:
-        what = f"{file.path} was saved by none of the tasks on {inputs}"
+        what = f"{file.path} was not saved by a task on {inputs}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
@@ -217,7 +217,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     """Return the tasks of several adapters; adapters of one base model share its weights, which are loaded once.
 
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
-    uses it, merged. They take turns: not for several threads at once, and not for training.
+    uses it, merged. Use one at a time, in a single thread, and not for training.
 
     Examples:
         >>> tasks = load_tasks({"one": "runs/one/adapter", "two": "runs/two/adapter"})
@@ -231,7 +231,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
         The tasks by name, in eval mode, on the CPU, ready for ``class_logits``.
 
     Raises:
-        UserError: If one was written by no task, or its base model is another one than it says.
+        UserError: If one was not written by a task, or its base model is not the one in the file.
     """
     files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}

@@ -86,7 +86,7 @@ def cast_and_compile(
     if compiled:
         if low:
             raise UserError(
-                "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
+                "--model.torch_compile keeps what memory: low would rebuild: leave out one of them, or use "
                 "--model.gradient_checkpointing true instead of memory: low."
             )
         compile_blocks(backbone, "default" if compiled is True else compiled, run.device)

@@ -81,7 +81,7 @@ class VisionLanguageTask(ClipTask):
         """
         if self.caption not in (None, CAPTION):
             raise UserError(
-                f"the caption {self.caption!r} and --data.templates both name the prompts. Remove --data.templates, or "
+                f"the caption {self.caption!r} and --data.templates both set the prompts. Remove --data.templates, or "
                 "add --model.caption null: a class then has one of the templates in each step."
             )
         self.caption = None

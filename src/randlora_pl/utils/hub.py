@@ -131,7 +131,7 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
         more = " HF_HUB_DISABLE_XET=1 sends files without Xet, which this server may not have." if "xet" in what else ""
         return f"{hub} cannot be reached ({what}). Check the network, or set HF_ENDPOINT to another server.{more}"
     if isinstance(error, OSError) and error.errno is None:  # from the client, not the disk
-        return f"{hub} does not answer as the Hub does: {_line(str(error))}"
+        return f"{hub} does not answer like the Hub: {_line(str(error))}"
     return None
 
 

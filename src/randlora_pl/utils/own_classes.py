@@ -174,7 +174,7 @@ class Registry:
             raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
         if kind is None:
             raise UserError(
-                f"The {self.what} {path} is not of this program, and a file imports nothing by itself.",
+                f"The {self.what} {path} is not part of this program, and a file imports nothing by itself.",
                 f"Add --import {module} if you trust it. In Python, call {self.group}.register({name}).",
             )
         return self._checked(kind, base, built_in)

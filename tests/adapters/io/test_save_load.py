@@ -453,7 +453,7 @@ def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> N
     edit(path)
     assert_refused(path, "its stored bases are .*, it was trained with .*Copy it again")
     (path / save_load.BASES).unlink()
-    assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed gives")
+    assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed generates")
     narrow = Bases(0, bases["A"].float()[..., 1:].contiguous(), bases["B"], stored=True)
     save_file({"A": narrow.A, "B": bases["B"]}, path / save_load.BASES)
     edit(path, lambda config: config.update(fingerprint=narrow.fingerprint))

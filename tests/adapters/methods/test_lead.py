@@ -136,7 +136,7 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
     for lora, adapter, form, message in (
         ("lora", other, "beside", "rank 4, not .*3.* and alpha 1.0, not 4.0, as"),
         ("whole", RandLoRA(rank=2), "beside", "also changes the model's own two"),
-        ("randlora", RandLoRA(rank=2), "beside", "is RandLoRA, and a stage starts from LoRA"),
+        ("randlora", RandLoRA(rank=2), "beside", "is RandLoRA, and a stage can only start from LoRA"),
         ("lora", LoRA(rank=2), "absorbed", "LoRA cannot absorb a LoRA"),
         ("lora", RandLoRA(rank=2), "absorb", "form is 'absorb': choose beside or absorbed"),
         ("lora", RandLoRA(rank=4), "absorbed", "lead is 3, but two has 2 bases"),

@@ -112,7 +112,7 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
         (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
         (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "error: --overrides: qwen2 has no"),
         (["train", *QWEN[:2], "--overrides", "{hidden_size: a}"], "Field 'hidden_size' expected int, got str"),
-        (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "makes no model: hidden_size"),
+        (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "does not give a valid model: hidden_size"),
         (["train", *QWEN[:2], "--overrides", TINY.replace("50", "1")], "vocab_size 1"),
         (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides needs a decoder"),
         (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),

@@ -76,7 +76,7 @@ def test_every_image_and_those_that_are_unreadable(
     for path in broken:
         path.write_bytes(b"no image")
     result = run(*words)
-    assert result.code == 1 and str(broken[0]) in result.out and "eurosat is off:" in result.out
+    assert result.code == 1 and str(broken[0]) in result.out and "eurosat differs:" in result.out
     assert "1 more train images cannot be read" in result.out  # 6 of them, 5 named
     assert result.out.splitlines()[1].split()[-1] == "24"
     for path in images(eurosat):

@@ -71,7 +71,7 @@ def test_data_sets_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path:
     for name in ("train", "valid", "test"):
         assert datasets()["e2e"] == lead, "a part is not all"
         (root / f"{name}.txt").write_text("")
-    assert datasets()["e2e"] == f"found below {root}"
+    assert datasets()["e2e"] == f"found under {root}"
     assert {"commonsense_15k", "commonsense_170k", "sst2", "stsb"} <= datasets().keys()
     assert not {"jsonl", "csv"} & datasets().keys()
 

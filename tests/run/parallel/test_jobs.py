@@ -159,7 +159,7 @@ def refused_by_both(words: list[list[str]], folder: Path, *messages: str, port: 
     ("more", "message"),
     [
         ("--model.adapter.rank 7", "--model.adapter.rank is "),
-        ("--resume auto", "come to --resume auto, but process 0 to the run folder"),
+        ("--resume auto", "is at --resume auto, but process 0 is at the run folder"),
     ],
 )
 def test_another_option_of_one_process_ends_both(tmp_path: Path, more: str, message: str) -> None:

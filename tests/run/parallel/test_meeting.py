@@ -66,9 +66,9 @@ def test_all_that_do_not_come_are_named_after_one_timeout() -> None:
 @in_one_item(
     ("at", "other", "expected"),
     [
-        ("decision", "decision", "process 1 has come to --resume auto, but process 0 to the run folder"),
-        ("decision", "options", "process 1 has come to the options, but process 0 to the run folder"),
-        ("options", "decision", "process 1 has come to --resume auto, but process 0 to the options"),
+        ("decision", "decision", "process 1 is at --resume auto, but process 0 is at the run folder"),
+        ("decision", "options", "process 1 is at the options, but process 0 is at the run folder"),
+        ("options", "decision", "process 1 is at --resume auto, but process 0 is at the options"),
     ],
 )
 def test_processes_at_different_decisions_do_not_wait_for_each_other(at: str, other: str, expected: str) -> None:

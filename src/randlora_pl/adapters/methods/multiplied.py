@@ -34,7 +34,7 @@ from randlora_pl.utils.options import Positive, at_least
 class HiRA(Adapter):
     """HiRA: delta = W0 o (B A), entry by entry, with trained B (out, r) and A (r, in).
 
-    The rank of the update is up to r times the rank of W0, so that a small r is enough for full rank. The scale of the
+    The rank of the update is up to r times the rank of W0, so a small r is enough for full rank. The scale of the
     update is W0's, hence the large default of the learning rate. Entries of W0 that are zero stay zero.
 
     Examples:
@@ -162,7 +162,7 @@ _SERIES = (0, 18)  # first version of PEFT with today's series
 class OFT(Adapter):
     """OFT: W = W0 R^T with a block-diagonal R = (I + Q) (I - Q)^-1 of trained skew-symmetric blocks Q (b, b).
 
-    R is orthogonal, so that W has the singular values of W0. The layer applies W0 to the turned inputs x R.
+    R is orthogonal, so W has the singular values of W0. The layer applies W0 to the rotated inputs x R.
 
     Examples:
         >>> inject(model, OFT(block=8)).trainable
@@ -173,7 +173,7 @@ class OFT(Adapter):
     """Size b of the blocks, which divides the layer's inputs. A number, or numbers by pattern of layer names. Default:
     the largest divisor of the inputs up to 32."""
     neumann_terms: Annotated[int, at_least(4)] | None = None
-    """Number of terms of a series for the inverse, from 4 on, for adapters of PEFT alone. Then R is not quite
+    """Number of terms of a series for the inverse, from 4 on, for adapters of PEFT only. Then R is not quite
     orthogonal. Default: the exact inverse."""
 
     learning_rates = (1e-4, 1e-4, 1e-4)  # PEFT's benchmark, on a language model

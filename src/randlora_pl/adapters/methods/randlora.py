@@ -96,7 +96,7 @@ class RandLoRA(Adapter):
     """For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the largest D."""
     a_basis: Literal["auto", "same", "uniform", "signs"] = "auto"
     """Distribution of A: ``same`` as the bases B_j (the paper; uniform with ``hadamard``), ``uniform``, or ``signs``
-    (+1 and -1). ``auto`` takes ``signs`` with ``ternary``, because zero columns of A would reduce the rank, else
+    (+1 and -1). ``auto`` is ``signs`` with ``ternary``, because zero columns of A would reduce the rank, else
     ``same``."""
     init: Literal["gamma", "lambda"] = "gamma"
     """Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official code: the
@@ -112,7 +112,7 @@ class RandLoRA(Adapter):
     bases."""
     memory: Literal["auto", "low", "fast"] = "auto"
     """``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches; ``low``
-    builds it again; ``auto`` builds it again if that adds less than a twentieth to the time (multiplications on a CPU;
+    rebuilds it; ``auto`` rebuilds it if that adds less than a twentieth to the time (multiplications on a CPU;
     also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step."""
     lead: Annotated[int, NotNegative] | dict[str, Annotated[int, NotNegative]] = 0
     """Number of leading terms with columns of their own, which files store: the rank of a LoRA that ``--from-form

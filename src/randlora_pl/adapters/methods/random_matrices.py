@@ -73,7 +73,7 @@ class VeRA(Adapter):
     )
 
     def largest_rank(self, shape: WeightShape) -> int:
-        """Return the largest rank, which has hardly a limit."""
+        """Return the largest rank, which has practically no limit."""
         return UNLIMITED
 
     def rank_of(self, shape: WeightShape) -> int:
@@ -185,7 +185,7 @@ class NoLA(Adapter):
     alpha: float | dict[str, float] = 1.0
     """The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``."""
     init: Literal["zero", "official"] = "zero"
-    """``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at first;
+    """``zero`` starts one coefficient vector at 1/n and the other at zero, which leaves the model unchanged at first;
     ``official`` starts both at 1/n, as the official RandLoRA code."""
 
     learning_rates = (1e-3, 1e-3, 1e-4)  # Table 8

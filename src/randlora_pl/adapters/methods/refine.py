@@ -109,7 +109,7 @@ def make_next_stage(
         raise UserError(f"form is {form!r}: choose {' or '.join(get_args(Form))}.")
     if not isinstance(lora, LoRA) or is_own(type(lora)):  # an own class may compute something else
         raise UserError(
-            f"{where} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
+            f"{where} is {lora.method()}, and a stage can only start from LoRA. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"
         )
     if adapter.trains_base:

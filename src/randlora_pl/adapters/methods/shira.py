@@ -13,7 +13,7 @@ from randlora_pl.utils.rng import philox, stream
 
 
 class SHiRA(Adapter):
-    """SHiRA: as many trained entries of the update as a LoRA of rank r has numbers, all other entries are zero.
+    """SHiRA: a sparse update with as many trained entries as a LoRA of rank r has parameters.
 
     Examples:
         >>> inject(model, SHiRA(rank=4)).trainable  # as many as of LoRA(rank=4)

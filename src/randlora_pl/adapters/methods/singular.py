@@ -65,7 +65,7 @@ class PiSSA(DerivedAdapter):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start == "minor" and self.rate_ratio != 1:
-            raise UserError("PiSSA: B is frozen with start minor, so that it has no rate. Remove rate_ratio.")
+            raise UserError("PiSSA: B is frozen with start minor, so it has no rate. Remove rate_ratio.")
 
     def scaling_of(self, shape: WeightShape) -> float:
         """Return alpha / r for one layer.

@@ -56,10 +56,10 @@ def export(
     Args:
         to: Format, as explained below
         output: File or folder to write
-        rank: lora: rank of every layer, or
+        rank: lora: rank of every layer (or set --error)
         error: lora: largest relative error per layer (Frobenius), which selects the rank
         part: onnx, torch: classifier (default), image features, or text features of token ids
-        dtype: adapter: type of its numbers
+        dtype: adapter: data type of the tensors
 
     Note:
         The formats:
@@ -284,9 +284,9 @@ def add(
         weights: One number per adapter, which can be negative (default: 1)
         as_: merged: weights for open_clip or timm, as adapter merge writes them. lora: a LoRA adapter, by truncated
             singular value decomposition of each sum
-        rank: lora: rank of every layer, or
+        rank: lora: rank of every layer (or set --error)
         error: lora: largest relative error per layer (Frobenius), which selects the rank
-        head: Adapter whose head and class names are used, by its place
+        head: Number of the adapter whose head and class names are used
     """
     register_weights(pretrained)
     count = len(paths)

@@ -197,9 +197,9 @@ def represent(
         sweeps: Maximum number of rounds of the fit, which stops at convergence. 10 come close. A ViT-B layer takes
             about a minute at rank 32 on one core
         seed: Seed of RandLoRA's bases
-        lead: What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or a run
-            of the same model for its update. The run needs another seed, because the same batches flatter. A run of one
-            step of SGD gives the gradient
+        lead: Source of top left singular vectors that lead further bases: `weights` for the pretrained weights, or a run
+            of the same model for its update. The run needs another seed: the same batches make errors look too small.
+            A run of one step of SGD gives the gradient
 
     Note:
         LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k}
@@ -305,8 +305,8 @@ def _leads(run: AnalyzedRun, updates: "Updates", names: Sequence[str]) -> "dict[
         known = [(each.data.get("dataset"), each.data.get("seed")) for each in (run, lead)]
         if (known[0] == known[1] and None not in known[0]) or all(updates[one].equal(mine[one]) for one in updates):
             raise UserError(
-                f"--lead {name}: {lead.path} was trained on the same batches as {run.path}, which flatters. Train it "
-                "with another --seed_everything."
+                f"--lead {name}: {lead.path} was trained on the same batches as {run.path}, so errors look too small. "
+                "Train it with another --seed_everything."
             )
     return matrices
 

@@ -261,7 +261,7 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     here = sorted({pair for pair in zip(images, captions, strict=True) if home[pair[0]] == split})
     if not here:
         if split == "train":
-            raise UserError(f"{root} has no line of the split 'train'")
+            raise UserError(f"{root} has no line for the split 'train'")
         return None
     image_number = {image: index for index, image in enumerate(sorted(home))}
     number = {caption: index for index, caption in enumerate(sorted(set(captions)))}

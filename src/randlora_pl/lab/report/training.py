@@ -372,7 +372,7 @@ def partial_table(sweep: Sweep) -> Table | None:
         "highest count as equal. It does not show a cause.",
     ]
     variants = {  # of RandLoRA that train as many numbers and have a lower rank
-        "a": "its sums come first, so that its rank is lower, and so is the count of its free parameters",
+        "a": "its sums come first, so its rank is lower, and so is the count of its free parameters",
         "b": "it has half of the terms",
     }
     controls = []

@@ -73,8 +73,8 @@ class CausalLMTask(TextTask):
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
     """A model of the Hugging Face Hub, a folder, or ``smollm2``, whose weights a package index has."""
     quantize: Literal["int8", "int4", "8bit", "4bit"] | None = None  # type: ignore[assignment]  # of more libraries
-    """Frozen linear layers in ``int8`` or, on devices that can, ``int4`` (extra ``torchao``), or on a GPU in ``8bit``
-    or ``4bit`` (bitsandbytes, extra ``quantize``). They are never merged."""
+    """Frozen linear layers in ``int8`` or, if the device supports it, ``int4`` (extra ``torchao``), or on a GPU in
+    ``8bit`` or ``4bit`` (bitsandbytes, extra ``quantize``). They are never merged."""
     liger: bool = False
     """Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU)."""
     adapter: Adapter = RandLoRA(rank=10)
@@ -90,7 +90,7 @@ class CausalLMTask(TextTask):
     label_smoothing: Annotated[float, Probability] = 0.0
     """Fraction of each label that is spread over the vocabulary."""
     evaluation: Literal["generate", "likelihood"] = "generate"
-    """Answers of the tests: ``generate`` writes them, ``likelihood`` selects the likeliest option."""
+    """How tests are answered: ``generate`` writes answers, ``likelihood`` selects the likeliest option."""
     num_beams: Annotated[int, between(1, 1000)] = 1
     """Beams of the search, 1 for greedy (4 in the paper's scripts)."""
     max_new_tokens: Count = 32
@@ -110,8 +110,8 @@ class CausalLMTask(TextTask):
         """Load the decoder.
 
         Raises:
-            UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or a package or a device
-                for an option is missing.
+            UserError: The model is not available, its vocabulary is smaller than the tokenizer's, or a package or
+                device for an option is missing.
         """
         self.identity = self.model_identity()
         model = self._load()

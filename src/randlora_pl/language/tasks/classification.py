@@ -112,7 +112,7 @@ class TextClassificationTask(TextTask):
         """Load the encoder, and make the head.
 
         Raises:
-            UserError: The classes are not set yet, the model cannot be had or has no classification head, its encoder
+            UserError: The classes are not set, the model is not available or has no classification head, its encoder
                 lacks weights, its vocabulary is smaller than the tokenizer's, or texts are longer than its positions.
         """
         if self.metric is None:

@@ -219,7 +219,7 @@ EVERY = ["all"]
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> TextTask:
-    """Build the task that an adapter folder was saved from, with its adapter merged for evaluation.
+    """Rebuild the task that saved an adapter folder, with its adapter merged for evaluation.
 
     Args:
         folder: The adapter folder.
@@ -230,7 +230,7 @@ def load_language_task(folder: str | Path, **overrides: Any) -> TextTask:
         ``task.classify(texts)`` of a `TextClassificationTask` returns classes.
 
     Raises:
-        UserError: The folder was written by no language task, or its base model is another one.
+        UserError: The folder was not written by a language task, or its base model differs.
     """
     file = read_adapter(folder)
     return make_ready(plain_task(file, **overrides), file)

@@ -122,16 +122,16 @@ class RunCheckpoint(Declared, Callback):
     every_n_steps: Count = 50
     """Optimizer steps between two checkpoints. A resumed run repeats at most this many."""
     monitor: str = ""
-    """Validation metric that selects the best adapter (default: the one that counts for the task)."""
+    """Validation metric that selects the best adapter; by default the main metric of the task."""
     mode: Literal["max", "min"] | None = None
-    """``max`` or ``min``: direction of the metric (default: the task's)."""
+    """``max`` or ``min``, the direction of the metric; by default the task's."""
     patience: Count | None = None
     """Stop the training after this many validations without improvement; ``null`` disables it."""
     test: Literal["last", "best"] | None = None
     """Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience)."""
     scale: Literal["auto"] | None = None
-    """``auto``, against forgetting, ends with W0 + s (W - W0) for the s in 0, 0.1, ..., 1 with the largest mean of two
-    validation accuracies: of the task, and of what ``--data.keep`` names; of equal ones the smallest s. The folder
+    """``auto``, against forgetting, ends with W0 + s (W - W0) for the s in 0, 0.1, ..., 1 with the highest mean of two
+    validation accuracies: of the task, and of the data in ``--data.keep``; with ties, the smallest s. The folder
     ``adapter`` has it, of the last or the best weights as ``test`` says. For tasks that compare images with names of
     classes."""
 
@@ -197,7 +197,7 @@ class RunCheckpoint(Declared, Callback):
             self._save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before a validation, which may take long."""
+        """Save before a validation, which may take a long time."""
         if self._whole_step and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._validates = True
             self._save_last(trainer, pl_module)

@@ -106,7 +106,7 @@ class _ByName(Declared, Callback):
 class Elsewhere(_ByName):
     """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``.
 
-    Its prompts are the task's caption or typed prompts, else the dataset's. The test of the pretrained model logs
+    Its prompts are the task's caption or typed prompts, or else the dataset's. The test of the pretrained model logs
     ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
     Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. With ``--data.split coop``,
     the other datasets have CoOp's split as well if there is one. For finished runs there is ``randlora-pl analyze

@@ -102,13 +102,13 @@ class _Measured(Declared, Callback):
 
 
 class UnseenGradient(_Measured):
-    """Log the share of the gradient that no small change of LoRA's matrices follows, as ``unseen_gradient/...``.
+    """Log the share of the gradient that no small change of LoRA's matrices can follow, as ``unseen_gradient/...``.
 
     To first order, a change of B and A changes the weight within the span of B's columns and of A's rows. For the
     gradient G (out, in) of the weight and the projections P_B and P_A on these, ``share`` is
     ||(I - P_B) G (I - P_A)||^2 / ||G||^2, with both sums over the layers. ``relative`` is the share divided by a random
-    gradient's, (1 - rank B / out) (1 - rank A / in). If it is above one half when the loss falls no more, more rank may
-    help: see ``--from-adapter``.
+    gradient's, (1 - rank B / out) (1 - rank A / in). If it is above one half when the loss stops falling, a higher rank
+    may help: see ``--from-adapter``.
 
     G is of the first micro-batch of an optimizer step, on the first device, over linear and attention layers. It is
     computed during the backward pass, one layer at a time, and the training has the same bits as without. A text tower

@@ -206,7 +206,7 @@ class PeakMemory(Callback):
         pl_module.log("memory/peak_mb", torch.tensor(self._here / 1e6), batch_size=1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Update the peak a last time."""
+        """Update the peak one last time."""
         self._here = peak_bytes(pl_module.device)
 
 

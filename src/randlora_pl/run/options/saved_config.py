@@ -69,7 +69,7 @@ def check_run_config(file: Path) -> Path:
         module = path.rpartition(".")[0]
         if module not in named_modules() and not is_registered(path):
             raise UserError(
-                f"{file}: {option} is {path}, which is not of this program, and a run imports nothing by itself.",
+                f"{file}: {option} is {path}, which is not part of this program, and a run imports nothing by itself.",
                 f"Add --import {module} if you trust it.",
             )
     return file
@@ -116,7 +116,7 @@ def _check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> No
     """Refuse a text from a file for an option that is a class or a function, which the parser would import."""
     for name, option in inspect.signature(kind).parameters.items():
         if not is_plain(option.annotation) and any("." in text for text in _texts(options.get(name))):
-            raise UserError(f"{file}: {name} is {brief(options[name])}, which a file cannot hold: it was changed.")
+            raise UserError(f"{file}: {name} is {brief(options[name])}, which no saved file has: it was changed.")
 
 
 def _check_methods(adapter: "Adapter", file: Path) -> None:

@@ -85,7 +85,7 @@ class Meeting:
                 pause = min(0.25, 1.5 * pause)
             return [bytes(self.store.get(key)).decode() for key in keys.values()]
         except RuntimeError as error:  # also PyTorch's DistNetworkError
-            raise LostProcessError(f"process 0, through which the others meet ({first_line(error)})") from error
+            raise LostProcessError(f"process 0, which coordinates the others ({first_line(error)})") from error
 
     def compare(self, what: str, answer: Callable[[str], str], judge: Callable[[Ask], str]) -> None:
         """Let rank 0 ask all processes until it has found whether they agree.
@@ -146,7 +146,7 @@ class Meeting:
         question: dict[str, str] = json.loads(self.awaited({0: self._key("question")}, longer=GRACE)[0])
         if question["kind"] not in kinds:
             raise UserError(
-                f"process {self.rank} has come to {kinds[0]}, but process 0 to {question['kind']}. Start all processes "
+                f"process {self.rank} is at {kinds[0]}, but process 0 is at {question['kind']}. Start all processes "
                 "with the same command."
             )
         return question

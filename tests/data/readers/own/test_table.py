@@ -262,7 +262,7 @@ def test_an_image_in_two_splits_is_refused(tmp_path: Path, second: str) -> None:
         ("image,caption,split\nimages/0.png,a\n", "line 2: expected 3 fields"),
         ("image,caption\nimages/9.png,a\nimages/0.png,b\nimages/8.png,c\n", r"2 image files do not .*line 2: .*9.png"),
         ("image,caption\n", "has no rows below its header"),
-        ("image,caption,split\nimages/0.png,a,test\n", "no line of the split 'train'"),
+        ("image,caption,split\nimages/0.png,a,test\n", "no line for the split 'train'"),
     ],
 )
 def test_wrong_lines_of_captions_are_numbered(tmp_path: Path, text: str, message: str) -> None:
