@@ -211,7 +211,7 @@ def test_annotations_name_nested_options_and_descriptions_make_the_same_adapter_
     ("method", "options", "message"),
     [
         ("Together", {"parts": [{"method": "Evil", "options": {}}]}, "method 'Evil' is unknown"),
-        ("Together", {"parts": [{"method": "LoRA", "options": {"rnk": 1}}]}, "LoRA does not take these options"),
+        ("Together", {"parts": [{"method": "LoRA", "options": {"rnk": 1}}]}, "LoRA does not accept these options"),
         ("Together", {"parts": [7]}, "7 describes nothing that this version has"),
         ("DoRA", {"inner": None}, "None describes nothing that this version has"),
     ],

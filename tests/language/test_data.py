@@ -292,7 +292,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'boolk'"):
         TextData(tests=["boolk"])
     for some in ([], ["boolq", "piqa", "boolq"]):
-        with pytest.raises(UserError, match="name each test once"):
+        with pytest.raises(UserError, match="list each test once"):
             TextData(tests=some)
     with pytest.raises(UserError, match="cutoff"):
         TextData(cutoff=1)

@@ -163,7 +163,7 @@ def test_a_run_from_the_latest_of_its_own_name(
 
     compared = run("compare", *map(str, sorted(home.iterdir())))
     assert compared.code == 0 and "is not finished" in compared.err
-    assert "there twice" in refused("compare", "runs/job", str(second))
+    assert "given twice" in refused("compare", "runs/job", str(second))
     tested = run("test", "--run", "runs/job", "--run.logger", "none", "--trainer.accelerator", "cpu")
     assert tested.code == 0 and f"adapter runs/job/{second.name}/adapter on digits" in tested.out
     for name in ("runs/job", "runs/job/latest", "runs/job/latest/adapter"):

@@ -83,7 +83,7 @@ def test_a_request_names_its_adapter(many: tuple[Running, Path], monkeypatch: py
     facts = server.ask("GET", "/health")[1]
     assert facts["adapters"] == names and "classes" not in facts
     assert re.findall(r"^\| `(\w+)` \|", SECTION, flags=re.M)[-2:] == [*facts][-2:]
-    assert server.classify(PICTURES[0]) == (400, {"detail": "name one of the adapters, adapter=NAME: cars, digits"})
+    assert server.classify(PICTURES[0]) == (400, {"detail": "choose one of the adapters, adapter=NAME: cars, digits"})
     expected = {name: pytest.approx(alone(folder / name), abs=1e-5) for name in names}
     for name in names:
         assert probabilities(server.classify(PICTURES[0], f"?adapter={name}")) == expected[name]

@@ -219,7 +219,7 @@ def test_a_bad_one_among_good_ones_is_named(tmp_path: Path) -> None:
     good = saved(tmp_path / "good", "text head")
     layer = nn.Sequential(nn.Linear(4, 4))
     inject(layer, LoRA(rank=2), ["0"])
-    with pytest.raises(UserError, match="saved by none"):
+    with pytest.raises(UserError, match="was not saved"):
         load_tasks({"good": good, "plain": save_adapter(layer, tmp_path / "plain")})
     with pytest.raises(UserError, match="nowhere"):
         load_tasks({"good": good, "bad": tmp_path / "nowhere"})

@@ -276,7 +276,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
     "an earlier format": (lambda c: c.update(format_version=3, sha256="f" * 64), "has format 3, .* reads format 4"),
     "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'. Copy it again"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown..*RandLoRA"),
-    "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),
+    "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not accept these options .*'depth'"),
     "an impossible option": (
         lambda c: c["options"].update(basis="round"),
         "basis is 'round'; it was written by another version",

@@ -71,7 +71,7 @@ def test_lead_by_pattern_and_impossible_leads() -> None:
     assert set(trainable_parameters(model["two"])) == {"fc.delta.lambdas", "fc.delta.gammas"}
     assert not isinstance(model["two"].fc.delta, LedRandLoRADelta)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"lead": 7}, "lead is 7, but fc has 6 bases. Lower the rank of RandLoRA, or keep the LoRA beside"),
+        ({"lead": 7}, "lead is 7, but fc has 6 bases. Lower the rank of RandLoRA, or keep the LoRA as it is"),
         ({"lead": -1}, "lead is -1"),
         ({"lead": 2, "variant": "a"}, "variant a sums its bases, so it has no leading terms. Set variant to full"),
     ]

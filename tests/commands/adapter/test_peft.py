@@ -107,9 +107,9 @@ def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.Mon
     adapter(TextHeadTask, "tiny", LoRA(rank=2), tmp_path / "first")
     assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
     refusals = {
-        "google/vit-base-patch16-224": "Its config names 'google/vit-base-patch16-224'",
-        "/home/ann/weights": "Its config names '/home/ann/weights'",
-        "local-dir:here": "Its config names 'local-dir:here'",
+        "google/vit-base-patch16-224": "Its config has 'google/vit-base-patch16-224'",
+        "/home/ann/weights": "Its config has '/home/ann/weights'",
+        "local-dir:here": "Its config has 'local-dir:here'",
     }
     with fake_hub(monkeypatch) as hub:
         for name in ("ann/digits", "ann/theirs"):

@@ -112,7 +112,7 @@ def test_damaged_and_unfinished_runs_are_told(run: Run, finished: Path) -> None:
     [
         (["compare"], "compare: give two runs"),
         (["compare", "whole"], "compare: give two runs"),
-        (["compare", "whole", "./whole"], "compare: whole is there twice"),
+        (["compare", "whole", "./whole"], "compare: whole is given twice"),
         (["compare", "whole", "none"], "none is not a run folder: it has no config.yaml"),
         (["compare", "whole", "none", "--jsn"], "Did you mean '--json'"),
         (["report", "none"], "none does not exist. A sweep is a folder such as runs/sweeps/NAME"),

@@ -34,10 +34,10 @@ METHODS = {"probe": PROBE, "RandLoRA-6": {"adapter": "RandLoRA", "rank": 6}}
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "needs a base model for your own images. Name one: --config"),
+        ([], "needs a base model for your own images. Choose one: --config"),
         (["--seeds", "x"], "invalid int"),
         (["--lists"], "unrecognized"),
-        (["--data.root", "own"], "needs a base model for your own images. Name one: --config"),
+        (["--data.root", "own"], "needs a base model for your own images. Choose one: --config"),
         (
             ["--config", "compare_bases"],
             "compare_bases is a sweep, not a base model. Run it: randlora-pl sweep",
@@ -78,7 +78,7 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "commonsense_qwen2"], "CausalLMTask reads texts. Write a sweep"),
         (["--config", "tiny_clip", "--data.dataset", "pairs", "--data.root", "."], "captions have no classes"),
         (["--config", "tiny_clip", "--methods", "lora"], "not one of the methods of own_data. Did you mean 'LoRA'"),
-        (["--config", "tiny_clip", "--methods", "LoRA"], "A comparison needs two methods. Name two or more"),
+        (["--config", "tiny_clip", "--methods", "LoRA"], "A comparison needs two methods. Choose two or more"),
         (["--config", "tiny_clip", "--grid", "own_dat"], "Did you mean 'sweeps/own_data'"),
         (["--config", "tiny_clip", "--seeds", "1", "1"], "each number once"),
         (["--config", "tiny_clip", "--model.name", "nope"], "error: compare-methods: model: --model.name: neither"),
@@ -147,7 +147,7 @@ def test_what_stops_a_comparison_before_its_search(run: Run, own_images: None, t
     assert other.code == 2 and "full is not empty and has no comparison. Choose another folder with" in other.err
     failed = run(*OWN, "--budget", "1h", "--trainer.precision", "16-true")
     assert failed.code == 2
-    assert re.search(r"linear probe cannot be trained: [^\n]+\. Leave it out: --methods LoRA\. Or mend it", failed.err)
+    assert re.search(r"linear probe cannot be trained: [^\n]+\. Leave it out: --methods LoRA\. Or fix it", failed.err)
 
 
 @pytest.mark.parametrize("stops", [(), pytest.param((2, 2, 4), marks=pytest.mark.slow)])

@@ -171,7 +171,7 @@ CHANGED: list[tuple[Any, dict[str, Any], str]] = [
     (LORA, {"r": 4}, "lora_A of blocks.0.attn.qkv has 8 rows, r is 4"),
     (LORA, {"lora_alpha": "x"}, "lora_alpha is 'x' in its config"),
     (LORA, {"target_modules": "("}, r"target_modules is '\(' in its config"),
-    (LORA, {"target_modules": ["qkv", "fc1"]}, "2 layers that its config names have no tensors"),
+    (LORA, {"target_modules": ["qkv", "fc1"]}, "2 layers in its config have no tensors"),
     (LORA, {"use_dora": True}, "lora_magnitude_vector of blocks.0.attn.qkv is missing"),
     (HiraConfig(r=3, target_modules=["qkv"]), {"hira_dropout": "x"}, "hira_dropout is 'x' in its config"),
     (ROTATION, {"peft_version": "0.17.1"}, r"series of its rotations \(5 terms, peft_version 0.17.1\)"),

@@ -197,7 +197,7 @@ def represent(
         sweeps: Maximum number of rounds of the fit, which stops at convergence. 10 come close. A ViT-B layer takes
             about a minute at rank 32 on one core
         seed: Seed of RandLoRA's bases
-        lead: Source of top left singular vectors that lead further bases: `weights` for the pretrained weights, or a run
+        lead: Source of the top left singular vectors that lead bases: `weights` for the pretrained weights, or a run
             of the same model for its update. The run needs another seed: the same batches make errors look too small.
             A run of one step of SGD gives the gradient
 
