@@ -88,7 +88,7 @@ WORDS = {
     r"data sets?": "dataset",
     r"shipped": "bundled",
     r"verbs?": "command",
-    r"(?<!`)(?<!ran )(?<!form )(?<!form: )beside(?!:)(?! itself)": "next to, alongside, with, other than",
+    r"(?<![`(])(?<!ran )(?<!form )(?<!form: )beside(?!:)(?! itself)": "next to, alongside, with, other than",
     r"(is|are|was|were) refused": "you get an error, raises UserError",
     r"(that|which|it|each|message|error|line|page|run|config|option) names": "has, contains, gives",
     r"planned draws": "a run is one pass",
@@ -132,7 +132,7 @@ def test_help_is_in_plain_english(name: str) -> None:
 
 def written_in(source: str) -> tuple[list[str], list[str]]:
     """The docstrings of a module, those of its options included, and the messages of its errors and of the log."""
-    docstrings, messages = [], []
+    docstrings, messages = list[str](), list[str]()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docstrings.append(node.value.value)
@@ -143,7 +143,7 @@ def written_in(source: str) -> tuple[list[str], list[str]]:
 
 
 def test_docstrings_and_messages_are_in_plain_english() -> None:
-    wrong, count = [], 0
+    wrong, count = list[str](), 0
     for path in (ROOT / "src").rglob("*.py"):
         docstrings, messages = written_in(path.read_text(encoding="utf-8"))
         count += len(messages)
@@ -191,3 +191,5 @@ def test_faults_are_found() -> None:
     assert help_sentences(text) == ["Do a; do b.", "Folder of the data sets"]
     text = "# A verb\n#\n#   fit   told\n#\n# It is a\n# verb.\na: 1 # told\n"
     assert comment_sentences(text) == ["A verb", "It is a verb.", "told"]
+    assert written_in('"""A verb."""\nraise UserError(f"{a} is refused.")\n') == (["A verb."], ["x is refused."])
+    assert len(faults(["`beside` and form: beside", "It ran beside others.", "x is refused.", "b beside c"])) == 2
