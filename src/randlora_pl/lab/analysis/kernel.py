@@ -86,7 +86,7 @@ def _adapted_rows(layer: AdaptedLayer) -> Callable[[Tensor], Tensor]:
 
 
 def passes(trained: Sequence[Trained], samples: int, room: int, kernels: int = 0) -> list[list[Trained]]:
-    """Return tensors in groups whose gradients of all samples fit into so many bytes, beside so many kernels."""
+    """Return tensors in groups whose gradients of all samples fit into so many bytes, with so many kernels."""
     largest = max(each.tensor.numel() for each in trained)
     needs = [count * (largest * _BYTES + 8 * kernels * count) for count in range(samples + 1)]
     if needs[-1] > room:
