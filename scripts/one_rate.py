@@ -4,7 +4,8 @@
 
 Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` beside it. The best rate is the
 one with the highest mean on the test images. A rate with a run that failed has no mean. The plateau of a method is the
-row of rates around its best one whose means are within one point of the best mean.
+row of rates around its best one whose means are within one point of the best mean. Its width is the factor between its
+ends, and at least this factor where an end is the lowest or the highest rate that was tried.
 """
 
 import argparse
@@ -19,7 +20,16 @@ from randlora_pl.utils.text import markdown_table
 PAPER = {"full fine-tuning": 1e-5}
 """Rate of Table 8; all other methods have 1e-3."""
 POINT = 1.0
-HEADER = ("data", "method", "best", "rate", "rates within a point", "at the paper's rate", "loss by it", "breaks at")
+HEADER = (
+    "data",
+    "method",
+    "best",
+    "rate",
+    "plateau, factor of rates",
+    "at the paper's rate",
+    "loss by it",
+    "breaks at",
+)
 
 
 def curves(path: Path) -> DataFrame:
@@ -52,7 +62,8 @@ def summary(runs: DataFrame) -> list[list[str]]:
         best, wide = float(means.idxmax()), plateau(means)
         own_mean, lost = Estimate(tuple(every.loc[own])), Estimate(tuple(every.loc[own] - every.loc[best]))
         broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
-        within = f"{len(wide)} ({wide[0]:g} to {wide[-1]:g})"
+        bound = "at least " if {wide[0], wide[-1]} & {means.index[0], means.index[-1]} else ""
+        within = f"{bound}{wide[-1] / wide[0]:.3g} ({wide[0]:g} to {wide[-1]:g})"
         figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{shown(own_mean)} ({own:g})"]
         fails = f"{broken[0]:g}" if broken else "none tried"
         rows.append([str(dataset), str(method), *figures, shown(lost, "+.1f"), fails])
