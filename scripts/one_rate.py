@@ -60,13 +60,16 @@ def summary(runs: DataFrame) -> list[list[str]]:
         every = part.droplevel([0, 1]).sort_index()
         means, own = every.mean(axis=1, skipna=False), PAPER.get(str(method), 1e-3)
         best, wide = float(means.idxmax()), plateau(means)
-        own_mean, lost = Estimate(tuple(every.loc[own])), Estimate(tuple(every.loc[own] - every.loc[best]))
+        at_own, lost = every.loc[own], every.loc[own] - every.loc[best]
+        of_own = (
+            ["failed"] * 2 if at_own.hasnans else [shown(Estimate(tuple(at_own))), shown(Estimate(tuple(lost)), "+.1f")]
+        )
         broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
         bound = "at least " if {wide[0], wide[-1]} & {means.index[0], means.index[-1]} else ""
         within = f"{bound}{wide[-1] / wide[0]:.3g} ({wide[0]:g} to {wide[-1]:g})"
-        figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{shown(own_mean)} ({own:g})"]
+        figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{of_own[0]} ({own:g})", of_own[1]]
         fails = f"{broken[0]:g}" if broken else "none tried"
-        rows.append([str(dataset), str(method), *figures, shown(lost, "+.1f"), fails])
+        rows.append([str(dataset), str(method), *figures, fails])
     return rows
 
 

@@ -42,8 +42,8 @@ def test_a_row_says_what_the_paper_s_rate_loses_and_where_runs_fail(script: Modu
     assert row[2].startswith("90.0 ±") and row[5].startswith("81.0 ±") and row[5].endswith("(0.001)")
     assert lost.startswith("-9.0 ± 0.0") and breaks == "0.008"
     file.write_text("\n".join([header, *lines[2:6], "clothes,LoRA-32 at 0.001,1,90,0.001,finished"]))
-    ((*_, wide, _, _, _),) = script.summary(script.curves(file))
-    assert wide == "at least 4 (0.001 to 0.004)"
+    ((*_, wide, at_own, lost, _),) = script.summary(script.curves(file))
+    assert (wide, at_own, lost) == ("at least 2 (0.002 to 0.004)", "failed (0.001)", "failed")
     file.write_text("\n".join([header, *lines, "clothes,LoRA-32 at 0.032,1,,,not run"]))
     with pytest.raises(SystemExit, match="1 runs are not finished"):
         script.curves(file)
