@@ -259,7 +259,7 @@ def test_what_cannot_be_made_is_refused(written: Written, two_layers: None) -> N
 def test_a_refused_layer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         assert check_adapter(LoRA(rank=14), width=16, skip={*CHECKS} - {"count"}) == ["count"]
-    refused = [line for line in caplog.messages if line.startswith("LoRA refuses a linear layer of 12 x 16, where it")]
+    refused = [line for line in caplog.messages if line.startswith("LoRA refuses a linear layer of 12 x 16, so it")]
     assert len(refused) == 1 and "rank 14 is larger than the smaller side 12" in refused[0]
 
 

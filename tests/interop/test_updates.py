@@ -134,5 +134,5 @@ def test_other_bases_and_missing_tensors_are_refused(tmp_path: Path) -> None:
     file.tensors.pop(next(name for name in file.tensors if "in_proj" not in name))
     with pytest.raises(UserError, match="tensor"):
         layer_updates(file)
-    with pytest.raises(UserError, match="tasks on texts"):
+    with pytest.raises(UserError, match="task on texts"):
         load_base(edited(tmp_path / "b", {"base_model": {"library": "transformers", "name": "x"}}))

@@ -138,7 +138,7 @@ def test_wrong_spectra_and_sizes_are_refused(refused: Refused, tmp_path: Path) -
     with pytest.raises(UserError, match="a positive number"):
         TeacherTask("tiny", size=0.0)
     lora = built(LoRA(rank=2)).save(tmp_path / "lora")
-    with pytest.raises(UserError, match="lora is of LoRA"):
+    with pytest.raises(UserError, match="lora was trained with LoRA"):
         built(spectrum=str(lora))
     unchanged = built(FullFineTuning()).save(tmp_path / "unchanged")
     with pytest.raises(UserError, match="changes no matrix"):
