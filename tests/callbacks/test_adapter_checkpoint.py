@@ -69,7 +69,7 @@ def test_other_bases_and_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         for option in ({"seed": 3}, {"rank": 2}, {"alpha": 7.0}):
             patched.setitem(METHODS, "other", METHODS["randlora"].replace(**option))
-            with pytest.raises(UserError, match="other options of the adapter"):
+            with pytest.raises(UserError, match="different options of the adapter"):
                 OwnModule.load_from_checkpoint(file, method="other")
     state = torch.load(file, weights_only=True)["state_dict"]
     del state["model.0.delta.lambdas"]
