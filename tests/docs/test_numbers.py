@@ -116,11 +116,12 @@ def test_published_accuracies_of_prompts() -> None:
 def test_the_sweep_of_ones_own_can_be_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", RANKS, flags=re.S)
+    page = PAGES["docs/your_own_data.md"]
+    (sweep,), (search,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.S), re.findall(r"`(tune: .*?)`", page)
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text(text, encoding="utf-8")
+    Path("mine.yaml").write_text(sweep + search, encoding="utf-8")
     assert main(["sweep", "mine.yaml", "--dry-run"]) == 0
-    assert "6 cells: 6 open" in capsys.readouterr().out
+    assert "9 cells: 9 open" in capsys.readouterr().out
     assert main(["tune", "mine.yaml", "--dry-run"]) == 0
 
 

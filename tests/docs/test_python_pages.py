@@ -16,7 +16,7 @@ from tests.docs.pages import PAGES, ROOT
 from tests.support.products import marked
 
 NEEDS = {
-    "python": ("transformers",),
+    "python": (),
     "from_peft": ("peft",),
     "methods/autolora": (),
     "methods/galore": (),

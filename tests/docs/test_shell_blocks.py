@@ -33,8 +33,7 @@ GIVEN = {
 import torch
 from randlora_pl.models import load_clip
 images = torch.randn(2, 3, 32, 32)
-pixels = images.sigmoid().numpy()
-model, base = (load_clip("tiny").model for _ in range(2))
+model = load_clip("tiny").model
 """,
     "docs/deploy.md": "",
     "docs/first_classifier.md": "",
