@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.commands.main import main
-from tests.docs.pages import PAGES, joined, shown
+from tests.docs.pages import DIGITS, PAGES, joined, shown
 from tests.test_readme import run
 
 TEXT = PAGES["docs/your_own_data.md"]
@@ -25,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("docs")
     before = Path.cwd()
     os.chdir(folder)
-    exec("\n".join(re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)), {})
+    exec("\n".join([DIGITS, *re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)]), {})
     yield folder
     os.chdir(before)
 

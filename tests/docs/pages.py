@@ -17,6 +17,9 @@ PAGES = {
     ]
 }
 
+(DIGITS,) = re.findall(r"<<'END'\n(.*?)END\n", PAGES["docs/first_classifier.md"], flags=re.S)
+"""The code that writes images of digits."""
+
 RESULTS = [path.parent.name for path in sorted(DOCS.glob("results/*/index.html"))]
 """Folders of committed reports."""
 

@@ -20,7 +20,6 @@ NEEDS = {
     "from_peft": ("peft",),
     "methods/autolora": (),
     "methods/galore": (),
-    "prompt_tuning": (),
 }
 """Pages with blocks of Python, and the packages that these need."""
 
@@ -30,7 +29,7 @@ def blocks_of(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page",), marked(zip(NEEDS), lambda row: row[0] not in ("python", "prompt_tuning", "from_peft"), pytest.mark.slow)
+    ("page",), marked(zip(NEEDS), lambda row: row[0] not in ("python", "from_peft"), pytest.mark.slow)
 )
 def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS[page]:

@@ -23,6 +23,7 @@ from randlora_pl.run.options.compose import flatten
 from randlora_pl.sweep import SweepConfig, timing
 from randlora_pl.sweep.loop import Runner
 from randlora_pl.sweep.plan import Cell, plan
+from tests.docs.pages import DIGITS
 from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
 
@@ -225,7 +226,7 @@ def test_a_time_too_small_is_refused_with_what_fits(run: Run, own_images: None) 
 @pytest.mark.slow  # five minutes
 def test_the_command_of_the_docs(run: Run, tmp_path: Path, deep: None) -> None:
     page = (ROOT / "docs/your_own_data.md").read_text(encoding="utf-8")
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    exec(DIGITS, {})
     block = page.partition("## Which adapter?")[2].partition("```sh\n")[2].partition("```")[0]
     start = time.monotonic()
     result = run(*shlex.split(block.replace("\\\n", " "))[1:])
