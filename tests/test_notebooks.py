@@ -41,6 +41,10 @@ for name, accuracy in zip(cells["cell"], cells["accuracy"], strict=True):
 runs = {method: list(cells[cells["method"] == method].sort_values("seed")["accuracy"]) for method in estimates.index}
 pairs = {other: [a - b for a, b in zip(runs["RandLoRA-6"], runs[other], strict=True)] for other in differences}
 assert estimates["half"].isna()["zero-shot"] and len(pairs) == 3
+gaps = {name: (values.mean(), half_width(values)) for name, values in differences.items()}
+assert gaps["LoRA-6 at 1e-2"][0] - gaps["LoRA-6 at 1e-2"][1] > 10
+assert abs(gaps["LoRA-6 at 3e-2"][0]) < gaps["LoRA-6 at 3e-2"][1]  # the interval contains 0
+assert estimates["mean"].idxmax() == "linear probe"
 for values, mean, half in [
     *((runs[name], estimates["mean"][name], estimates["half"][name]) for name in by_seed),
     *((values, differences[name].mean(), half_width(differences[name])) for name, values in pairs.items()),
