@@ -1,7 +1,6 @@
 """The notebooks run from top to bottom, in any folder and without a network, and show what their text says."""
 
 import ast
-import importlib
 import json
 import re
 from pathlib import Path
@@ -76,8 +75,8 @@ def test_what_a_notebook_or_script_imports_is_there(name: str) -> None:
     found = [node for node in found if name in FACTS or str(node.module).startswith("randlora_pl")]
     assert found or name in SCRIPTS
     for node in found:
-        for alias in node.names if node.module != "mine" else ():  # the notebook writes it
-            assert hasattr(importlib.import_module(str(node.module)), alias.name), f"{node.module}.{alias.name}"
+        if node.module != "mine":  # the notebook writes it
+            exec(ast.unparse(node), {})
 
 
 @pytest.mark.parametrize("name", FACTS)
