@@ -2,18 +2,22 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
 from tests.adapters.cases import randomise
 from tests.support.cli import Refused, Run
 
+from . import classify
 from .small import make
 
 IDS = torch.arange(3, 24).reshape(3, 7)
@@ -84,6 +88,26 @@ def test_an_adapter_that_peft_trained(run: Run, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     ours = load_language_task(tmp_path / "ours", name=str(tmp_path / "base"))
     same(logits(ours.model), logits(theirs))
+
+
+def test_an_encoder_loads_by_the_printed_code(run: Run, tmp_path: Path) -> None:
+    """Without its head, which is in a file of its own."""
+    plain: Any = transformers.RobertaModel(transformers.RobertaConfig(**classify.SHAPE)).eval()
+    plain.save_pretrained(tmp_path / "base")
+    classify.make().vocabulary.save_pretrained(tmp_path / "base")
+    task = TextClassificationTask(str(tmp_path / "base"), adapter=LoRA(rank=2))
+    task.set_classes(["a", "b"])
+    task.adapt()
+    randomise(task.model, 0.3)
+    task.save(tmp_path / "ours")
+    shown = run("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "peft"))
+    assert shown.code == 0 and "PEFT cannot store the head" in shown.out, shown.err
+    (line,) = re.findall("base = (.*)", shown.out)
+    theirs = PeftModel.from_pretrained(eval(line, vars(transformers)), str(tmp_path / "peft")).eval()
+    with torch.no_grad():
+        found, expected = (model(input_ids=IDS).last_hidden_state for model in (theirs, task.model.eval()))
+    same(found, expected)
+    assert float((plain(input_ids=IDS).last_hidden_state - expected).abs().max()) > 0.01
 
 
 def test_what_peft_cannot_hold_is_refused_with_the_reason(refused: Refused, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_same_bits_with_another_lapack(
     assert_same_bits(derived_buffers(resumed.model), derived_buffers(whole.model))
     shutil.copy(tmp_path / "1.ckpt", alone := tmp_path / "alone.ckpt")
     beside.write_bytes(beside.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"needs derived-\w+.safetensors beside it"):
+    with pytest.raises(UserError, match=r"needs derived-\w+.safetensors next to it"):
         run(trainer, digits, adapter, alone)
 
 

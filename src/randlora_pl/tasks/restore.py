@@ -64,7 +64,12 @@ def require_classes(metadata: Mapping[str, Any], source: object, use: str) -> No
     if not metadata.get("classnames"):
         task = metadata.get("task")
         why = f"it was trained by {task}" if task else "no task saved it"
-        raise UserError(f"{source} has no classes ({why}), and {use} needs them. Use predict, test or adapter merge.")
+        mend = (
+            "Use predict, test or adapter merge"
+            if task
+            else "In Python, call merge_and_unload(model) for a plain model"
+        )
+        raise UserError(f"{source} has no classes ({why}), and {use} needs them. {mend}.")
 
 
 def named_task(name: object) -> type[Objective] | None:

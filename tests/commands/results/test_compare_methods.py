@@ -113,7 +113,7 @@ def test_a_plan_without_a_time_trains_nothing(run: Run, own_images: None, tmp_pa
         assert result.code == 0, result.err
         assert "own: 2 classes; train 29, val 3, test 8 images; 2 steps a run" in result.out
         assert re.search(r"LoRA +\S+ +8 +5\n", result.out) and "linear probe  head" in result.out
-        assert "no verdict: 8 test images, 100 are needed." in result.out
+        assert "cannot give a verdict: 8 test images, 100 are needed." in result.out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -247,7 +247,10 @@ def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
     with pytest.raises(UserError, match=r"fsdp2 does not fit PromptTask.* Remove the option for ddp"):
         strategy.model_to_device()
     own = {"runs_blocks": False, "quantize": None, "torch_compile": False}
-    for options, said in (({"torch_compile": True}, "exclude"), ({"quantize": "int8"}, "no quantized weights")):
+    for options, said in (
+        ({"torch_compile": True}, "cannot be combined"),
+        ({"quantize": "int8"}, "no quantized weights"),
+    ):
         strategy._lightning_module = AdaptationModule(SimpleNamespace(**own | options))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=said):
             strategy.model_to_device()

@@ -111,7 +111,7 @@ def export(
 
 def _export_peft(adapter: Path, output: Path) -> None:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
-    from randlora_pl.interop import external, peft_export, peft_import
+    from randlora_pl.interop import base_model, external, peft_export, peft_import
 
     task = output / external.TASK
     done = peft_export.export_peft(adapter, output)
@@ -131,15 +131,17 @@ def _export_peft(adapter: Path, output: Path) -> None:
     if identity is not None and identity.pretrained == "random":
         print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
     elif identity is not None:
+        encoder = base_model.is_encoder(adapters.read_adapter(adapter))
+        code = _code(identity, task if done.classifier else None, "AutoModel" if encoder else "AutoModelForCausalLM")
         print("Load it with:")
-        print(f"  base = {_code(identity, task if done.classifier else None)}")
+        print(f"  base = {code}")
         print(f'  model = PeftModel.from_pretrained(base, "{output}")')
 
 
-def _code(identity: "models.ModelIdentity", task: Path | None) -> str:
+def _code(identity: "models.ModelIdentity", task: Path | None, auto: str) -> str:
     """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
-        return f'AutoModelForCausalLM.from_pretrained("{source_of(identity.pretrained)}")'
+        return f'{auto}.from_pretrained("{source_of(identity.pretrained)}")'
     if identity.config_sha256 and identity.library == "open_clip":
         return f'open_clip.create_model("{identity.name}")'
     if identity.library == "timm":

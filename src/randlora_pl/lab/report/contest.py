@@ -70,8 +70,8 @@ class Contest:
         self.regret = max((self.most(other, self.base) for other in self.others(self.base)), default=inf)
         self.decided = self.regret <= margin
         best = max(self.estimates[method].mean for method in left)
-        near = [method for method in left if best - self.estimates[method].mean <= margin]
-        self.winner = self.base if self.decided else near[0]
+        self.near = [method for method in left if best - self.estimates[method].mean <= margin]
+        self.winner = self.base if self.decided else self.near[0]
 
     def key(self, method: str) -> Key:
         """Return the cell of a method."""
@@ -186,7 +186,8 @@ class Contest:
             alike = rival.untuned if EDGE in rival.untuned else "the learning rates were not searched alike"
             reasons = [alike] * bool(rival.untuned) + [rival.lacking.partition("; ")[0]] * bool(rival.lacking)
             start += f", without a verdict ({'; '.join(reasons or [rival.obstacle])})."
-        return f"{start} If it must be one today, take {self._named(self.winner)}, the simplest one near the best here."
+        why = "the simplest one near the best" if len(self.near) > 1 else "the best"
+        return f"{start} If it must be one today, take {self._named(self.winner)}, {why} here."
 
     def _pretrained(self) -> str:
         zero, (low, high) = self.sweep.pretrained.get((self.model, self.dataset)), self.interval(self.winner)
