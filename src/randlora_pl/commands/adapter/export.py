@@ -131,14 +131,13 @@ def _export_peft(adapter: Path, output: Path) -> None:
     if identity is not None and identity.pretrained == "random":
         print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
     elif identity is not None:
-        encoder = base_model.is_encoder(adapters.read_adapter(adapter))
-        code = _code(identity, task if done.classifier else None, "AutoModel" if encoder else "AutoModelForCausalLM")
+        encoder = {"auto": "AutoModel"} if base_model.is_encoder(adapters.read_adapter(adapter)) else {}
         print("Load it with:")
-        print(f"  base = {code}")
+        print(f"  base = {_code(identity, task if done.classifier else None, **encoder)}")
         print(f'  model = PeftModel.from_pretrained(base, "{output}")')
 
 
-def _code(identity: "models.ModelIdentity", task: Path | None, auto: str) -> str:
+def _code(identity: "models.ModelIdentity", task: Path | None, auto: str = "AutoModelForCausalLM") -> str:
     """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
         return f'{auto}.from_pretrained("{source_of(identity.pretrained)}")'
