@@ -95,7 +95,7 @@ def sentences(measured: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     effect, off, _ = (f"{number:.2f}" for number in differences()["PEFT, attn"])
     return {
         "README.md": [
-            ("outputs are off by #, where the whole update changes them by #", off, effect),
+            ("the largest output error is #, where the whole update changes outputs by #", off, effect),
             (
                 "takes # times as long as with PEFT's RandLoRA (range # to #), and # with hadamard bases (# to #)",
                 *spreads[:6],
@@ -171,7 +171,7 @@ def packed(ink: dict[str, str]) -> Iterable[str]:
     """The left panel: who computes W0 + dW on the attention of open_clip."""
     seen = differences()
     yield text(36, 50, "Exact on open_clip's packed attention", ink["text"], 22, bold=True)
-    yield text(36, 78, "Largest error of an output, against a model with ΔW added to W0", ink["soft"])
+    yield text(36, 78, "Largest output error, against a model with ΔW added to W0", ink["soft"])
     for x, words in ((190, "randlora-pl"), (370, "PEFT 0.21")):
         yield text(x, 124, words, ink["text"], 17, bold=True)
     yield line(36, 140, 566, 140, ink["grid"])
@@ -225,7 +225,7 @@ def methods(ink: dict[str, str]) -> Iterable[str]:
         yield text(1005, y, f"{trained:,}", ink["text"], 16)
         yield text(1110, y, f"{seconds:.2f}", ink["text"], 16)
     yield text(
-        640, 390, "Small CLIP; same search of learning rates; time of a run on a CPU, relative to LoRA", ink["soft"], 13
+        640, 390, "Small CLIP, same learning-rate search; training time on a CPU, relative to LoRA", ink["soft"], 13
     )
 
 
