@@ -178,7 +178,7 @@ def test_texts(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Path("QUESTIONS.txt").write_text("Can my dog come with me?\n")
     more = ["--model.pretrained", "random", "--model.config_overrides", TINY["smollm2"], "--model.max_new_tokens", "3"]
     run(fit.removeprefix("randlora-pl "), *SHORT, *more)
-    run(predict.removeprefix("randlora-pl "), "--output", "answers.csv")
+    run(predict.removeprefix("randlora-pl "))
     assert "Can my dog come with me?" in Path("answers.csv").read_text()
 
 
