@@ -93,10 +93,10 @@ def test_the_readme_runs_in_an_empty_folder(programs: Path, tmp_path: Path) -> N
     for command in TASKS:
         more = shortened(command) if command in FITS else SHORT
         blocks.append(shlex.join(["randlora-pl", *shlex.split(command), *more]))
-    plain = "import timm\nmodel, plain_model = (timm.create_model('test_vit') for _ in range(2))\n"
+    plain = "import copy, timm\nplain_model = timm.create_model('test_vit')\nmodel = copy.deepcopy(plain_model)\n"
     blocks += [f"python - <<'END'\n{each}END" for each in (PYTHON[0], plain + PYTHON[1])]
     for block in blocks:
         done = pasted(block, tmp_path, programs)
         assert done.returncode == 0, f"{block}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
-    made = ("merged.safetensors", "predictions.csv", "my-adapter/adapter.safetensors")
+    made = ("merged.safetensors", "predictions.csv", "answers.csv", "tuned.pt", "my-adapter/adapter.safetensors")
     assert all((tmp_path / name).is_file() for name in made)
