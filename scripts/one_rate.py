@@ -20,16 +20,7 @@ from randlora_pl.utils.text import markdown_table
 PAPER = {"full fine-tuning": 1e-5}
 """Rate of Table 8; all other methods have 1e-3."""
 POINT = 1.0
-HEADER = (
-    "data",
-    "method",
-    "best",
-    "rate",
-    "plateau, factor of rates",
-    "at the paper's rate",
-    "loss by it",
-    "breaks at",
-)
+HEADER = ("data", "method", "best", "rate", "plateau, factor", "at the paper's rate", "loss by it", "breaks at")
 
 
 def curves(path: Path) -> DataFrame:
@@ -61,13 +52,14 @@ def summary(runs: DataFrame) -> list[list[str]]:
         means, own = every.mean(axis=1, skipna=False), PAPER.get(str(method), 1e-3)
         best, wide = float(means.idxmax()), plateau(means)
         at_own, lost = every.loc[own], every.loc[own] - every.loc[best]
-        of_own = (
-            ["failed"] * 2 if at_own.hasnans else [shown(Estimate(tuple(at_own))), shown(Estimate(tuple(lost)), "+.1f")]
+        own_mean, loss = (
+            "failed" if some.hasnans else shown(Estimate(tuple(some)), form)
+            for some, form in ((at_own, ".1f"), (lost, "+.1f"))
         )
         broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
         bound = "at least " if {wide[0], wide[-1]} & {means.index[0], means.index[-1]} else ""
         within = f"{bound}{wide[-1] / wide[0]:.3g} ({wide[0]:g} to {wide[-1]:g})"
-        figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{of_own[0]} ({own:g})", of_own[1]]
+        figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{own_mean} ({own:g})", loss]
         fails = f"{broken[0]:g}" if broken else "none tried"
         rows.append([str(dataset), str(method), *figures, fails])
     return rows

@@ -88,12 +88,15 @@ def _adapted_rows(layer: AdaptedLayer) -> Callable[[Tensor], Tensor]:
 def passes(trained: Sequence[Trained], samples: int, room: int, kernels: int = 0) -> list[list[Trained]]:
     """Return tensors in groups whose gradients of all samples fit into so many bytes, with so many kernels."""
     largest = max(each.tensor.numel() for each in trained)
-    needs = [count * (largest * _BYTES + 8 * kernels * count) for count in range(samples + 1)]
-    if needs[-1] > room:
+
+    def needs(count: int) -> int:
+        return count * (largest * _BYTES + 8 * kernels * count)
+
+    if needs(samples) > room:
         raise UserError(
-            f"{samples:,} samples need {byte_size(needs[-1])} for kernels and gradients of a tensor of {largest:,} "
-            f"numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
-            f"{bisect_right(needs, room) - 1:,}."
+            f"{samples:,} samples need {byte_size(needs(samples))} for kernels and gradients of a tensor of "
+            f"{largest:,} numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
+            f"{bisect_right(range(samples), room, key=needs) - 1:,}."
         )
     whole = left = room - 8 * kernels * samples**2
     groups = [list[Trained]()]
