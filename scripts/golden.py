@@ -240,7 +240,7 @@ def probe(place: Path, group: str) -> Results:
     """Run a group in a process of its own, in a checkout; return its results."""
     with tempfile.TemporaryDirectory() as path:
         environment = os.environ | {"PYTHONPATH": str(place / "src"), "RANDLORA_PL_CACHE": f"{path}/cache"}
-        environment |= {"RANDLORA_DATA": f"{path}/none", "HF_HUB_OFFLINE": "1"}
+        environment |= {"RANDLORA_PL_DATA": f"{path}/none", "HF_HUB_OFFLINE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         words = [sys.executable, str(Path(__file__).resolve()), str(place), f"{path}/results", "--probe", group]
         subprocess.run(words, cwd=place, env=environment, check=True)

@@ -97,7 +97,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         port = free.getsockname()[1]
     places = {
         "SHORTER": folder, "CHECKOUT": ROOT, "PORT": port, "CURL": shutil.which("curl") or "",
-        "RANDLORA_DATA": folder / "data", "WHEEL": wheel() or "",
+        "RANDLORA_PL_DATA": folder / "data", "WHEEL": wheel() or "",
         "RANDLORA_PL_CACHE": folder / "cache", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": 1,
         "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg",

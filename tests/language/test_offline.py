@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def wheel(tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small wheel, found by an environment variable, with an empty cache."""
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("RANDLORA_PL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("RANDLORA_PL_WEIGHTS", str(tiny[0].parent))
     monkeypatch.setattr(offline, "WHEEL_SHA256", file_sha256(tiny[0]))
     return tiny[0]

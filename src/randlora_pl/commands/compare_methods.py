@@ -64,8 +64,6 @@ def compare_methods(
     seconds = seconds_of(budget) if budget else None
     if budget and options.jobs > 1:
         raise UserError("--budget is the time of one process. Leave out --jobs or --budget.")
-    if options.max_hours is not None:
-        raise UserError("--max-hours belongs to sweeps.", "Set --budget, the time for all of a comparison.")
     fit(list(seeds), Seeds, "--seeds")
     of_run = [word for name in config for word in ("--config", name)] + others
     description, tree = described(of_run, methods, grid, seeds)
@@ -79,6 +77,7 @@ _BASE = "Choose one: --config clip_vitb32. List them: randlora-pl config list"
 _FRESH = "Every method starts from the pretrained model. Remove it."
 _REPLACED = {
     "resume": "Run the same command again to resume.",
+    "max_hours": "Set --budget, the time for all of a comparison.",
     "seed_everything": "Set --seeds 1 2 3 4 5.",
     **dict.fromkeys(("ckpt_path", "from_adapter", "from_form"), _FRESH),
     "model.adapter": "The methods come from --grid.",

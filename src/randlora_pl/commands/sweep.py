@@ -17,7 +17,7 @@ import yaml
 
 from randlora_pl.commands import sweep_job as jobs
 from randlora_pl.commands.common import Command
-from randlora_pl.commands.sweep_job import CellOptions, Job, SweepOptions, WorkOptions
+from randlora_pl.commands.sweep_job import CellOptions, Job, LimitedOptions, SweepOptions
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
@@ -110,7 +110,7 @@ def run_in_job(words: list[str]) -> int:
 
 
 @dataclass(kw_only=True)
-class SearchOptions(WorkOptions):
+class SearchOptions(LimitedOptions):
     """Options of a search.
 
     Attributes:

@@ -38,14 +38,12 @@ class WorkOptions:
         output: Folder to write (default: runs/sweeps/NAME, or runs/tune/NAME). Cells of another grid in it are kept.
         dry_run: Only list the cells with their state and their expected time.
         retry_failed: Run failed cells again (a diverged one fails again).
-        max_hours: Start no cell that is not expected to end within this time.
         jobs: Processes that share the work.
     """
 
     output: Folder | None = None
     dry_run: bool = False
     retry_failed: bool = False
-    max_hours: Annotated[float, Positive, Option("H")] | None = None
     jobs: Count = 1
 
     def __post_init__(self) -> None:
@@ -54,7 +52,18 @@ class WorkOptions:
 
 
 @dataclass(kw_only=True)
-class CellOptions(WorkOptions):
+class LimitedOptions(WorkOptions):
+    """Options of commands that can end before their work does.
+
+    Attributes:
+        max_hours: Start no cell that is not expected to end within this time.
+    """
+
+    max_hours: Annotated[float, Positive, Option("H")] | None = None
+
+
+@dataclass(kw_only=True)
+class CellOptions(LimitedOptions):
     """Options that select cells of a sweep.
 
     Attributes:
@@ -353,7 +362,7 @@ def work(job: Job) -> Outcome:
     """Run the cells in this process, and test them; the cells of a search are not tested."""
     end_with_parent()
     log_to_terminal()
-    search, hours = job.search, job.typed.max_hours
+    search, hours = job.search, job.typed.max_hours if isinstance(job.typed, LimitedOptions) else None
     runner, keep_adapters = Runner(), job.description.keep_adapters
     if search is not None:
         job.chosen = search.known()

@@ -243,10 +243,10 @@ def is_image(path: Path) -> bool:
 
 
 def default_root() -> Path:
-    """Return the folder of downloaded datasets: ``RANDLORA_DATA`` if set, else the user's data folder."""
+    """Return the folder of downloaded datasets: ``RANDLORA_PL_DATA`` if set, else the user's data folder."""
     import platformdirs
 
-    return Path(os.environ.get("RANDLORA_DATA") or platformdirs.user_data_path("randlora-pl") / "datasets")
+    return Path(os.environ.get("RANDLORA_PL_DATA") or platformdirs.user_data_path("randlora-pl") / "datasets")
 
 
 def dataset_path(row: DatasetSpec, root: Path) -> Path | None:

@@ -15,7 +15,7 @@ from tests.support.cli import Refused, Run
 
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("RANDLORA_PL_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

@@ -65,7 +65,7 @@ def test_bad_words_are_refused(refused: Refused, tmp_path: Path, words: list[str
         (["--config", "tiny_clip", "--data.rot", "own"], "Did you mean --data.root"),
         (["--config", "tiny_clip", "--only", "seed=1"], "unrecognized arguments: --only"),
         (["--config", "tiny_clip", "--tune"], "unrecognized arguments: --tune"),
-        (["--config", "tiny_clip", "--max-hours", "2"], "--max-hours belongs to sweeps. Set --budget"),
+        (["--config", "tiny_clip", "--max-hours", "2"], "does not accept --max-hours. Set --budget"),
         (["--config", "tiny_clip", "--resume", "runs/a"], "Run the same command again to resume"),
         (["--config", "tiny_clip", "--seed_everything", "4"], "Set --seeds 1 2 3 4 5"),
         (["--config", "tiny_clip", "--from-adapter", "runs/a"], "starts from the pretrained model"),

@@ -169,14 +169,14 @@ def test_unknown_name_suggests() -> None:
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path))
+    monkeypatch.setenv("RANDLORA_PL_DATA", str(tmp_path))
     assert catalog.default_root() == tmp_path
-    monkeypatch.delenv("RANDLORA_DATA")
+    monkeypatch.delenv("RANDLORA_PL_DATA")
     assert catalog.default_root().name == "datasets"
 
 
 def test_each_vendor_of_emoji_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path))
+    monkeypatch.setenv("RANDLORA_PL_DATA", str(tmp_path))
     vendors = ("google", "apple", "twitter", "facebook")
     for number, vendor in enumerate(vendors):
         assert not catalog.present(find("emoji_groups"), tmp_path)
