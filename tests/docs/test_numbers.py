@@ -162,16 +162,23 @@ def test_sizes_of_sweeps_of_images(name: str) -> None:
 
 
 def test_alignments_of_kernels_are_those_of_their_file() -> None:
-    values = read_csv(DOCS / "kernels_tiny_clip.csv")
-    seeds = values.groupby(["method", "trained", "seed"])["alignment"].mean().groupby(["method", "trained"])
+    values = read_csv(DOCS / "kernels.csv")
+    keys = ["model", "method", "trained"]
+    seeds = values.groupby([*keys, "seed"])["alignment"].mean().groupby(keys)
     told = {
-        (row[0].replace("`", ""), row[1]): row[2]
-        for row in rows_of(PAGES["docs/analyses.md"], "| method | trained numbers")[1:]
+        (model, row[column].replace("`", ""), row[column + 1]): row[column + 2]
+        for row in rows_of(PAGES["docs/analyses.md"], "| tiny CLIP | trained |")[1:]
+        for column, model in ((0, "tiny CLIP"), (3, "MiniLM"))
+        if row[column]
     }
     means, spreads = seeds.mean(), seeds.std()
-    assert told == {
-        (name, f"{trained:,}"): f"{mean:.4f} ± {spreads[name, trained]:.4f}" for (name, trained), mean in means.items()
+    measured = {
+        (model, name, f"{trained:,}"): f"{mean:.4f} ± {spreads[model, name, trained]:.4f}"
+        for (model, name, trained), mean in means.items()
     }
+    assert measured.keys() - told.keys() == {("tiny CLIP", "LoRA-2", "46,592")} and told.items() <= measured.items()
+    quoted = re.findall(r"0\.9\d{3} ± 0\.\d{4}", " ".join(PAGES["docs/full_rank.md"].split()))
+    assert len(quoted) == 4 and {*quoted} <= {*measured.values()}
     assert seeds.size().eq(3).all()
 
 
