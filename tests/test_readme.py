@@ -251,8 +251,7 @@ def test_numbers_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, word in (("zeroshot", "zero-shot"), ("test", "test")):
         (printed,) = set(re.findall(rf"^{word}:? +accuracy (\S+) %", record, flags=re.M))
         assert round(float(printed), 1) == quick[name]
-    for fact, page in {"20.8 MB": "adapter_files", "30 times as many parameters": "analyses"}.items():
-        assert fact in TEXT.replace("[", "") and fact in " ".join(PAGES[f"docs/{page}.md"].split())
+    assert "20.8 MB" in TEXT and "20.8 MB" in PAGES["docs/adapter_files.md"]
     (facts,) = re.findall(r"take (\S+) times as long as 32 that share one \(range (\S+) to\s+([\d.]+)", TEXT)
     row = r"\| LoRA-32 \| together \| \S+ \| \S+ \(\S+\) \| (\S+) \((\S+)\.\.(\S+)\)"
     assert [facts] == re.findall(row, PAGES["docs/speed.md"])

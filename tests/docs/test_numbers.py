@@ -177,6 +177,9 @@ def test_alignments_of_kernels_are_those_of_their_file() -> None:
         for (model, name, trained), mean in means.items()
     }
     assert measured.keys() - told.keys() == {("tiny CLIP", "LoRA-2", "46,592")} and told.items() <= measured.items()
+    by_seed = values.groupby(["method", "seed"])["alignment"].mean()
+    for ours, lora in (("RandLoRA-48", "LoRA-1"), ("RandLoRA-43", "LoRA-3")):  # README, at the smallest size
+        assert (by_seed[ours] > by_seed[lora]).all()
     quoted = re.findall(r"0\.9\d{3} ± 0\.\d{4}", " ".join(PAGES["docs/full_rank.md"].split()))
     assert len(quoted) == 4 and {*quoted} <= {*measured.values()}
     assert seeds.size().eq(3).all()
