@@ -1,4 +1,4 @@
-"""Objects that their options describe; an option may be such an object, or a list of them."""
+"""Objects that are described by their options; an option can itself be an object, or a list of objects."""
 
 import inspect
 from collections.abc import Callable, Mapping

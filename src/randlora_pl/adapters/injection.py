@@ -1,4 +1,4 @@
-"""Injection of an adapter into a model, and its report, with adapted and skipped layers, counted and weighed."""
+"""Injection of an adapter into a model, and the report of adapted and skipped layers, with their sizes."""
 
 import logging
 import re

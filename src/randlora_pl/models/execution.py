@@ -1,4 +1,4 @@
-"""Execution of a backbone: dtype of its frozen matrices, compiled blocks, and layers that are one kernel on a GPU.
+"""Execution of a backbone: dtype of its frozen matrices, compiled blocks, and layers fused into one GPU kernel.
 
 On a CPU such layers run as the library wrote them. QuickGELU, x sigmoid(1.702 x), takes few kernels by `quick_gelu`,
 and ``randlora::quick_gelu_backward`` in Triton.

@@ -1,4 +1,4 @@
-"""One run from its words to its results: the checked command, and every error as a message."""
+"""One run, from the command line to its results: checks of the command, and errors as messages."""
 
 import signal
 import threading

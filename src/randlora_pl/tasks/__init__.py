@@ -1,4 +1,4 @@
-"""The tasks: what is learnt, and the LightningModule that trains it.
+"""The tasks: what is learned, and the LightningModule that trains it.
 
 Examples:
     >>> from randlora_pl.adapters import RandLoRA

@@ -1,4 +1,4 @@
-"""The base of all tasks: what is learnt, with its options, model, losses, evaluation and files; it needs no trainer."""
+"""The base of all tasks: what is learned, with options, model, losses, evaluation and files, but no trainer."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class Objective(Declared, nn.Module):
-    """The base of every task: what is learnt by a frozen backbone with an adapter, which `AdaptationModule` trains.
+    """The base of every task: what is learned by a frozen backbone with an adapter, which `AdaptationModule` trains.
 
     A subclass loads the backbone (`build`), and has the loss of each sample (`sample_losses`), an evaluation
     (`evaluate`) and, if it needs one, a head (`head_tensors`).

@@ -1,4 +1,4 @@
-"""Devices of tensors: the choice of an implementation, and copies to the host for which it does not wait.
+"""Devices of tensors: the choice of an implementation, and asynchronous copies to the host.
 
 Triton's kernels run on CUDA devices from compute capability 8.0, if it is installed; CUDA builds of PyTorch bring it.
 It is imported when the first kernel runs, not earlier. PyTorch's operators stay the reference.

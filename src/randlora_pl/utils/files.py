@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and files of strangers, read within limits on size, depth and time.
+"""File access: atomic writes, and reads of untrusted files within limits on size, depth and time.
 
 Content is written under a hidden name next to the final one, synced to disk, and then renamed. A full disk or a power
 failure never leaves an incomplete file, and the older one stays until it is replaced.

@@ -1,4 +1,4 @@
-"""Course of a training run, which is one Lightning epoch: progress, memory, speed, and ends before the last step."""
+"""Course of a training run, which is one Lightning epoch: progress, memory, speed, and early ends."""
 
 import math
 import signal

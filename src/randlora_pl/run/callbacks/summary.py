@@ -1,4 +1,4 @@
-"""Facts of a run: the page at its start, ``results.json``, its loggers, and the last lines that are printed."""
+"""Summary of a run: the start page, ``results.json``, the loggers, and the last lines that are printed."""
 
 import math
 import shlex

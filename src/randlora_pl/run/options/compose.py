@@ -1,4 +1,4 @@
-"""Composition of the typed words into one config and the options that override it.
+"""Composition of what was typed into one config and the options that override it.
 
 Plain LightningCLI keeps the old method's rank when the adapter's class changes, and lets a checkpoint override what
 the user typed. Here the config files are merged first, and a new adapter class starts from its own defaults. The length

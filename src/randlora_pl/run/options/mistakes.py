@@ -1,4 +1,4 @@
-"""Mistakes of a command, each in one line with near names: names, types, and values that cannot be combined.
+"""Mistakes in a command, one line each, with near matches: names, types, and values that cannot be combined.
 
 jsonargparse would report the first alone, in ten lines. The classes are the only source of options and their types.
 """

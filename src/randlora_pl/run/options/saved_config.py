@@ -1,4 +1,4 @@
-"""Saved configs: the resolved one of a run, the model's of an adapter file, and the data's next to it.
+"""Saved configs: a run's (resolved), the model's in an adapter file, and the data's next to it.
 
 These files may come from anywhere, and none is run as code.
 
