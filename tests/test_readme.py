@@ -18,6 +18,7 @@ import peft
 import pytest
 import timm
 import torch
+from pandas import read_csv
 from PIL import Image
 from timm.models import vision_transformer
 
@@ -235,6 +236,22 @@ def test_pictures_are_drawn_from_the_measured_numbers(monkeypatch: pytest.Monkey
     for name, picture in drawn.items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == picture, f"{name}: run the script again"
         assert f"docs/{name}" in TEXT and not re.search(r"https?://(?!www\.w3\.org)", picture)
+
+
+def test_words_in_the_picture_are_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("readme_pictures")
+    drawn = script.pictures()["hero.svg"]
+    means = read_csv(ROOT / "docs" / "results" / "evidence" / "summary.csv").query("dataset == '(average)'")
+    for row in means[means["method"].isin(script.SHOWN)].to_dict("records"):
+        facts = f"mean of {len(row['datasets'].split())} image datasets, 95 % interval of {row['seeds']} seeds"
+        assert facts in drawn and 68 < row["mean"] - row["ci95"] < row["mean"] + row["ci95"] < 71.5, "fits the axis"
+    assert "PEFT 0.21" in drawn and "With PEFT 0.21." in PAGES["docs/packed_attention.md"]
+    assert (drawn.count("✓ 0.000"), drawn.count("✗ 0.611"), drawn.count("✗ stops with an error")) == (4, 1, 3)
+    seen = script.differences()
+    monkeypatch.setattr(script, "differences", lambda: seen | {"LoRA": seen["PEFT, attn"], "PEFT, attn": seen["LoRA"]})
+    others = script.pictures()["hero.svg"]
+    assert others.index("✗ 0.611") < others.index("✓ 0.000") and others.count("✓") == 4
 
 
 def test_numbers_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def test_every_method_is_in_its_group() -> None:
     counted = len(groups) - 1  # `Frozen` updates nothing: it is the adapter beside learned prompts
     assert f"RandLoRA, LoRA, DoRA and {counted - 3} more methods" in PAGES["README.md"]
     assert f"| Methods | [{counted}](methods/index.md)" in PAGES["docs/compared_with_peft.md"]
+    assert f">{counted} methods, compared fairly<" in (ROOT / "docs" / "hero.svg").read_text(encoding="utf-8")
 
 
 PAGE = PAGES["docs/reference.md"].partition("\n## Environment variables\n")[0]

@@ -136,9 +136,9 @@ def test_an_adapter_without_a_task(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     inject(model, LoRA(rank=2), ["0"])
     nothing = {"task": "TextHeadTask", "arguments": {}, "classnames": [], "templates": []}
-    for number, metadata in enumerate(({}, nothing)):
+    for number, (metadata, mend) in enumerate((({}, "merge_and_unload"), (nothing, "Use predict, test"))):
         folder = save_adapter(model, tmp_path / str(number), metadata=metadata)
-        with pytest.raises(UserError, match="class"):
+        with pytest.raises(UserError, match=rf"no classes .*\. .*{mend}"):
             load_program(folder)
     trained("linear head, timm").save(tmp_path / "linear")
     with pytest.raises(UserError, match="no text tower"):

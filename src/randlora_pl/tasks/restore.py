@@ -64,11 +64,7 @@ def require_classes(metadata: Mapping[str, Any], source: object, use: str) -> No
     if not metadata.get("classnames"):
         task = metadata.get("task")
         why = f"it was trained by {task}" if task else "no task saved it"
-        mend = (
-            "Use predict, test or adapter merge"
-            if task
-            else "In Python, call merge_and_unload(model) for a plain model"
-        )
+        mend = "Use predict, test or adapter merge" if task else "Merge it in Python, by merge_and_unload(model)"
         raise UserError(f"{source} has no classes ({why}), and {use} needs them. {mend}.")
 
 

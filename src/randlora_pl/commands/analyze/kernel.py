@@ -88,6 +88,7 @@ def _align(config: Path, samples: int, batches: int, device: "torch.device") -> 
     for name in ("frozen_dtype", "quantize", "torch_compile", "gradient_checkpointing", "liger"):
         command.config["model"]["init_args"].pop(name, None)
     command.config["data"] |= {"batch_size": 1, "epochs": None, "steps": batches, "sampling": "epochs"}
+    command.config["data"].pop("balance", None)  # the sampler repeats the samples of small classes
     devices = 1 if device.index is None else [device.index]
     where = {"accelerator": device.type, "devices": devices, "enable_progress_bar": False}
     command.config["trainer"] = where | {"accumulate_grad_batches": samples}

@@ -93,10 +93,11 @@ def passes(trained: Sequence[Trained], samples: int, room: int, kernels: int = 0
         return count * (largest * _BYTES + 8 * kernels * count)
 
     if needs(samples) > room:
+        most = bisect_right(range(samples), room, key=needs) - 1
+        mend = f"give at most --samples {most:,}" if most > 1 else "free some memory, or give fewer --batches"
         raise UserError(
             f"{samples:,} samples need {byte_size(needs(samples))} for kernels and gradients of a tensor of "
-            f"{largest:,} numbers, and half of the free memory is {byte_size(room)}: give at most --samples "
-            f"{bisect_right(range(samples), room, key=needs) - 1:,}."
+            f"{largest:,} numbers, and half of the free memory is {byte_size(room)}: {mend}."
         )
     whole = left = room - 8 * kernels * samples**2
     groups = [list[Trained]()]
@@ -163,9 +164,8 @@ def align(
     """
     trained = trained_tensors(model)
     kernels = batches + 2  # each batch's, full fine-tuning's and a product
-    own = full = passes(trained, size, room, kernels)
-    if report_of(model).adapter.freezes:  # else it is full fine-tuning itself
-        full = passes(layer_weights(model), size, room, kernels)
+    weights = layer_weights(model) if report_of(model).adapter.freezes else trained  # full fine-tuning itself
+    full, own = (passes(each, size, room, kernels) for each in (weights, trained))  # first the larger tensors
     every = list(samples)
     groups = [every[first : first + size] for first in range(0, len(every), size)]
     ours = [tangent_kernel(loss, group, own) for group in groups]
