@@ -233,8 +233,11 @@ SOUGHT = {
     "logging.md": ["wandb", "tensorboard", "mlflow"],
     "prompts.md": ["qlora", "quantize", "llama"],
     "compared_with_peft.md": ["peft"],
-    "many_devices.md": ["multi-node", "slurm", "torchrun"],
-    "faq.md": ["imbalanced", "transparent", "multi-label", "gguf", "vllm", "license"],
+    "many_devices.md": ["multi-node", "slurm", "torchrun", "cluster"],
+    "first_classifier.md": ["confusion"],
+    "your_own_data.md": ["few-shot"],
+    "adapter_files.md": ["merge"],
+    "faq.md": ["imbalanced", "transparent", "multi-label", "gguf", "vllm", "license", "checkpoint"],
     "troubleshooting.md": ["memory", "oom", "nan", "401"],
 }
 """Words that readers search for, and the page that comes first."""
@@ -260,14 +263,17 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         page.meta["hide"] = ["navigation"]  # the tabs are enough
     if folder.startswith("results"):
         page.meta["search"] = {"boost": 0.5}
+    elif folder == "api":  # otherwise the name of a function comes before the page that explains the word
+        page.meta["search"] = {"boost": 0.25}
     if not folder:  # a page that only the site has cannot be linked on GitHub
         markdown = markdown.replace("`CONTRIBUTING.md`", "[`CONTRIBUTING.md`](contributing.md)")
         markdown = markdown.replace(
             "`randlora-pl COMMAND --help`", "[`randlora-pl COMMAND --help`](command_options.md)"
         )
     if folder == "methods" and name not in ("index.md", "learned_prompts.md", "published_prompts.md"):
-        page.meta["tags"] = [name.removesuffix(".md")]
-        if name == "lora.md":  # otherwise a search finds loraxs first, because rare words count more
-            page.meta["search"] = {"boost": 10}
+        if name != "oft.md":  # the beginning of a word counts: this tag would come first for "of"
+            page.meta["tags"] = [name.removesuffix(".md")]
+        if name == "loraxs.md":  # otherwise a search for "lora" finds it first, because rare words count more
+            page.meta["search"] = {"boost": 0.25}
         return f"{markdown}\n\n{frame(name.removesuffix('.md'))}\n"
     return markdown
