@@ -382,7 +382,7 @@ def markdown(report: Tree, measure: "Measure") -> str:
     rows = []
     for method, facts in report["methods"].items():
         for entry in facts["tried"]:
-            values = {key: value for key, value in entry.items() if key not in (monitor, "failed")}
+            values = {key: value for key, value in entry.items() if key not in (monitor, "runs", "failed")}
             by_seed = entry[monitor]
             cells = [shown_as(by_seed[str(s)]) if str(s) in by_seed else "" for s in report["seeds"]]
             mean = shown_as(fmean(by_seed.values())) if by_seed else ""

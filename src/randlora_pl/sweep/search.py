@@ -377,7 +377,10 @@ class Search:
             for values, seeds in tried[method].items():
                 figures = {str(seed): self.figures(method, values, [seed]) for seed in seeds}
                 entry = dict(zip(self.names[method], values, strict=True))
-                entry[self.monitor] = {seed: self.sign * fmean(numbers) for seed, numbers in figures.items() if numbers}
+                runs = {seed: [self.sign * each for each in numbers] for seed, numbers in figures.items() if numbers}
+                entry[self.monitor] = {seed: fmean(numbers) for seed, numbers in runs.items()}
+                if self.rule == LOWEST and runs:  # their spread is a part of the rule
+                    entry["runs"] = runs
                 if [] in figures.values():
                     cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
                     reasons = (self.folder.failure(cell).get("reason") for cell in cells)
