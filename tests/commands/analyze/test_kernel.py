@@ -49,12 +49,12 @@ def test_no_sample_is_in_the_batches_twice(run: Run, finished: Path, monkeypatch
 
 
 def test_what_is_refused(run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_room", lambda device: 10**6)
+    monkeypatch.setattr(kernel, "_room", lambda device: 2 * 10**6)
     for words, message in (
         ((str(finished / "adapter"),), "is not a run folder: it has no config.yaml"),
         ((str(finished), "--samples", "1"), "--samples is 1: give"),
         ((str(finished), "--samples", "6"), "4 batches of 6 are more than the 20 training samples. Give fewer."),
-        ((str(finished), "--samples", "5"), "give at most --samples"),
+        ((str(finished), "--samples", "5"), "give at most --samples 3"),
     ):
         refused = run("analyze", "kernel", *words)
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") <= 2, refused.err
