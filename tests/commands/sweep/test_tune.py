@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -167,6 +168,8 @@ def test_both_rates_climb_with_equal_trials_and_the_lowest_are_chosen(tmp_path: 
     for method, entry in report["methods"].items():
         assert len(entry["tried"]) == report["trials"] == 16 and entry["interior"], method
         finals = [each for each in entry["tried"] if len(each["val/acc"]) == 3]
+        for each in entry["tried"]:
+            assert each["val/acc"] == {seed: fmean(runs) for seed, runs in each.get("runs", {}).items()}
         best = max(finals, key=lambda each: sum(each["val/acc"].values()))
         assert len(finals) == 4 and all(entry["chosen"][name] <= best[name] for name in entry["chosen"])
     lora = report["methods"]["LoRA"]
