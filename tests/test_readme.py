@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import open_clip.factory
 import peft
@@ -19,13 +18,13 @@ import pytest
 import timm
 import torch
 from pandas import read_csv
-from PIL import Image
 from timm.models import vision_transformer
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.commands.main import main
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.session import prepare
+from tests.data.conftest import save_image
 from tests.docs.pages import PAGES, joined, prose_of
 
 ROOT = Path(__file__).parents[1]
@@ -76,10 +75,8 @@ def chats(folder: Path) -> None:
 
 def photos(folder: Path, count: int = 3) -> Path:
     """Images of noise, `count` of them, in a new folder."""
-    folder.mkdir(parents=True)
     for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        save_image(folder / f"{number}.png", number, (48, 40))
     return folder
 
 

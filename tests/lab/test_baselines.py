@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,9 @@ def test_the_evidence_is_eight_datasets_with_five_seeds_and_some_of_them_are_sea
         assert len(description.seeds) == 5
         search = Search(description, SweepFolder(Path("nowhere")))
         search.restrict("methods", ["LoRA"])
+        assert len(search.known()) == 3 * len(searched)
+        if rates := search.space["learning_rate"]:  # by default, the search itself goes by factors of two
+            assert all(second / first == 2 for first, second in pairwise(rates)) and rates[-1] > 1
         assert {cell.labels.dataset for cell in search.known()} == searched
         assert len(description.pairs) <= 6, "with eight datasets more pairs can have no verdict: 7 * 2 / 2**8 > 0.05"
     assert sum(bool(cell.flat.get("data.scores")) for cell in cells) == len(cells) // 2

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from randlora_pl.commands.analyze import kernel
+from tests.data.conftest import save_image
 from tests.support.cli import SMALL, Run
-from tests.test_readme import photos
 
 
 def test_a_run_is_compared_with_full_fine_tuning(run: Run, finished: Path, tmp_path: Path) -> None:
@@ -41,7 +41,8 @@ def test_no_sample_is_in_the_batches_twice(run: Run, finished: Path, monkeypatch
     assert sorted(seen) == [*range(20)]
     seen.clear()
     for name, count in {"train/a": 2, "train/b": 10, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1}.items():
-        photos(Path("own") / name, count)
+        for number in range(count):
+            save_image(Path("own") / name / f"{number}.png", number)
     more = ("--data.dataset", "folder", "--data.root", "own", "--data.shots", "null", "--data.balance", "sampler")
     assert run("fit", *SMALL, *more, "--run.name", "own").code == 0
     assert run("analyze", "kernel", "runs/own", "--samples", "3").code == 0
