@@ -22,7 +22,10 @@ Results = Callable[[str], list[Any]]
 ROOT = Path(__file__).parents[2]
 SAMPLES = 143
 """Images in the validation split of the digits: uneven over batches and ranks."""
-RARE = ("images", "head", "promptsrc + randlora", "two stages", "cocoop", "unequal", "different", "tables")
+RARE = (
+    *("images", "head", "maple + dept", "promptsrc + randlora", "two stages", "cocoop", "projected", "searched"),
+    *("unequal", "different", "tables"),
+)
 """Jobs of slow tests, in processes of their own."""
 ALONE = [name for name in jobs(Path()) if name not in ("resumed", "projected", "statistics")]
 """Jobs that one process does, too."""
@@ -122,11 +125,13 @@ def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: Results)
         assert alone["start"]["decoupled.factors"].tolist() != [1, 5.5]
 
 
+@pytest.mark.slow
 def test_ranks_compute_the_same_projections(results: Results) -> None:
     first, second = results("projected")
     assert first and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_ranks_search_as_one_process(results: Results) -> None:
     """The gradient of v is averaged by hand; Adam makes steps of one size of it, also where it is small."""
     alone, first, second = results("searched")

@@ -15,8 +15,8 @@ from tests.support.products import marked
 from .test_ddp import start
 
 ROOT = Path(__file__).parents[2]
-OFTEN = ("pruned", "decoder")
-"""Trainings by default; `slow` has all ten."""
+OFTEN = ("pruned",)
+"""The training by default; `slow` has all ten."""
 
 
 @pytest.mark.parametrize(("names",), marked(zip([OFTEN, ()]), lambda row: row[0] == OFTEN, pytest.mark.slow))
