@@ -3,7 +3,7 @@
     apt-get install dict-freedict-eng-deu
     python scripts/offline_dictionary.py --output dictionary --pairs 500 --seed 0
 
-The package (19 MB) is FreeDict's English-German dictionary in the format of dictd, made from Ding. Its licence is the
+The package (19 MB) is FreeDict's English-German dictionary in the format of dictd, made from Ding. Its license is the
 GPL, version 3 or later (1995-2022 Frank Richter, 2020-2022 Einhard Leichtfuß), and holds for the written files, too.
 
 A pair is the headword of an entry and its first translation, where both are words without digits and marks. Of entries

@@ -109,11 +109,11 @@ def datasets() -> str:
             f"[{row.title}]({row.source})" if row.source.startswith("https://") else row.title,
             row.classes or "yours",
             ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "yours",
-            row.licence,
+            row.license,
         )
         for row in CATALOG.values()
     ]
-    header = ("name", "what it is", "classes", "images", "licence")
+    header = ("name", "what it is", "classes", "images", "license")
     return "\n\n".join(
         [
             "# Datasets",
@@ -135,7 +135,7 @@ def models() -> str:
         for row in MODELS
     ]
     texts = [
-        (code(name), code(known.config), f"{known.parameters / 1e6:,.1f} M", known.licence)
+        (code(name), code(known.config), f"{known.parameters / 1e6:,.1f} M", known.license)
         for name, known in KNOWN.items()
     ]
     return "\n\n".join(
@@ -144,7 +144,7 @@ def models() -> str:
             "These base models are tested. Any other name of open_clip, timm or transformers works, too: pass "
             "`--model.name NAME` and `--model.pretrained TAG`, a weights file, or `random`.",
             f"## Images\n\n{table(('name', 'library', 'parameters', 'pixels', 'weights'), images)}",
-            f"## Texts\n\n{table(('name', 'config', 'parameters', 'licence'), texts)}",
+            f"## Texts\n\n{table(('name', 'config', 'parameters', 'license'), texts)}",
         ]
     )
 

@@ -179,7 +179,7 @@ def test_listings_are_json_for_other_programs(run: Run) -> None:
         return json.loads(result.out)
 
     assert [row["dataset"] for row in found("datasets")] == list(CATALOG)
-    assert found("datasets", "digits")["digits"][0]["licence"] == "CC BY 4.0"
+    assert found("datasets", "digits")["digits"][0]["license"] == "CC BY 4.0"
     (model,) = found("models", "ViT-B-32")
     assert model["library"] == "open_clip" and model["parameters"] > 1e8
     assert {"RandLoRA", "LoRA"} < {row["name"] for row in found("adapters")}
@@ -208,21 +208,21 @@ def test_details_and_near_names_of_listings(run: Run, refused: Refused) -> None:
     assert "is not a folder" in refused("datasets", "--root", "nowhere")
 
 
-def test_listing_of_data_sets_says_their_licence_and_whether_they_are_here(
+def test_listing_of_data_sets_says_their_license_and_whether_they_are_here(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     (tmp_path / "MNIST").mkdir()
     out = run("datasets", "--root", str(tmp_path)).out
     lines = {line.split()[0]: line for line in out.splitlines() if line}
-    for name, state, licence in (
+    for name, state, license in (
         ("digits", "built in", "CC BY 4.0"),
         ("mnist", "here", "CC BY-SA 3.0"),
         ("cifar10", "not here: data get", "not stated by its authors"),
         ("imagenet", "not here: by hand", "non-commercial research and education, after registration"),
         ("folder", "yours", "yours"),
     ):
-        assert f"  {state}  " in lines[name] and f"  {licence}  " in lines[name]
+        assert f"  {state}  " in lines[name] and f"  {license}  " in lines[name]
     assert "..." not in out
     assert "  state       here\n" in run("datasets", "mnist", "--data.root", str(tmp_path)).out
 

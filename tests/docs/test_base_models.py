@@ -30,12 +30,12 @@ def test_facts_are_those_of_the_catalogs() -> None:
     facts = rows_of("Facts")
     assert facts.keys() == {*IMAGES, *TEXTS}
     for config, row in IMAGES.items():
-        name, parameters, pixels, _, licence = facts[config]
-        assert (name, parameters, licence) == (row.name, f"{row.parameters:,}", row.license)
+        name, parameters, pixels, _, license = facts[config]
+        assert (name, parameters, license) == (row.name, f"{row.parameters:,}", row.license)
         assert pixels == str(row.image_size)
     for config, known in TEXTS.items():
-        name, parameters, _, _, licence = facts[config]
-        assert KNOWN[name] is known and (parameters, licence) == (f"{known.parameters:,}", known.licence)
+        name, parameters, _, _, license = facts[config]
+        assert KNOWN[name] is known and (parameters, license) == (f"{known.parameters:,}", known.license)
 
 
 def test_configs_are_bundled_and_use_these_models() -> None:
@@ -71,13 +71,13 @@ def test_checks_are_those_of_the_tests() -> None:
     assert all(prepared[row.name]["equal"] == prepared[row.name]["tags"] == "1" for row in IMAGES.values())
 
 
-def test_every_licence_has_a_date_and_a_link() -> None:
-    licences = rows_of("Licences")
-    assert len(licences) == 7 and "Read on 30 November 2026" in PAGE
-    for name, (_, use, source) in licences.items():
+def test_every_license_has_a_date_and_a_link() -> None:
+    licenses = rows_of("Licenses")
+    assert len(licenses) == 7 and "Read on 30 November 2026" in PAGE
+    for name, (_, use, source) in licenses.items():
         assert "](https://" in source, name
         forbids = any(word in name for word in ("MetaCLIP2", "MobileCLIP2"))
         assert ("forbidden" in use) == forbids
     for config, row in IMAGES.items():
         comments = config_names()[config].read_text()
-        assert row.license == "Apache-2.0" or "licence" in comments, "a config says where a licence is no free one"
+        assert row.license == "Apache-2.0" or "license" in comments, "a config says where a license is no free one"

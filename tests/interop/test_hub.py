@@ -332,7 +332,7 @@ TEXTS = "predict --adapter pets --texts FILE"
 @in_one_item(
     ("metadata", "there", "absent"),
     [
-        ({}, ["not named a licence", "| validation accuracy | 50.00 % |"], ["test accuracy"]),
+        ({}, ["not named a license", "| validation accuracy | 50.00 % |"], ["test accuracy"]),
         (
             {"task": None, "classnames": None, "training": {}},
             ["adapter merge pets"],

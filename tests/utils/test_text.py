@@ -231,10 +231,10 @@ def test_columns_have_a_letter_on_the_narrowest_terminal(monkeypatch: pytest.Mon
 def test_a_narrow_terminal_leaves_optional_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(width: int) -> str:
         monkeypatch.setenv("COLUMNS", str(width))
-        return table(("name", "licence", "text"), [("x" * 10, "MIT" * 4, "two words " * 9)], optional=("licence",))
+        return table(("name", "license", "text"), [("x" * 10, "MIT" * 4, "two words " * 9)], optional=("license",))
 
     assert "MIT" in shown(50) and "left out" not in shown(50)
-    assert "MIT" not in shown(49) and shown(49).endswith("(left out to fit the terminal: licence)")
+    assert "MIT" not in shown(49) and shown(49).endswith("(left out to fit the terminal: license)")
 
 
 def test_numbers_stay_whole_beside_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
                 "state": "" if row.own else state_of(row, root),
                 "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
                 "source": row.source,
-                "licence": row.licence,
+                "license": row.license,
                 "note": row.note,
             }
         ]
@@ -340,7 +340,7 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
         print()
         _print_reports(reports)
     for row in helpless:
-        print(f"\n{row.name} cannot be downloaded by a command; licence: {row.licence}")
+        print(f"\n{row.name} cannot be downloaded by a command; license: {row.license}")
         if row.files:
             with suppress(OSError):
                 install.downloads(row, root).mkdir(parents=True, exist_ok=True)
@@ -370,7 +370,7 @@ def _fetch(row: DatasetSpec, root: Path) -> None:
                 yield lambda done, total: progress.update(task, completed=done, total=total)
 
     home = install.downloads(row, root)
-    print(f"{row.name}: {row.title}; licence: {row.licence}")
+    print(f"{row.name}: {row.title}; license: {row.license}")
     absent = [file for file in row.files if not (home / file.name).exists()]
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download: to {home}, unpacked into {root}", flush=True)

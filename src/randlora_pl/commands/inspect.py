@@ -106,12 +106,12 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
             rows.append(
-                (row.name, row.classes, *counts, row.epochs, data.state_of(row, folder), row.licence, row.title)
+                (row.name, row.classes, *counts, row.epochs, data.state_of(row, folder), row.license, row.title)
             )
-        header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
+        header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "license", "what it is")
         if json:
             return print_json([dict(zip(header, row, strict=True)) for row in rows])
-        print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
+        print(table(header, rows, optional=("license", "epochs", "classes", "val")))
         print(f"\nOn this machine: below {folder}. Another folder: randlora-pl datasets --root PATH")
         print(
             "Use: randlora-pl fit --config CONFIG --data.dataset NAME. Details of a dataset: randlora-pl datasets NAME"
@@ -149,7 +149,7 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         for row in MODELS
     }
     rows |= {
-        name: (name, "transformers", known.config, known.parameters, "text", "its own", known.licence)
+        name: (name, "transformers", known.config, known.parameters, "text", "its own", known.license)
         for name, known in KNOWN.items()
     }
     if all:
@@ -177,11 +177,11 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         )
         return 0
     chosen = [_pick(name, rows, "model") for name in names] or list(rows.values())
-    header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
+    header = ("model", "library", "config", "parameters", "pixels", "weights", "license")
     if json:
         return print_json([dict(zip(header, row, strict=True)) for row in chosen])
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
-    print(table(header, cells, optional=("pixels", "library") if names else ("licence", "pixels", "library")))
+    print(table(header, cells, optional=("pixels", "library") if names else ("license", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 
@@ -311,7 +311,7 @@ def weights() -> dict[str, str]:
         states = dict.fromkeys(row.tags, "bundled") if row.name == "tiny" else states
         entries[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
-        gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
+        gate = f"; gated: accept its license at https://huggingface.co/{name}, then hf auth login"
         here = offline.cached() if name == offline.NAME else any(map(is_whole, snapshots(name)))
         missing = f": {offline.DOWNLOAD}" if name == offline.NAME else gate if known.gated else ""
         entries[name] = "cached" if here else f"not cached{missing}"

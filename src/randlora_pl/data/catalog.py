@@ -111,7 +111,7 @@ class DatasetSpec:
         title: Full name.
         reader: Function of `randlora_pl.data.readers`, or ``module:function``, that reads one split.
         epochs: Epochs of a run on the full train split (Table 7 of the paper if it lists the dataset).
-        licence: Short terms of use.
+        license: Short terms of use.
         source: Source of the images.
         classnames: Class names by label; empty if the dataset's files have them.
         class_count: Number of classes if ``classnames`` is empty; 0 if the user's files define it.
@@ -137,7 +137,7 @@ class DatasetSpec:
     title: str
     reader: str
     epochs: int
-    licence: str
+    license: str
     source: str
     classnames: tuple[str, ...] = ()
     class_count: int = 0

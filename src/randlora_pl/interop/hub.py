@@ -96,10 +96,10 @@ def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
     return str(info.sha)
 
 
-def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
+def make_card(file: AdapterFile, repo: str, license: str | None = None) -> str:
     """Return the text of ``README.md`` with the Hub's YAML header and without local paths.
 
-    Inside a run folder, the run's metrics and config are used. ``licence`` is an SPDX identifier (``apache-2.0``).
+    Inside a run folder, the run's metrics and config are used. ``license`` is an SPDX identifier (``apache-2.0``).
 
     Raises:
         UserError: A file of the run is damaged.
@@ -121,7 +121,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         library_name="randlora-pl",
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,
-        license=licence,
+        license=license,
         pipeline_tag=getattr(kind, "pipeline_tag", tag),
         tags=["randlora-pl", *method.lower().split(" + "), "peft", str(base.get("library"))],
     )
@@ -159,7 +159,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         call=call,
         config=trained,
         config_note=note,
-        licence=licence,
+        license=license,
     )
     return f"{card}\n"
 

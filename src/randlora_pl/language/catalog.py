@@ -53,20 +53,20 @@ class KnownModel:
         kind: `model_type` of transformers.
         parameters: Parameters of the model; an output layer that is the table of embeddings counts once.
         config: Bundled configuration that uses it.
-        licence: Licence of the weights as their publishers state it; their own page decides.
+        license: License of the weights as their publishers state it; their own page decides.
         shape: Differences from the defaults of that kind's configuration class.
     """
 
     kind: str
     parameters: int
     config: str
-    licence: str
+    license: str
     shape: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gated(self) -> bool:
-        """True if the weights need an accepted licence on the model's page."""
-        return self.licence.endswith("gated")
+        """True if the weights need an accepted license on the model's page."""
+        return self.license.endswith("gated")
 
 
 _QWEN2 = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
@@ -89,7 +89,7 @@ KNOWN: dict[str, KnownModel] = {
     "smollm2": KnownModel("llama", 134_515_008, "smollm2_135m", "Apache-2.0", _SMOLLM2),
     "microsoft/Phi-3-mini-4k-instruct": KnownModel("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
     "meta-llama/Meta-Llama-3-8B": KnownModel(
-        "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 licence, gated", _LLAMA3
+        "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 license, gated", _LLAMA3
     ),
     "openai-community/gpt2-medium": KnownModel(
         "gpt2", 354_823_168, "e2e_gpt2_medium", "MIT", {"n_embd": 1024, "n_layer": 24, "n_head": 16}

@@ -47,7 +47,7 @@ def reached(source: str, option: str) -> Iterator[None]:
         while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
             chain.append(inner)
         gated = (
-            f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
+            f"is gated: accept its license at https://huggingface.co/{source}, then log in with `hf auth login` or set "
             "HF_TOKEN."
         )
         if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):

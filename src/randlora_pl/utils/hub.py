@@ -111,7 +111,7 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: ask for access at {hub}/{repo}, then log in: {_LOGIN}"
     if isinstance(error, ValueError) and "README.md" in str(error):
-        return f"{hub} refuses the card ({_line(str(error))}): edit it with --licence or --card."
+        return f"{hub} refuses the card ({_line(str(error))}): edit it with --license or --card."
     answered = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), None)
     if answered is not None:
         status = answered.response.status_code

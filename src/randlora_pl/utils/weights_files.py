@@ -243,7 +243,7 @@ def hub_file(repository: str, name: str, revision: str | None, option: str) -> P
     messages: dict[type[Exception], str] = {
         LocalEntryNotFoundError: f"{name} of {repository} is not in the cache, and the Hugging Face Hub cannot be "
         f"reached. Run once with a network, or {copy}",
-        GatedRepoError: f"{repository} is gated: accept its licence at {where}, then log in with `hf auth login` or "
+        GatedRepoError: f"{repository} is gated: accept its license at {where}, then log in with `hf auth login` or "
         "set HF_TOKEN.",
         RepositoryNotFoundError: f"the Hugging Face Hub has no model {repository}, or it is private. Check the name "
         f"at {where}, or log in with `hf auth login`.",

@@ -31,7 +31,7 @@ def test_there_and_back(
     run: Run, hub: FakeHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = str(finished / "adapter")
-    pushed = run("adapter", "push", adapter, "--repo", "ann/digits", "--licence", "apache-2.0", "--message", "Mine")
+    pushed = run("adapter", "push", adapter, "--repo", "ann/digits", "--license", "apache-2.0", "--message", "Mine")
     assert pushed.code == 0, pushed.err
     assert f"{hub.url}/ann/digits/commit/" in pushed.out and "3 files" in pushed.out
     assert "Next: randlora-pl adapter pull ann/digits --output digits" in pushed.out

@@ -202,7 +202,7 @@ def test_sets_that_no_command_can_get_are_explained(run: Run, name: str) -> None
     result = run("data", "get", name, "--root", "sets")
     assert result.code == 1 and f"{name} cannot be downloaded by a command" in result.out
     folder = {"cars": "sets/stanford_cars", "imagenet": "sets/imagenet"}[name]
-    assert folder in result.out and "https://" in result.out and find(name).licence in result.out
+    assert folder in result.out and "https://" in result.out and find(name).license in result.out
     assert f"then: randlora-pl data get {name} --root sets" in result.out
     assert not Path("sets").exists()
 

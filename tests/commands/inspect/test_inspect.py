@@ -84,7 +84,7 @@ def test_language_models_are_found_where_all_of_their_weights_are(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = inspect.weights()
     assert found[qwen] == "not cached"
-    assert f"gated: accept its licence at https://huggingface.co/{llama}" in found[llama]
+    assert f"gated: accept its license at https://huggingface.co/{llama}" in found[llama]
     assert "pip install '.[language]'" in found["language models"]
     for name in (qwen, llama):
         (tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "abc").mkdir(parents=True)

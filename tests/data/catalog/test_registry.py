@@ -32,7 +32,7 @@ def test_listing_imports_nothing_heavy() -> None:
 
 @in_one_item("row", ROWS)
 def test_row_is_complete(row: DatasetSpec) -> None:
-    assert row.title and row.licence and row.source and row.epochs > 0
+    assert row.title and row.license and row.source and row.epochs > 0
     assert all(template.count("{}") == 1 for template in row.templates) and row.templates
     assert len(set(row.classnames)) == len(row.classnames) or "imagenet" in (row.name, row.trains_on)
     assert row.own == (row.classes is None)

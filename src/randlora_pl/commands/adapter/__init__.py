@@ -323,7 +323,7 @@ def push(
     repo: Repo,
     private: bool = False,
     revision: Annotated[str | None, Option("BRANCH")] = None,
-    licence: Annotated[str | None, Option("SPDX", names=("--licence", "--license"))] = None,
+    license: Annotated[str | None, Option("SPDX")] = None,
     message: Annotated[str, Option("TEXT")] = "Add adapter",
     card: File | None = None,
     dry_run: bool = False,
@@ -342,7 +342,7 @@ def push(
         repo: The repository, which is created if it does not exist
         private: Make it private. Fails if a public repository with that name exists
         revision: Branch, which is created if it does not exist (default: main)
-        licence: Licence of the adapter in the card, for example apache-2.0
+        license: License of the adapter in the card, for example apache-2.0
         message: Commit message
         card: Upload this card. If the file does not exist yet, write the card to it and upload nothing
         dry_run: Print the files and the card, without uploading or writing
@@ -364,7 +364,7 @@ def push(
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{card} cannot be read as text ({type(error).__name__}); set another --card.") from error
     else:
-        text = hub.make_card(file, repo, licence)
+        text = hub.make_card(file, repo, license)
         if card is not None and not dry_run:
             check_parent(card)
             write_text(card, text)
