@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from randlora_pl import __version__
-from randlora_pl.utils.errors import install
 from tests.docs.pages import PAGES, ROOT, links_of
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -63,8 +62,6 @@ def test_page_of_a_published_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         blocks = [block.replace(old, new) for block in blocks]
     assert blocks_of(made["description"]) == [*blocks, clone + tests]
     assert "checkout" not in made["description"] and '`pip install "randlora-pl[' in made["description"]
-    monkeypatch.syspath_prepend(str(tmp_path / "made"))
-    assert install("onnx") == "pip install 'randlora-pl[onnx]'"
 
 
 def test_page_of_a_package_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +70,6 @@ def test_page_of_a_package_without_a_repository(tmp_path: Path, monkeypatch: pyt
     assert "project_url" not in made and known and addresses_of(made["description"]) == known
     assert "[Cite](#citation) · Contributing ·" in made["description"] and "<img" not in made["description"]
     assert blocks_of(made["description"]) == blocks_of(PAGES["README.md"])
-    monkeypatch.setattr("sys.path", [str(tmp_path / "made")])
-    assert install("onnx") == "pip install '.[onnx]' in the checkout"
 
 
 def test_metadata() -> None:

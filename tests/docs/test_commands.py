@@ -70,7 +70,7 @@ def test_blocks_of_shell_can_be_pasted(name: str) -> None:
 def test_extras_are_installed_from_the_checkout() -> None:
     """The package is on no index: ``pip install randlora-pl`` would fetch nothing, or something else.
 
-    `install` of utils/errors.py alone has its name, for the package of an owner who has published it.
+    `install` of utils/errors.py alone has its name: it adds to the package that is installed.
     """
     files = [path for folder in ("src", "docs", "configs", "notebooks") for path in (ROOT / folder).rglob("*.*")]
     texts = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".ipynb", ".jinja", ".html")]

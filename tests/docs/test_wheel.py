@@ -77,6 +77,13 @@ def test_the_page_runs_with_the_wheel_in_an_empty_folder(programs: Path, tmp_pat
     assert broken.returncode == 1 and broken.stderr.endswith(REPORTED), broken.stderr
 
 
+def test_an_extra_is_added_to_the_installed_package(programs: Path, tmp_path: Path) -> None:
+    code = "from randlora_pl.utils.errors import install; print(install('serve'), '--dry-run --no-index')"
+    block = pasted(f'python -c "{code}"', tmp_path, programs).stdout
+    done = pasted(block, tmp_path, programs)
+    assert f"Requirement already satisfied: randlora-pl[serve] in {programs.parent}" in done.stdout, done.stderr
+
+
 def test_the_readme_runs_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     (quickstart,), after, (_, fit, answer) = SHELL[:3]
     assert quickstart.startswith(INSTALL) and FITS[0] in TASKS

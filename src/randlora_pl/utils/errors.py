@@ -5,6 +5,8 @@ import difflib
 import errno
 import logging
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -13,12 +15,8 @@ log = logging.getLogger("randlora_pl")
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an extra: of a published package by its name, else in the checkout."""
-    from importlib.metadata import distributions
-
-    if any("Project-URL" in one.metadata for one in distributions(name="randlora-pl")):
-        return f"pip install 'randlora-pl[{extra}]'"
-    return f"pip install '.[{extra}]' in the checkout"
+    """Return the command that installs an extra, from any folder: pip keeps the package, as it is installed already."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'randlora-pl[{extra}]'"
 
 
 class UserError(Exception):

@@ -55,4 +55,4 @@ def check_onnx_packages() -> None:
         UserError: A package is missing.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise UserError(f"--to onnx needs {', '.join(missing)}: {install('onnx')}. Or use --to torch.")
+        raise UserError(f"--to onnx needs {', '.join(missing)}. Use --to torch, or run: {install('onnx')}")

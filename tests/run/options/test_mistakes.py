@@ -208,7 +208,7 @@ def test_a_logger_without_its_package_names_our_extra(refused: Refused, monkeypa
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(LOGGERS, name, "no_such_package")
         told = refused("fit", "--config", "lora", "--run.logger", name)
-        assert f"{name} needs" in told and "pip install '.[no_such_package]'" in told
+        assert f"{name} needs" in told and "pip install 'randlora-pl[no_such_package]'" in told
 
 
 def test_a_run_has_no_mistakes_and_the_metrics_that_can_be_monitored(finished: Path) -> None:

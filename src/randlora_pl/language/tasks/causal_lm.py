@@ -163,7 +163,7 @@ class CausalLMTask(TextTask):
         options: dict[str, Any] = {"dtype": dtype}
         if bits is not None:
             if importlib.util.find_spec("bitsandbytes") is None:
-                raise UserError(f"--model.quantize {bits} needs bitsandbytes: pip install bitsandbytes")
+                raise UserError(f"--model.quantize {bits} needs bitsandbytes: {install('quantize')}")
             if not torch.cuda.is_available():
                 what = f"--model.quantize {bits} needs a CUDA device, and none is available"
                 raise UserError(f"{what}. Remove the option.")

@@ -130,7 +130,7 @@ def check_loggers(names: str | list[str]) -> None:
     """
     for name in names if isinstance(names, list) else [names]:
         if (package := LOGGERS.get(name)) and find_spec(package) is None:
-            raise UserError(f"--run.logger {name} needs a package: {install(package)}")
+            raise UserError(f"--run.logger {name} needs the package {package}: {install(package)}")
 
 
 Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
