@@ -100,14 +100,20 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
     assert again.code == 2 and f"There is no adapter folder or file {own}" in again.err
 
 
-def test_a_lora_of_images_with_another_mean_is_refused(run: Run, lora: Path, tmp_path: Path) -> None:
+def test_a_lora_of_images_with_another_mean_is_refused(
+    run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the test without an adapter, and by a dry run."""
     shutil.copytree(lora, tmp_path / "lora")
     file = tmp_path / "lora/adapter/adapter_config.json"
     content = json.loads(file.read_text())
     content["metadata"]["training"]["frame"]["mean"] = [0.5, 0.4, 0.3]
     file.write_text(json.dumps({name: value for name, value in content.items() if name != "sha256"}))
-    refused = run("fit", "--from-adapter", "lora", *STAGE, "--data.steps", "1")
-    assert refused.code == 2 and "with mean (0.5, 0.4, 0.3), and the model has" in refused.err
+    monkeypatch.setattr(AdaptationModule, "test_step", lambda *_: pytest.fail("it was evaluated"))
+    for more in ([], ["--dry-run"]):
+        refused = run("fit", "--from-adapter", "lora", *STAGE, "--data.steps", "1", *more)
+        assert refused.code == 2 and "with mean (0.5, 0.4, 0.3), and the model has" in refused.err
+    assert not Path("runs").exists()
 
 
 def test_a_trained_head_goes_on(run: Run) -> None:

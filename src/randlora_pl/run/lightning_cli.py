@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import partial
 from importlib import import_module
 from inspect import Parameter
 from itertools import count
@@ -12,13 +13,13 @@ from typing import Any, NoReturn, Union, cast, get_args
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.methods.refine import Form, Start
 from randlora_pl.data.base import PlannedData
@@ -50,6 +51,7 @@ from randlora_pl.run.run_folder import find_lora, missing_folders, new_folder, r
 from randlora_pl.tasks import AdaptationModule, Objective
 from randlora_pl.tasks.module import SETTINGS
 from randlora_pl.utils.errors import UserError, build_error, cause, parse_message
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text import filter_library_warnings
 
@@ -206,7 +208,9 @@ class App(LightningCLI):
             raise
         except Exception as error:
             raise build_error(error) from error
-        self.task.start = None if start is None else Start(start, self.config.from_form)
+        if start is not None:
+            self.task.start = Start(start, self.config.from_form)
+            self.trainer.callbacks.append(LambdaCallback(setup=partial(check_frame, start)))  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the run folder and a trainer that keeps everything in it."""
@@ -273,6 +277,18 @@ class App(LightningCLI):
         made_here = self.created and self._path is None and self.folder != Path()
         if made_here and getattr(rank_zero_only, "rank", 0) == 0:
             remove_folder(self.folder, self._made)
+
+
+def check_frame(file: AdapterFile, trainer: Trainer, *_: object, **__: object) -> None:
+    """Refuse images that the model prepares in another way than an adapter was trained with."""
+    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
+    trained_on = file.metadata.get("training", {}).get("frame")
+    # the other options of images come with the adapter
+    for name in ("mean", "std", "interpolation") if frame and trained_on else ():
+        before, now = getattr(ImageSpec.of_values(trained_on), name), getattr(frame, name)
+        if before != now:
+            what = f"{file.path} was trained on images with {name} {before}, and the model has {now}."
+            raise UserError(what, "Use the data module of its training, from Python.")
 
 
 def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logger]:

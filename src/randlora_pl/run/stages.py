@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from randlora_pl.adapters import AdapterFile, load_adapter, read_adapter
+from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.callbacks import HeldLock, PerClass, RunCheckpoint, WrittenAnswers, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint, planned
@@ -29,7 +29,7 @@ from randlora_pl.run.callbacks.summary import (
     model_results,
     write_found,
 )
-from randlora_pl.run.lightning_cli import App
+from randlora_pl.run.lightning_cli import App, check_frame
 from randlora_pl.run.options.compose import Tree, flatten
 from randlora_pl.run.options.saved_config import resolved_config, without_seed, write_resolved
 from randlora_pl.run.parallel.launch import check_options, common_options, launched, meeting_of
@@ -38,7 +38,6 @@ from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.tasks.module import own_module, total_steps
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import remove_leftovers
-from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import ADAPTER, BEST, CONFIG, LAST, environment, flat, read_results, write_results
 from randlora_pl.utils.text import print_above_progress
@@ -78,8 +77,6 @@ def compare_options(app: App) -> None:
 
 def _report_start(app: App) -> None:
     """Write and log the config once every derived value is known, and write the few-shot sample."""
-    if (start := app.task.start) is not None:
-        _check_frame(start.file, app.trainer)
     if not app.trainer.is_global_zero:
         return
     write_config(app)
@@ -87,18 +84,6 @@ def _report_start(app: App) -> None:
     if not app.created:
         print_above_progress(f"resumed after step {app.trainer.global_step:,}")
     app.datamodule.write_index(app.folder)
-
-
-def _check_frame(file: AdapterFile, trainer: Trainer) -> None:
-    """Refuse images that the model prepares in another way than an adapter was trained with."""
-    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
-    trained_on = file.metadata.get("training", {}).get("frame")
-    # the other options of images come with the adapter
-    for name in ("mean", "std", "interpolation") if frame and trained_on else ():
-        before, now = getattr(ImageSpec.of_values(trained_on), name), getattr(frame, name)
-        if before != now:
-            what = f"{file.path} was trained on images with {name} {before}, and the model has {now}."
-            raise UserError(what, "Use the data module of its training, from Python.")
 
 
 def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
@@ -109,7 +94,7 @@ def _load(folder: Path, trainer: Trainer, module: LightningModule) -> None:
         kinds = ("several labels of an image", "one label of each image")
         there, here = kinds if not task.several else kinds[::-1]
         raise UserError(f"{folder} was trained on {there}, and the data has {here}. Test it on data like its own.")
-    _check_frame(file, trainer)
+    check_frame(file, trainer)
     if not file.extra:
         return
     theirs = file.config.get("metadata", {}).get("classnames") or []
