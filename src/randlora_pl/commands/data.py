@@ -177,7 +177,7 @@ def _print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     missing = [report for report in reports if report.missing]
     off = [report for report in reports if report.problems and not report.missing]
     for report in off:
-        print(f"{report.name} differs:")
+        print(f"{report.name} is off:")
         for problem in report.problems:
             print("  " + printable(str(problem)).replace("\n", "\n  "))
         print()
@@ -253,7 +253,7 @@ def check(
         split: Check the splits of CoOp instead of the usual ones
 
     Returns:
-        0 if everything is as expected, 1 if something differs or is missing.
+        0 if everything is as expected, 1 if something is off or missing.
     """
     check_names("data check", names, all)
     if fast and every_image:

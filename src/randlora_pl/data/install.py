@@ -12,19 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from randlora_pl.data.catalog import SPLITS, Archive, DatasetSpec, dataset_path, get_command, how_to_get, present
 from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.loader import remarks
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.trees import ignore_stored
-from randlora_pl.data.sources import BLACK, FORMATS, EncodedImages, known
+from randlora_pl.data.sources import EncodedImages
 from randlora_pl.data.splits import Splits, evenly
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors
@@ -300,19 +298,12 @@ def _split(
 def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int, int]]:
     """Yield (errors, number of images, number of transparent ones) in chunks, with one thread per core."""
     rows, images = samples.rows[np.asarray(indices, dtype=np.int64)].tolist(), samples.images
-    if not isinstance(images, EncodedImages):
-        yield [], len(rows), 0
-        return
-    on_black = replace(images, background=BLACK)
+    see_through = replace(images, background=None) if isinstance(images, EncodedImages) else images
 
     def look(row: int) -> UserError | bool:
         """Return an error, or True if the image is transparent somewhere."""
         try:
-            pixels = images.load(row)
-            path, content = images.stored(row)
-            with Image.open(path if content is None else BytesIO(content), formats=known(FORMATS)) as opened:
-                clear = opened.has_transparency_data
-            return clear and not np.array_equal(pixels, on_black.load(row))
+            return bool((see_through.load(row)[..., 3:] < 255).any())
         except UserError as error:
             return error
 

@@ -31,7 +31,6 @@ MOST_PIXELS = 178_956_970
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
-BLACK: Color = (0, 0, 0)
 
 SKIP = "Replace it, or skip it with --data.on_error skip"
 """Hint for an unreadable image; commands without this option use another."""
@@ -59,7 +58,7 @@ def decode(
     upright: bool = True,
     formats: Sequence[str] = FORMATS,
     most_pixels: int = MOST_PIXELS,
-    background: Color = WHITE,
+    background: Color | None = WHITE,
 ) -> Pixels:
     """Decode an image file to (height, width, 3) RGB, upright by its EXIF orientation.
 
@@ -74,7 +73,7 @@ def decode(
         upright: Apply the EXIF orientation.
         formats: Pillow's names of the accepted formats.
         most_pixels: Maximum width x height. Above the default, Pillow's own limit is off (see `trust_the_limit`).
-        background: Color behind transparent pixels.
+        background: Color behind transparent pixels; None keeps the transparency, as a fourth channel.
 
     Raises:
         UnreadableImageError: The file cannot be read as an image, or is too large.
@@ -107,6 +106,8 @@ def decode(
                 raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 or 16 bits")
             if image.has_transparency_data:
                 over = image.convert("RGBA")
+                if background is None:
+                    return np.array(over)
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -243,11 +244,11 @@ class EncodedImages(Images):
 
     Attributes:
         most_pixels: Maximum width x height of an image.
-        background: Color behind transparent pixels.
+        background: Color behind transparent pixels; None keeps the transparency (see `decode`).
     """
 
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
-    background: Color = field(default=WHITE, kw_only=True)
+    background: Color | None = field(default=WHITE, kw_only=True)
 
     def load(self, index: int, short: int = 0) -> Pixels:
         """Decode image ``index`` to RGB; see `decode`, also for errors."""
