@@ -3,9 +3,9 @@
     python scripts/one_rate.py runs/sweeps/one_rate/report
 
 Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` beside it. The best rate is the
-one with the highest mean on the test images. A rate with a run that failed has no mean. The plateau of a method is the
-row of rates around its best one whose means are within one point of the best mean. Its width is the factor between its
-ends, and at least this factor where an end is the lowest or the highest rate that was tried.
+one with the highest mean on the test images. A rate with a failed run has no mean, and a method without one no figures.
+The plateau of a method is the row of rates around its best one whose means are within one point of the best mean. Its
+width is the factor between its ends, and at least this factor where an end is the lowest or the highest rate tried.
 """
 
 import argparse
@@ -50,6 +50,9 @@ def summary(runs: DataFrame) -> list[list[str]]:
     for (dataset, method), part in runs.groupby(level=[0, 1], sort=False):
         every = part.droplevel([0, 1]).sort_index()
         means, own = every.mean(axis=1, skipna=False), PAPER.get(str(method), 1e-3)
+        if means.isna().all():
+            rows.append([str(dataset), str(method), "failed", *[""] * 4, f"{means.index[0]:g}"])
+            continue
         best, wide = float(means.idxmax()), plateau(means)
         at_own, lost = every.loc[own], every.loc[own] - every.loc[best]
         own_mean, loss = (

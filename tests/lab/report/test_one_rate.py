@@ -1,5 +1,6 @@
 """Plateaus of accuracy against the rate, and what the paper's rate loses."""
 
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +48,18 @@ def test_a_row_says_what_the_paper_s_rate_loses_and_where_runs_fail(script: Modu
     file.write_text("\n".join([header, *lines, "clothes,LoRA-32 at 0.032,1,,,not run"]))
     with pytest.raises(SystemExit, match="1 runs are not finished"):
         script.curves(file)
+
+
+def test_a_method_of_which_every_rate_failed_has_a_row_without_figures(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {0.001: 80, 0.002: 89}
+    worked = [f"clothes,LoRA-32 at {rate},1,{accuracy},{rate},finished" for rate, accuracy in runs.items()]
+    failed = [f"clothes,DoRA-16 at {rate},1,,,failed" for rate in runs]
+    header = "dataset,method,seed,accuracy,learning_rate,state"
+    (tmp_path / "cells.csv").write_text("\n".join([header, *worked, *failed]))
+    monkeypatch.setattr(sys, "argv", ["one_rate.py", str(tmp_path)])
+    script.main()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["clothes", "DoRA-16", "failed", "", "", "", "", "0.001"] in rows
+    assert next(row for row in rows if row[1] == "LoRA-32")[3] == "0.002" and (tmp_path / "one_rate.png").is_file()
