@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from randlora_pl.commands.sweep import run_in_job
+from randlora_pl.commands.sweep_job import run_in_job
 from randlora_pl.sweep import loop
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
@@ -103,9 +103,15 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path) -> None:
         assert line in script
     (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
     call = submitit.core.utils.DelayedSubmission.load(first)
-    assert call.function.__module__ == "randlora_pl.commands.sweep" and call.function.__name__ == "run_in_job"
+    assert call.function.__module__ == "randlora_pl.commands.sweep_job" and call.function.__name__ == "run_in_job"
     assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
     assert call.args[0][2:] == ["--output", str(tmp_path / "runs/sweeps/small"), "--only", "method=LoRA-4"]
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
         failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", *bad)
         assert failed.code == 2 and said in failed.err and len(failed.err.splitlines()) == 1
+    searched, folder = run("tune", "small.yaml", "--launcher", "slurm", "--jobs", "2"), tmp_path / "runs/tune/small"
+    assert searched.code == 0 and "submitted 2 jobs: 4711_0, 4711_1" in searched.out, searched.err
+    assert "randlora-pl tune small.yaml --output runs/tune/small --dry-run" in searched.out
+    call = submitit.core.utils.DelayedSubmission.load(sorted(folder.glob("slurm/*_submitted.pkl"))[0])
+    assert call.args[0] == ["tune", "small.yaml", "--output", str(folder)]
+    assert "Next:" not in searched.out and not (folder / "tuned.yaml").exists()

@@ -198,7 +198,6 @@ class Comparison:
         job = Job(description, plan(description), SweepFolder(self.folder), self.options, self.same)
         jobs.choose(job)
         job.folder.replace(description, job.cells)  # runs of a former plan with other rates
-        jobs.begin(job)
         jobs.run(job, ["sweep", str(self.folder / TUNE / "tuned.yaml")])
         following = self.same
         if any(job.folder.results(cell) for cell in job.chosen if not cell.untrained):

@@ -26,7 +26,6 @@ from randlora_pl.run.options.mistakes import check_names, choose_dataset
 from randlora_pl.run.options.saved_config import import_classes
 from randlora_pl.sweep import FILE, LOWEST, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, REPORT, TUNE, SweepFolder
-from randlora_pl.sweep.loop import in_task, slurm
 from randlora_pl.sweep.margins import BREAKS, NAMES, next_higher, rule_text
 from randlora_pl.sweep.plan import check, is_text, labels_of, plan
 from randlora_pl.utils.errors import UserError, errors_in, shorten
@@ -61,8 +60,6 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
         if tuned is None:
             return 0
         config, typed = tuned
-    if typed.slurm and typed.launcher != "slurm":
-        raise UserError("--slurm needs --launcher slurm.")
     file, description = jobs.find_sweep(config)
     if typed.seeds is not None:
         fit(list(typed.seeds), Seeds, "--seeds")
@@ -75,38 +72,17 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
     jobs.choose(job, typed.only, typed.shard)
     if typed.dry_run:
         return jobs.dry_run(job)
-    jobs.begin(job)
     config = os.path.realpath(config) if Path(config).is_file() else config
     child = ["sweep", config]  # by a path that is valid in any folder
-    if typed.launcher == "slurm":
-        command = jobs.child_words(job, child)
-        given = ["nodes=1", f"tasks_per_node={job.chosen[0].devices}", *typed.slurm]
-        numbers = slurm(run_in_job, command, job.folder.path.resolve(), typed.jobs, given)
-        print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {job.place} --dry-run")
-        return 0
     following = f"randlora-pl report {job.place}{' --overwrite' * (job.folder.path / REPORT).exists()}"
-    jobs.run(job, child)
+    if not jobs.run(job, child):
+        return 0
     others = typed.jobs > 1 or job.outcome.elsewhere
     if description.baselines and not job.outcome.stopped and not others:  # after the last cell of all
         from randlora_pl.lab.baselines import measure
 
         measure(job.folder.path, job.chosen)
     return jobs.end(job, following)
-
-
-def run_in_job(words: list[str]) -> int:
-    """Run the command of a submitted job.
-
-    Raises:
-        RuntimeError: The command ended with an error, which is in the job's log.
-    """
-    from randlora_pl.commands.main import main
-
-    code = in_task(lambda: main(words))
-    if code > 1:  # 1: some cells failed, which the sweep has recorded
-        raise RuntimeError(f"randlora-pl {shlex.join(words)} ended with {code}")
-    return code
 
 
 @dataclass(kw_only=True)
@@ -183,7 +159,7 @@ def _tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wo
     if typed.dry_run:
         return jobs.dry_run(job)
     best = run_search(job, ["tune", str(file)], file)
-    if job.outcome.stopped:
+    if job.outcome.stopped or not best:
         return 0
     print(f"Next: randlora-pl sweep {shlex.quote(str(job.folder.path / 'tuned.yaml'))}")
     return 1 if None in best.values() else 0
@@ -281,7 +257,7 @@ def run_search(job: Job, words: list[str], config: Path | None) -> dict[str, Tre
     """Search, write and print the result, and return the best candidate of each method, None if none worked.
 
     ``words`` start each of several processes, without the options. The comments of ``config`` begin the config with the
-    best candidates; None writes no config.
+    best candidates; None writes no config. If it is submitted, nothing is returned.
     """
     from randlora_pl.data import ImageData
     from randlora_pl.language import LabelledTexts, TextData
@@ -305,8 +281,8 @@ def run_search(job: Job, words: list[str], config: Path | None) -> dict[str, Tre
             raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
     # read before the search, which takes long
     comments = [] if config is None else config.read_text(encoding="utf-8").splitlines(True)
-    jobs.begin(job)
-    jobs.run(job, words)
+    if not jobs.run(job, words):
+        return {}
     made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
     report = {"command": job.same} | made | search.report()
     table = markdown(report, search.measure)

@@ -14,7 +14,7 @@ from randlora_pl.data.locations import root_of
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
-from randlora_pl.sweep import FILE, LOWEST, RATES, SweepConfig, checked
+from randlora_pl.sweep import FILE, LOWEST, RATES, SweepConfig, checked, loop
 from randlora_pl.sweep.climb import FINALISTS
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, Progress, SweepFolder
 from randlora_pl.sweep.loop import PAUSE, Loop, Outcome, Runner, end_with_parent, environments_of, local, visible_gpus
@@ -64,18 +64,22 @@ class LimitedOptions(WorkOptions):
 
 @dataclass(kw_only=True)
 class CellOptions(LimitedOptions):
-    """Options that select cells of a sweep.
+    """Options that select cells of a sweep, and the launcher that runs them.
 
     Attributes:
         only: Run only some cells, by model, dataset, budget, method or seed, and tune by the first, second or fourth.
             Separate values with commas.
         skip_missing: Skip datasets that are not on this machine.
         root: Folder with the datasets, or the place of your own data (folder, table ...), if the config has none.
+        launcher: slurm is for an array of N jobs. It needs the extra `slurm`.
+        slurm: Options of submitit.
     """
 
     only: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
     skip_missing: bool = False
     root: Annotated[str | None, Option("DIR", names=("--data.root",))] = None
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
 
 
 @dataclass(kw_only=True)
@@ -87,15 +91,11 @@ class SweepOptions(CellOptions):
         shard: Run every N-th cell, starting with the I-th, for machines without a shared disk.
         tune: Search the learning rates on validation samples, then run with the best ones. The config's section `tune`
             describes the search, which is in DIR/tune and resumes after a kill.
-        launcher: slurm is for an array of N jobs. It needs the extra `slurm`.
-        slurm: Options of submitit.
     """
 
     seeds: Sequence[int] | None = None
     shard: Annotated[str | None, Option("I/N")] = None
     tune: bool = False
-    launcher: Literal["local", "slurm"] = "local"
-    slurm: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
 
 
 @dataclass
@@ -218,14 +218,6 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     return absent, commands
 
 
-def begin(job: Job) -> None:
-    """Check what can be checked without weights and images, and make the folder."""
-    check(job)
-    job.folder.open(job.description, job.cells)
-    if job.absent:
-        print(f"not on this machine, so skipped: {', '.join(job.absent)}")
-
-
 def check(job: Job) -> None:
     """Check that each method fits its model, and can start from its first stage, and the options of the data.
 
@@ -259,7 +251,10 @@ def _check_devices(job: Job, cells: Sequence[Cell]) -> None:
     """Refuse cells on several devices if they cannot run."""
     if job.search is not None and job.search.pruner and cells:
         raise UserError("--pruner needs cells on one device. Remove it, or trainer.devices.")
-    if getattr(job.typed, "launcher", "local") == "slurm":
+    typed = job.typed if isinstance(job.typed, CellOptions) else CellOptions()
+    if typed.slurm and typed.launcher != "slurm":
+        raise UserError("--slurm needs --launcher slurm.")
+    if typed.launcher == "slurm":
         if len({cell.devices for cell in job.chosen}) > 1:
             raise UserError("--launcher slurm: the cells differ in trainer.devices. Submit each part with --only.")
         return
@@ -341,13 +336,25 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def run(job: Job, words: Sequence[str]) -> None:
-    """Run the cells in this process, or in several ones of the command that ``words`` are without its options.
+def run(job: Job, words: Sequence[str]) -> bool:
+    """Check the cells without weights and images, make the folder, and run them; return False if only submitted.
+
+    They run in this process, or in several ones or jobs of the command that ``words`` are without its options.
 
     Raises:
         UserError: The disk is full.
         KeyboardInterrupt: With what is done and how to go on.
     """
+    check(job)
+    job.folder.open(job.description, job.cells)
+    if job.absent:
+        print(f"not on this machine, so skipped: {', '.join(job.absent)}")
+    if isinstance(job.typed, CellOptions) and job.typed.launcher == "slurm":
+        given = ["nodes=1", f"tasks_per_node={job.chosen[0].devices}", *job.typed.slurm]
+        numbers = loop.slurm(run_in_job, child_words(job, words), job.folder.path.resolve(), job.typed.jobs, given)
+        print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
+        print(f"Show their progress: randlora-pl {shlex.join(words)} --output {job.place} --dry-run")
+        return False
     try:
         job.outcome = spawn(job, child_words(job, words)) if job.typed.jobs > 1 else work(job)
     except KeyboardInterrupt as stop:
@@ -356,6 +363,21 @@ def run(job: Job, words: Sequence[str]) -> None:
         if full_disk(error):
             raise UserError(f"{full_disk(error)}. {summary(job)}; free some space, then: {job.same}") from error
         raise
+    return True
+
+
+def run_in_job(words: list[str]) -> int:
+    """Run the command of a submitted job.
+
+    Raises:
+        RuntimeError: The command ended with an error, which is in the job's log.
+    """
+    from randlora_pl.commands.main import main
+
+    code = loop.in_task(lambda: main(words))
+    if code > 1:  # 1: some cells failed, which the sweep has recorded
+        raise RuntimeError(f"randlora-pl {shlex.join(words)} ended with {code}")
+    return code
 
 
 def work(job: Job) -> Outcome:
@@ -368,20 +390,20 @@ def work(job: Job) -> Outcome:
         job.chosen = search.known()
         runner, keep_adapters = Runner(test=False, watcher=search.watcher), False
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    loop = Loop(job.folder, job.chosen, runner, job.typed.retry_failed, deadline, keep_adapters)
+    worker = Loop(job.folder, job.chosen, runner, job.typed.retry_failed, deadline, keep_adapters)
     if search is not None:
-        loop.dropped = search.dropped
-    with loop.watch.shown(), caching():
-        outcome = loop.work()
+        worker.dropped = search.dropped
+    with worker.watch.shown(), caching():
+        outcome = worker.work()
         while search is not None and not outcome.stopped and not search.finished():
             before, cells = {cell.hash for cell in job.chosen}, search.known()
             if all(cell.hash in before for cell in cells):
                 cells = search.known(ask=True)
             if all(cell.hash in before for cell in cells):
                 time.sleep(PAUSE)
-            job.chosen = loop.cells = cells
-            loop.watch.follow(cells)
-            outcome = loop.work()
+            job.chosen = worker.cells = cells
+            worker.watch.follow(cells)
+            outcome = worker.work()
     return outcome
 
 

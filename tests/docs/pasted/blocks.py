@@ -45,7 +45,7 @@ MISSING = {
     "a package index, docker or an account": r"-m venv|docker build|wandb|mlflow",
     "a server of another project": "^vllm|convert_hf_to_gguf",
     "the extra torchao; test_quantize.py runs the block": "--model.quantize int8",
-    "several machines; test_several_machines.py runs two processes": "^(RESTARTS|NODES|sbatch)",
+    "several machines; test_several_machines.py runs two processes": "^(RESTARTS|NODES|sbatch)|--launcher slurm",
 }
 """What blocks need that cannot run here, and the pattern of their first lines."""
 
