@@ -111,7 +111,7 @@ def export(
 
 def _export_peft(adapter: Path, output: Path) -> None:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
-    from randlora_pl.interop import base_model, external, peft_export, peft_import
+    from randlora_pl.interop import external, peft_export, peft_import
 
     task = output / external.TASK
     done = peft_export.export_peft(adapter, output)
@@ -126,21 +126,27 @@ def _export_peft(adapter: Path, output: Path) -> None:
     if done.classifier:
         print(f"The head is the model's own classifier ({done.classifier}), its classes are in {task.name}.")
     elif done.head:
-        print(f"PEFT cannot store the head. It is in {output / peft_import.HEAD}, its classes in {task.name}.")
+        print(f"The head is in {output / peft_import.HEAD}, which PEFT does not read, its classes in {task.name}.")
     identity = done.identity
     if identity is not None and identity.pretrained == "random":
         print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
     elif identity is not None:
-        encoder = {"auto": "AutoModel"} if base_model.is_encoder(adapters.read_adapter(adapter)) else {}
+        encoder = done.head and identity.library == "transformers"
         print("Load it with:")
-        print(f"  base = {_code(identity, task if done.classifier else None, **encoder)}")
-        print(f'  model = PeftModel.from_pretrained(base, "{output}")')
+        print(f"  base = {_code(identity, task if done.classifier or encoder else None)}")
+        if encoder:
+            print(f'  base.load_state_dict(load_file("{output / peft_import.HEAD}"), strict=False)')
+        print(f'  model = PeftModel.from_pretrained(base{".base_model" * encoder}, "{output}")')
 
 
-def _code(identity: "models.ModelIdentity", task: Path | None, auto: str = "AutoModelForCausalLM") -> str:
-    """Return the code that builds the base model without this program."""
+def _code(identity: "models.ModelIdentity", task: Path | None) -> str:
+    """Return the code that builds the base model without this program, with a layer for the classes in ``task``."""
+    classes = 0 if task is None else len(parse_json(task.read_text())["classnames"])
     if identity.library == "transformers":
-        return f'{auto}.from_pretrained("{source_of(identity.pretrained)}")'
+        kind, more = "ForCausalLM", ""
+        if task is not None:
+            kind, more = "ForSequenceClassification", f", num_labels={max(1, classes)}"
+        return f'AutoModel{kind}.from_pretrained("{source_of(identity.pretrained)}"{more})'
     if identity.config_sha256 and identity.library == "open_clip":
         return f'open_clip.create_model("{identity.name}")'
     if identity.library == "timm":
@@ -151,7 +157,7 @@ def _code(identity: "models.ModelIdentity", task: Path | None, auto: str = "Auto
         usual = None if config is None else config.input_size[-1]
         if own:
             usual = models.vit_image_spec(local_name(identity.as_dict(), "the adapter")).size
-        given = f"num_classes={len(parse_json(task.read_text())['classnames']) if task is not None else 0}"
+        given = f"num_classes={classes}"
         given += f", img_size={identity.image_size}" if identity.image_size != usual else ""
         given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 and not own else ""
         return f'timm.create_model("{identity.name}", pretrained=True, {given})'
