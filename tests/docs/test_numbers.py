@@ -9,7 +9,6 @@ from statistics import fmean, harmonic_mean
 
 import pytest
 import torch
-import yaml
 from pandas import concat, read_csv
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
@@ -347,7 +346,7 @@ def test_no_zero_of_a_report_is_negative(name: str) -> None:
 def test_the_provenance_of_a_sweep_is_in_its_folder(name: str) -> None:
     """Every rate that was tried, with its accuracies."""
     file, description = find_sweep(name)
-    assert description.tuned == yaml.safe_load((DOCS / "results" / name / "sweep.yaml").read_text("utf-8"))["tuned"]
+    assert description.tuned == find_sweep(str(DOCS / "results" / name / "sweep.yaml"))[1].tuned
     (model,) = description.models.values()
     for label, facts in description.methods.items():
         assert label == "zero-shot" or chosen_for(description.tuned, model, label, facts)

@@ -30,6 +30,7 @@ FILE = "tuning.json"
 class _Searched(TypedDict, total=False):
     method: Tree | None
     chosen: dict[str, Any] | None
+    tried: list[Tree]
 
 
 class _Provenance(TypedDict):
@@ -41,13 +42,14 @@ class _Provenance(TypedDict):
 
 
 def checked(content: Any, where: str) -> Tree:
-    """Return a provenance; a UserError refuses anything else."""
+    """Return a provenance without the metrics of single runs; a UserError refuses anything else."""
     wrong = misfit(content, _Provenance)
     chosen = [] if wrong else [entry.get("chosen") or {} for entry in content["methods"].values()]
     if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Give the {FILE} that `tune` writes.")
-    tuned: Tree = content
-    return tuned
+    for each in (each for entry in content["methods"].values() for each in entry.get("tried", [])):
+        each.pop("runs", None)  # with those of a large search, the sweep's file would be too large to be read
+    return dict(content)
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:
@@ -238,8 +240,7 @@ class SweepConfig:
         tree = {"set" if item.name == "options" else item.name: getattr(self, item.name) for item in fields(self)}
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree |= {"datasets": list(self.datasets) if plain else self.datasets, "baselines": self.baselines or None}
-        del tree["root"]
-        return {key: value for key, value in tree.items() if value not in ("", {}, [], None)}
+        return {key: value for key, value in tree.items() if key != "root" and value not in ("", {}, [], None)}
 
     def text(self) -> str:
         """Return the content as YAML."""

@@ -379,8 +379,7 @@ class Search:
                 entry = dict(zip(self.names[method], values, strict=True))
                 runs = {seed: [self.sign * each for each in numbers] for seed, numbers in figures.items() if numbers}
                 entry[self.monitor] = {seed: fmean(numbers) for seed, numbers in runs.items()}
-                if self.rule == LOWEST and runs:  # their spread is a part of the rule
-                    entry["runs"] = runs
+                entry |= {"runs": runs} if self.rule == LOWEST and runs else {}  # their spread is a part of the rule
                 if [] in figures.values():
                     cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
                     reasons = (self.folder.failure(cell).get("reason") for cell in cells)

@@ -188,6 +188,20 @@ def test_both_rates_climb_with_equal_trials_and_the_lowest_are_chosen(tmp_path: 
     assert again.report() == report
 
 
+def test_a_sweep_is_read_again_after_a_large_search(tmp_path: Path) -> None:
+    """A search on 22 datasets with six budgets has 132 runs of a candidate and a seed."""
+    record = json.loads(find_config("offline").with_name("evidence_texts.tuned.json").read_text(encoding="utf-8"))
+    for method in record["methods"].values():
+        for each in method["tried"]:
+            each["runs"] = {seed: runs * 66 for seed, runs in each["runs"].items()}
+    (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(GRID | {"tuned": "record.json"}), encoding="utf-8")
+    _, description = find_sweep(str(tmp_path / "large.yaml"))
+    SweepFolder(tmp_path / "out").open(description, [])
+    read = SweepFolder(tmp_path / "out").description()
+    assert read.tuned == description.tuned and read.tuned["methods"].keys() == record["methods"].keys()
+
+
 TWO_RATES = ("evidence_texts", "chosen")
 RECORDS = sorted(path.name.partition(".")[0] for path in find_config("offline").parent.glob("*.tuned.json"))
 
@@ -204,8 +218,8 @@ def test_a_replayed_record_gives_the_rates_that_were_chosen(name: str, begun: st
 
     With two rates, a climb from elsewhere has other trials.
     """
-    _, description = find_sweep(name)
-    record = description.tuned
+    file, description = find_sweep(name)
+    record = json.loads(file.with_name(f"{name}.tuned.json").read_text(encoding="utf-8"))
     facts = {label: description.methods[label] | entry[begun] for label, entry in record["methods"].items()}
     search = Search(replace(description, methods=facts), SweepFolder(tmp_path))
     if search.rule == BEST:  # the record has the means
