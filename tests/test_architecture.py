@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -14,6 +15,7 @@ import randlora_pl
 from randlora_pl.adapters import methods
 from randlora_pl.run.options.classes import classes, own_task
 from randlora_pl.tasks import Objective
+from tests.docs.pages import PAGES, ROOT
 
 PACKAGE = Path(randlora_pl.__file__).parent
 FILES = {
@@ -43,6 +45,13 @@ def imports(name: str) -> set[str]:
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     TopologicalSorter({name: imports(name) - {name} for name in FILES}).prepare()  # raises an error that has the circle
+
+
+def test_the_layout_has_a_line_for_each_layer_of_imports() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = " | ".join(settings["contracts"][0]["layers"]).split(" | ")
+    layout = PAGES["CONTRIBUTING.md"].partition("\n## Where things are\n")[2].split("```")[1]
+    assert re.findall(r"^(\w+)(?:/|\.py) +\S", layout, flags=re.M) == layers
 
 
 def test_a_file_has_at_most_500_lines() -> None:
