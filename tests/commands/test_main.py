@@ -31,7 +31,7 @@ REFUSED = {
     "adapters LoRAX": "Unknown adapter 'LoRAX'. Did you mean 'LoRAXS'",
     "adapter info B": "no adapter",
     "adapter export A --to lora --output B": "--error",
-    "adapter export A --to onnx --output B.onnx": "'.[onnx]'",
+    "adapter export A --to onnx --output B.onnx": "[onnx]'",
     "adapter add A A --as lora --output C": "--error",
 }
 

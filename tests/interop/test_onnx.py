@@ -270,7 +270,7 @@ def test_other_numbers_are_refused(tmp_path: Path, export: Export, monkeypatch: 
 def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
-    with pytest.raises(UserError, match=r"'\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r"\[onnx\]'"):
         export_onnx(program_of(Small()), tmp_path / "m.onnx")
     assert export_torch(program_of(Small()), tmp_path / "m.pt2").size > 0
 

@@ -180,7 +180,7 @@ def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", without)
     for name in ("tokenizers", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert "'.[language]'" in refused("fit", *words)
+    assert "[language]'" in refused("fit", *words)
 
 
 def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: list[str], tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def checked(content: Any, where: str) -> Tree:
     if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Give the {FILE} that `tune` writes.")
     for each in (each for entry in content["methods"].values() for each in entry.get("tried", [])):
-        each.pop("runs", None)  # with those of a large search, the sweep's file would be too large to be read
+        each.pop("runs", None)  # else a large search makes the sweep's file too large to be read
     return dict(content)
 
 

@@ -101,4 +101,4 @@ def test_bad_input(refused: Refused, finished: Path, tmp_path: Path, monkeypatch
     other = str(finished / "checkpoints")
     assert "RUN/adapter" in refused("adapter", "export", other, "--to", "torch", "--output", "m.pt2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "'.[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")
+    assert "[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")

@@ -103,7 +103,9 @@ def test_adapters_without_a_task_and_without_layers(run: Run, tmp_path: Path) ->
     save_adapter(model, tmp_path / "plain.safetensors")
     result = run("adapter", "info", "plain.safetensors")
     assert result.code == 0 and "not named" in result.out and "5 x 6" in result.out
-    assert "not shown, weights of the base model: plain.safetensors belongs to no base model" in result.out
+    assert (
+        "not shown, weights of the base model: plain.safetensors is an adapter of an unnamed base model" in result.out
+    )
     task = LinearHeadTask(name="tiny", pretrained="random", adapter=LinearProbe())
     task.set_classes(CLASSES, TEMPLATES)
     task.adapt()

@@ -132,7 +132,7 @@ def test_parquet_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="cannot be read"):
         read(path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"'\.\[parquet\]'"):
+    with pytest.raises(UserError, match=r"\[parquet\]'"):
         read(path)
 
 
