@@ -298,7 +298,10 @@ def _split(
 def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int, int]]:
     """Yield (errors, number of images, number of transparent ones) in chunks, with one thread per core."""
     rows, images = samples.rows[np.asarray(indices, dtype=np.int64)].tolist(), samples.images
-    see_through = replace(images, background=None) if isinstance(images, EncodedImages) else images
+    if not isinstance(images, EncodedImages):
+        yield [], len(rows), 0
+        return
+    see_through = replace(images, background=None)
 
     def look(row: int) -> UserError | bool:
         """Return an error, or True if the image is transparent somewhere."""

@@ -47,8 +47,9 @@ def checked(content: Any, where: str) -> Tree:
     chosen = [] if wrong else [entry.get("chosen") or {} for entry in content["methods"].values()]
     if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Give the {FILE} that `tune` writes.")
-    for each in (each for entry in content["methods"].values() for each in entry.get("tried", [])):
-        each.pop("runs", None)  # else a large search makes the sweep's file too large to be read
+    for entry in content["methods"].values():
+        for each in entry.get("tried", []):
+            each.pop("runs", None)  # else a large search makes the sweep's file too large to be read
     return dict(content)
 
 
@@ -240,7 +241,8 @@ class SweepConfig:
         tree = {"set" if item.name == "options" else item.name: getattr(self, item.name) for item in fields(self)}
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree |= {"datasets": list(self.datasets) if plain else self.datasets, "baselines": self.baselines or None}
-        return {key: value for key, value in tree.items() if key != "root" and value not in ("", {}, [], None)}
+        del tree["root"]
+        return {key: value for key, value in tree.items() if value not in ("", {}, [], None)}
 
     def text(self) -> str:
         """Return the content as YAML."""

@@ -379,7 +379,8 @@ class Search:
                 entry = dict(zip(self.names[method], values, strict=True))
                 runs = {seed: [self.sign * each for each in numbers] for seed, numbers in figures.items() if numbers}
                 entry[self.monitor] = {seed: fmean(numbers) for seed, numbers in runs.items()}
-                entry |= {"runs": runs} if self.rule == LOWEST and runs else {}  # their spread is a part of the rule
+                if self.rule == LOWEST and runs:  # their spread is a part of the rule
+                    entry["runs"] = runs
                 if [] in figures.values():
                     cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
                     reasons = (self.folder.failure(cell).get("reason") for cell in cells)
