@@ -1,11 +1,11 @@
-"""Show what a rate that nobody tuned costs, by the runs of the sweep `one_rate`.
+"""Show what an untuned rate costs, by the runs of the sweep `one_rate`.
 
     python scripts/one_rate.py runs/sweeps/one_rate/report
 
-Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` beside it. The best rate is the
-one with the highest mean on the test images. A rate with a failed run has no mean, and a method without one no figures.
-The plateau of a method is the row of rates around its best one whose means are within one point of the best mean. Its
-width is the factor between its ends, and at least this factor where an end is the lowest or the highest rate tried.
+Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` to its folder. The best rate has
+the highest mean on the test images, and a rate with a failed run has no mean. The plateau is the row of rates around the
+best one whose means are within a point of its mean. Its width is the factor between its ends, or at least this if an end
+is the first or last rate. Half is lost at the next rate above the best without a mean or with less than half of the best.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from randlora_pl.utils.text import markdown_table
 PAPER = {"full fine-tuning": 1e-5}
 """Rate of Table 8; all other methods have 1e-3."""
 POINT = 1.0
-HEADER = ("data", "method", "best", "rate", "plateau, factor", "at the paper's rate", "loss by it", "breaks at")
+HEADER = ("data", "method", "best", "rate", "plateau, factor", "at the paper's rate", "loss by it", "half lost at")
 
 
 def curves(path: Path) -> DataFrame:
@@ -59,7 +59,7 @@ def summary(runs: DataFrame) -> list[list[str]]:
             "failed" if some.hasnans else shown(Estimate(tuple(some)), form)
             for some, form in ((at_own, ".1f"), (lost, "+.1f"))
         )
-        broken = [rate for rate in means.index if rate > best and means.isna()[rate]]
+        broken = [rate for rate in means.index if rate > best and not means[rate] >= means[best] / 2]
         bound = "at least " if {wide[0], wide[-1]} & {means.index[0], means.index[-1]} else ""
         within = f"{bound}{wide[-1] / wide[0]:.3g} ({wide[0]:g} to {wide[-1]:g})"
         figures = [shown(Estimate(tuple(every.loc[best]))), f"{best:g}", within, f"{own_mean} ({own:g})", loss]
