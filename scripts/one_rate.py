@@ -2,10 +2,10 @@
 
     python scripts/one_rate.py runs/sweeps/one_rate/report
 
-Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` to its folder. The best rate has
-the highest mean on the test images, and a rate with a failed run has no mean. The plateau is the row of rates around the
-best one whose means are within a point of its mean. Its width is the factor between its ends, or at least this if an end
-is the first or last rate. Half is lost at the next rate above the best without a mean or with less than half of the best.
+Reads ``cells.csv`` of a report, prints a table and writes ``one_rate.png`` and ``.svg`` to its folder. The best rate
+has the highest mean on the test images, and a rate with a failed run has no mean. The plateau is the row of rates whose
+means are within a point of the best one. Its width is the factor between its ends, or at least this if an end is the
+first or last rate. Half is lost at the next rate above the best without a mean or with less than half of the best.
 """
 
 import argparse
