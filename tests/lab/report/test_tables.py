@@ -118,6 +118,17 @@ def test_costs_compare_the_same_cells_only(tmp_path: Path) -> None:
     assert table is not None and cell_of(table, "Training time, %", "LoRA-32").text == "50"
 
 
+@pytest.mark.parametrize(("device", "percent"), [("cpu", "no reference"), ("cuda", "50")])
+def test_costs_on_cpus_compare_one_machine_only(tmp_path: Path, device: str, percent: str) -> None:
+    for method, seconds, machine in (("LoRA-32", 10.0, "one"), ("full fine-tuning", 20.0, "other")):
+        labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "method": method, "seed": 1}
+        figures = figures_of(labels, 0.5, device) | {"fit_seconds": seconds, "machine": machine}
+        write_cell(tmp_path, labels, figures)
+    sweep = read_sweep(tmp_path)
+    table = cost_table(sweep, Beside(sweep.plan), B32)
+    assert table is not None and cell_of(table, "Training time, %", "LoRA-32").text == percent
+
+
 def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -> None:
     labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "seed": 1}
     for method in ("LoRA-32", "RandLoRA-6"):

@@ -182,14 +182,20 @@ def _pairs(runs: DataFrame, method: str, reference: str) -> DataFrame:
     parts = [[loss <= other[-1] for loss in curve] for curve, other in curves]
     shares = [Fraction(part.index(True) + 1, len(part)) if any(part) else None for part in parts]
     table = pairs[["dataset"]].assign(steps=[100 * float(share or 1) for share in shares])
-    seconds, base = (pairs[name].where(pairs[name] > 0) for name in ("fit_seconds", "fit_seconds of reference"))
-    table["whole"] = (100 * seconds / base).where(pairs["device"] == pairs["device of reference"])
+    table["whole"] = _percents(pairs, "fit_seconds")
     table["time"] = table["steps"] * table["whole"] / 100
     table["never"] = [share is None for share in shares]
     for when in _SHARES:
         ours, theirs = (Series([at(both[n], when) for both in curves], dtype=float) for n in (0, 1))
         table[when] = ours - theirs
     return table
+
+
+def _percents(pairs: DataFrame, name: str) -> Series:
+    """Return a cost in percent of the reference's, where both ran on the same device; on a CPU, on the same machine."""
+    ours, theirs = (pairs[key].where(pairs[key] > 0) for key in (name, f"{name} of reference"))
+    alike = (pairs["device"] != "cpu") | (pairs[["machine", "machine of reference"]].nunique(axis=1) < 2)
+    return (100 * ours / theirs).where(alike & (pairs["device"] == pairs["device of reference"]))
 
 
 def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "not measured") -> TableCell:
@@ -230,7 +236,7 @@ def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     """Cost of each method of a model; None if no run has a measurement of it.
 
     Percents are means over the cells (dataset, budget, seed) that the method and the reference both have on the same
-    device, each divided by the reference's value of the same cell.
+    device (of a CPU, the same machine), each divided by the reference's value of the same cell.
     """
     runs = sweep.select(model=model)
     runs = runs[runs["fit_seconds"] > 0]
@@ -291,8 +297,7 @@ def _relative(runs: DataFrame, base: DataFrame, name: str, paper: Printed | None
     """Percent of the reference, and the paper's below."""
     printed = f"paper {paper.value:g}" if paper else ""
     pairs = runs.merge(base, on=["dataset", "budget", "seed"], suffixes=("", " of reference"))
-    ratios = 100 * pairs[name] / pairs[f"{name} of reference"]
-    ratios = ratios[(pairs[name] > 0) & (pairs[f"{name} of reference"] > 0)]
+    ratios = _percents(pairs, name).dropna()
     if ratios.empty:
         why = "no reference" if (runs[name] > 0).any() else "not measured"
         return TableCell(why, printed, missing=True, paper=paper)
