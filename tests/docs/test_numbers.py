@@ -3,7 +3,7 @@
 import html
 import re
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 
@@ -17,6 +17,7 @@ from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import numbers
 from randlora_pl.lab.report import Estimate, holm, shown, sign_flip_test
+from randlora_pl.lab.teacher import POWERS
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep import BEST, chosen_for
@@ -256,9 +257,10 @@ def written(path: Path) -> str:
 
 
 NOT_IN_REPORTS = {
-    "evidence": {"0.007", "0.009", "0.053", "3.3", "0.032", "0.074", "0.081", "0.70", "0.24", "0.95", "0.55"},
+    "evidence": {"0.007", "0.011", "0.053", "3.3", "0.032", "0.074", "0.081", "0.70", "0.24", "0.81", "0.95", "0.55"},
     "offline": {"0.16", "0.56", "0.72"},
     "prompts": {"0.002", "73.8", "81.6"},
+    "teacher": {"2.0", "2.1", "2.8", "3.5", "6.3"},
 }
 """Decimals of verdicts that come from other files, or from rows of two methods in the other order."""
 SECTIONS = {"offline": "Offline benchmark", "methods": "All methods", "prompts": "Learned prompts"}
@@ -276,41 +278,80 @@ def test_the_decimals_of_a_verdict_are_in_its_reports(name: str) -> None:
     rows = rows_by_name(reports)
     for label, cells in rows_by_name(VERDICTS[name]).items():
         others |= decimals(cells) - decimals(rows[label]) if label in rows else set()
-    if name == "evidence_texts":
-        others -= decimals(str(best_rates()))
+    if name in OTHER_RULES:
+        others -= decimals(str(by_the_other_rule(name)))
     assert "." in VERDICTS[name] and others == NOT_IN_REPORTS.get(name, set())
 
 
-def best_rates() -> tuple[dict[str, list[str]], dict[tuple[str, str], str], str]:
-    """Rates with means, differences, and the least adjusted p, at the rates of the highest mean on texts."""
-    folder = DOCS / "results" / "evidence_texts"
-    first, again = read_csv(folder / "cells.csv"), read_csv(folder / "best_rates.csv")
-    assert len(again) == 240 and again["state"].eq("finished").all()
+OTHER_RULES = {"evidence": "lowest_rates.csv", "evidence_texts": "best_rates.csv"}
+"""Runs at the rates that another rule would choose."""
+Pairs = dict[tuple[str, str], str]
+
+
+def by_the_other_rule(name: str) -> tuple[dict[str, tuple[list[str], list[str]]], Pairs, Pairs]:
+    """Rates and results by method, and differences and adjusted p of the planned pairs."""
+    first, again = (read_csv(DOCS / "results" / name / file) for file in ("cells.csv", OTHER_RULES[name]))
+    again["method"] = again["method"].str.removesuffix(" at the lowest rate")
+    assert again["state"].eq("finished").all() and again.groupby("method").size().eq(40).all()
     runs = concat([first[~first["method"].isin(again["method"])], again])
     values = runs.pivot(index=["dataset", "seed"], columns="method", values="accuracy")
-    means = {name: shown(Estimate((*by_seed,))) for name, by_seed in values.groupby("seed").mean().items()}
+    rates = again.groupby("method")[[column for column in again if column.endswith("learning_rate")]].first()
+    rates = rates.map("{:g}".format)
+    rates.loc[rates.index == "head alone", "learning_rate"] = "-"  # it is the head's
+    rows = {}
+    for method, runs_of_it in again.groupby("method"):
+        results = [shown(Estimate((*values[method].groupby("seed").mean(),)))]
+        for column in (column for column in again if column.startswith("test/elsewhere/")):
+            before = first.loc[first["method"] == "zero-shot", column].max()
+            changes = 100 * (runs_of_it.groupby("seed")[column].mean() - before)
+            results.append(shown(Estimate((*changes,)), "+.2f"))
+        rows[method] = ([*rates.loc[method]], results)
     pairs = {
         (one, other): Estimate((*(values[one] - values[other]).groupby("dataset").mean(),))
-        for one, other in find_sweep("evidence_texts")[1].pairs
+        for one, other in find_sweep(name)[1].pairs
     }
-    least = f"{min(holm([sign_flip_test(pair.values) for pair in pairs.values()])):.3f}"
-    differences = {names: shown(pair, "+.2f") for names, pair in pairs.items()}
-    rates = again.groupby("method")[["learning_rate", "head_learning_rate"]].first().map("{:g}".format)
-    rates.loc["head alone", "learning_rate"] = "-"  # it is the head's
-    rows = {name: [*rates.loc[name], means[name]] for name in rates.index}
-    return rows, differences, least
+    adjusted = [f"{p:.3f}" for p in holm([sign_flip_test(pair.values) for pair in pairs.values()])]
+    return rows, {names: shown(pair, "+.2f") for names, pair in pairs.items()}, dict(zip(pairs, adjusted, strict=True))
 
 
-def test_the_tables_of_the_best_rates_are_of_their_runs() -> None:
-    page = VERDICTS["evidence_texts"]
-    means, pairs, least = best_rates()
-    assert f"the least adjusted p is {least} here" in " ".join(page.split())
-    planned = {row[0]: row[3] for row in rows_of(page, "| method | parameters")[1:]}
+@in_one_item("name", OTHER_RULES)
+def test_the_tables_of_another_rule_are_of_their_runs(name: str) -> None:
+    page = VERDICTS[name]
+    again, pairs, adjusted = by_the_other_rule(name)
+    told = min(adjusted.values()) if name == "evidence_texts" else adjusted["RandLoRA-6", "RandLoRA of rank 32"]
+    assert f"adjusted p is {told}" in " ".join(page.split())
+    planned = {row[0]: (row[3], row[-1]) for row in rows_of(page, "| method | parameters")[1:]}
+    expected = {
+        method: [*rates, *chain.from_iterable(zip(results, planned[method], strict=False))]
+        for method, (rates, results) in again.items()
+    }
+    assert {row[0]: row[1:] for row in rows_of(page, "| method | rate")[1:]} == expected
     differences = {(row[0], row[1]): row[3] for row in rows_of(page, "| method | against | parameter ratio")[1:]}
-    rows = {row[0]: row[1:] for row in rows_of(page, "| method | rate")[1:]}
-    assert rows == {name: [*columns, planned[name]] for name, columns in means.items()}
-    compared = {(row[0], row[1]): row[2:] for row in rows_of(page, "| method | against | difference")[1:]}
+    compared = {(row[0], row[1]): row[2:] for row in rows_of(page, "| method | against | difference |")[1:]}
     assert compared == {pair: [value, differences[pair]] for pair, value in pairs.items()}
+
+
+def test_the_table_of_teachers_is_of_their_runs() -> None:
+    """And so is what the page says about single teachers."""
+    page = VERDICTS["teacher"]
+    runs = read_csv(DOCS / "results" / "teacher" / "cells.csv")
+    values = runs.pivot(index=["dataset", "seed"], columns="method", values="accuracy")
+    pairs = [("RandLoRA-48", "LoRA-1"), ("RandLoRA-7", "LoRA-6"), ("RandLoRA-1", "LoRA-32")]
+    rows = [
+        [
+            teacher,
+            shown(Estimate((*of_it["full fine-tuning"],))),
+            *(shown(Estimate((*(of_it[ours] - of_it[lora]),)), "+.1f") for ours, lora in pairs),
+        ]
+        for teacher, of_it in values.groupby("dataset")
+    ]
+    assert rows_of(page, "| teacher | full fine-tuning")[1:] == rows
+    ahead = {row[0]: row[3].startswith("+") for row in rows}
+    assert [teacher for teacher in ahead if not ahead[teacher]] == ["i^-1"]
+    assert f"There it is behind by {rows[-1][3][1:]}." in " ".join(page.split())
+    for power, share in re.findall(r"(\d+) % for `(i\^-[\d.]+|flat)`", page):  # of the six largest of 192
+        squares = torch.arange(1, 193) ** (2 * POWERS[share])
+        assert f"{100 * squares[:6].sum() / squares.sum():.0f}" == power
 
 
 def test_the_tables_of_one_rate_are_of_its_runs() -> None:
