@@ -220,7 +220,7 @@ def methods(ink: dict[str, str]) -> Iterable[str]:
     yield text(
         640,
         390,
-        "Small CLIP, same learning-rate search; training time on the same CPU, relative to LoRA",
+        "Small CLIP, same learning-rate search; time on one CPU relative to LoRA (–: other machine)",
         ink["soft"],
         13,
     )
