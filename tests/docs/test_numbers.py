@@ -370,6 +370,16 @@ def test_the_table_of_teachers_is_of_their_runs() -> None:
         assert f"{100 * squares[:6].sum() / squares.sum():.0f}" == share
 
 
+def test_the_losses_of_the_dictionary_are_of_its_search() -> None:
+    losses = [
+        f"{fmean(next(one for one in method['tried'] if one['learning_rate'] == rate)['val/loss'].values()):.{digits}f}"
+        for method, digits in zip(find_sweep("dictionary")[1].tuned["methods"].values(), (2, 2, 3), strict=True)
+        for rate in [method["chosen"]["learning_rate"]]
+    ]
+    told = "fell to {} with RandLoRA, to {} with LoRA of the same size, and to {} with full fine-tuning".format(*losses)
+    assert told in " ".join(PAGES["docs/full_rank.md"].split())
+
+
 def test_the_tables_of_one_rate_are_of_its_runs() -> None:
     script, page = load_script("one_rate"), " ".join(VERDICTS["one_rate"].split())
     runs = script.curves(DOCS / "results" / "one_rate" / "cells.csv")
